@@ -1,0 +1,33 @@
+"""The PyTorch reference of the article's UNETR, which the Flax twin is held against."""
+
+from unetr_torch_ref.blocks import (
+    Conv3DBlock,
+    Deconv3DBlock,
+    SingleConv3DBlock,
+    SingleDeconv3DBlock,
+)
+from unetr_torch_ref.encoder import (
+    Embeddings,
+    FeedForwardBlock,
+    MultiHeadAttention,
+    PreNorm,
+    TransformerBlock,
+)
+from unetr_torch_ref.summary import Row, Summary, summarize
+from unetr_torch_ref.unetr import UNETR
+
+__all__ = [
+    "UNETR",
+    "Conv3DBlock",
+    "Deconv3DBlock",
+    "Embeddings",
+    "FeedForwardBlock",
+    "MultiHeadAttention",
+    "PreNorm",
+    "Row",
+    "SingleConv3DBlock",
+    "SingleDeconv3DBlock",
+    "Summary",
+    "TransformerBlock",
+    "summarize",
+]
