@@ -1,0 +1,89 @@
+"""How far apart two arrays are, and whether that is rounding."""
+
+import dataclasses
+
+import numpy as np
+
+# The max|a - b| / max|b| that counts as rounding.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison of the Flax side with the PyTorch side.
+
+    Attributes:
+      rung: what kind of comparison it belongs to, such as "activations" or "gradients".
+      name: what is compared, by its PyTorch name.
+      shape: its shape on the PyTorch side.
+      dtype: "float32" or "float64".
+      max_abs: max|a - b|.
+      relative: max|a - b| / scale, where scale is max|b| unless told otherwise.
+      ulps: max|a - b| in units of the last place of scale.
+      tolerance: what `relative` may be.
+    """
+
+    rung: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    max_abs: float
+    relative: float
+    ulps: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance; never if it is not a number."""
+        return self.relative <= self.tolerance
+
+
+def compare(
+    rung: str, name: str, ours: np.ndarray, theirs: np.ndarray, *, scale: float | None = None
+) -> Row:
+    """Compares two arrays of one shape and dtype.
+
+    Args:
+      rung: kind of comparison.
+      name: what is compared.
+      ours: Flax's array, in PyTorch's layout.
+      theirs: PyTorch's array.
+      scale: what differences are relative to, instead of max|theirs|; for values that are zero in
+        exact arithmetic, where what is left is only rounding of that size.
+
+    Raises:
+      AssertionError: if shapes or dtypes differ, which no tolerance can excuse.
+    """
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, f"{rung} {name}: shapes {ours.shape} and {theirs.shape}"
+    assert ours.dtype == theirs.dtype, f"{rung} {name}: dtypes {ours.dtype} and {theirs.dtype}"
+    max_abs = float(np.abs(ours - theirs).max())
+    if scale is None:
+        scale = float(np.abs(theirs).max())
+    dtype = theirs.dtype.name
+    return Row(
+        rung=rung,
+        name=name,
+        shape=theirs.shape,
+        dtype=dtype,
+        max_abs=max_abs,
+        relative=max_abs / scale if scale else float(max_abs > 0),
+        ulps=max_abs / float(np.spacing(theirs.dtype.type(scale))),
+        tolerance=TOLERANCE[dtype],
+    )
+
+
+def assert_parity(rows: list[Row]) -> None:
+    """Fails with every row that is not within its tolerance.
+
+    Raises:
+      AssertionError: also if there is nothing to compare.
+    """
+    assert rows, "nothing was compared"
+    failed = [row for row in rows if not row.ok]
+    lines = "\n".join(
+        f"  {row.rung} {row.name} {row.shape} {row.dtype}: relative {row.relative:.2e} "
+        f"> {row.tolerance:.0e} ({row.ulps:.3g} ULPs)"
+        for row in failed
+    )
+    assert not failed, f"{len(failed)} of {len(rows)} comparisons differ:\n{lines}"

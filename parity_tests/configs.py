@@ -1,0 +1,42 @@
+"""Configurations that the ladder is climbed on: small, non-cubic, patches of several sizes."""
+
+from unetr_flax import UNETRConfig
+
+# Two equal kernel axes let a planted exchange of them pass every check of shapes.
+SMALL = UNETRConfig.reference(
+    img_size=(16, 24, 16),
+    in_channels=4,
+    out_channels=3,
+    light_r=16,
+    patch_size=(8, 8, 4),
+    hidden_size=24,
+    num_layers=5,
+    num_heads=3,
+)
+
+# The article's patch on every axis, one channel, other ratios everywhere.
+PATCH_16 = UNETRConfig.reference(
+    img_size=(16, 32, 48),
+    in_channels=1,
+    out_channels=2,
+    light_r=8,
+    hidden_size=16,
+    num_layers=4,
+    num_heads=2,
+    mlp_dim=40,
+)
+
+# Every other patch size, and skips that are not evenly spaced.
+PATCH_1_2_4 = UNETRConfig.reference(
+    img_size=(2, 8, 12),
+    in_channels=1,
+    out_channels=2,
+    light_r=16,
+    patch_size=(1, 2, 4),
+    hidden_size=12,
+    num_layers=6,
+    num_heads=2,
+    skip_layers=(1, 2, 5, 6),
+)
+
+ALL = {"small": SMALL, "patch 16": PATCH_16, "patch 1, 2 and 4": PATCH_1_2_4}

@@ -1,0 +1,30 @@
+"""The whole ladder in float64, and its forward rungs in float32."""
+
+import pytest
+
+from parity_tests import configs
+from parity_tests.compare import assert_parity
+from parity_tests.ladder import RUNGS
+from parity_tests.planted_errors import PLANTED_ERRORS
+from parity_tests.twins import make_twins, precise
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("name", configs.ALL)
+def test_float64(name, rung):
+    with precise():
+        assert_parity(RUNGS[rung](make_twins(configs.ALL[name], "float64")))
+
+
+@pytest.mark.parametrize("rung", ["activations", "masked activations"])
+@pytest.mark.parametrize("name", configs.ALL)
+def test_float32(name, rung):
+    with precise():
+        assert_parity(RUNGS[rung](make_twins(configs.ALL[name], "float32")))
+
+
+@pytest.mark.parametrize("error", PLANTED_ERRORS, ids=lambda error: error.name)
+def test_planted_error_is_caught(error):
+    with precise(), error.plant():
+        rows = RUNGS[error.rung](make_twins(configs.SMALL, "float64"))
+    assert max(row.relative / row.tolerance for row in rows) >= 100

@@ -1,0 +1,253 @@
+"""Errors that ports of this kind really make, to be planted on the Flax side.
+
+Each is a context in which one thing is wrong; the parity ladder must then fail, by a wide margin.
+"""
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from parity_tests import trajectory
+from unetr_flax import blocks, decoder, encoder, unetr
+from unetr_flax.config import UNETRConfig
+from unetr_flax.weights import layouts
+from unetr_flax.weights.layouts import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantedError:
+    """One mistake.
+
+    Attributes:
+      name: what is wrong.
+      rung: the rung that must notice: "activations", "masked activations", "training" or
+        "trajectory".
+      plant: makes the context in which it is wrong.
+    """
+
+    name: str
+    rung: str
+    plant: Callable[[], contextlib.AbstractContextManager]
+
+
+# Width of the tokens that the ladder's small configuration has.
+HIDDEN_SIZE = 24
+
+# The originals, which stand-ins call while they are in the originals' place.
+_DECODER, _ENCODER = decoder.Decoder, encoder.VisionTransformer
+_ATTENTION, _PATCH_EMBEDDING = encoder.MultiHeadAttention, encoder.PatchEmbedding
+_GELU = nn.gelu
+
+
+def _layout(layout: Layout, **changes: Any):
+    # The dataclass is frozen for everyone else.
+    return lambda: mock.patch.dict(vars(layout), changes)
+
+
+def _replace(owner: Any, name: str, value: Any):
+    return lambda: mock.patch.object(owner, name, value)
+
+
+def _fields(module: type[nn.Module], **changes: Any):
+    """Other values for the fields of a linen module, wherever one is made."""
+    original = module.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **{**kwargs, **changes})
+
+    return _replace(module, "__init__", init)
+
+
+def _both(first: Callable, second: Callable):
+    @contextlib.contextmanager
+    def plant():
+        with first(), second():
+            yield
+
+    return plant
+
+
+def _flax_batch_norm(**options: Any):
+    """A stand-in for `blocks.BatchNorm` that is Flax's own with PyTorch's epsilon and momentum."""
+
+    def make(**types: Any):
+        def apply(x: jax.Array, train: bool) -> jax.Array:
+            settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
+            return nn.BatchNorm(**{**settings, **options}, **types)(x)
+
+        return apply
+
+    return make
+
+
+def _transposed_tokens(config: UNETRConfig, **options: Any):
+    def apply(image: jax.Array, train: bool) -> jax.Array:
+        tokens = _PATCH_EMBEDDING(config, **options)(image, train=train)
+        grid = tokens.reshape(tokens.shape[0], *config.grid_size, config.hidden_size)
+        return grid.swapaxes(1, 2).reshape(tokens.shape)
+
+    return apply
+
+
+def _decoder_with(change: Callable[[tuple], tuple]):
+    """The decoder given other skip features than the encoder's."""
+
+    def make(config: UNETRConfig, **options: Any):
+        def apply(image: jax.Array, skips: tuple, train: bool) -> jax.Array:
+            return _DECODER(config, **options)(image, change(skips), train=train)
+
+        return apply
+
+    return make
+
+
+def _attention_with(change: Callable[[jax.Array | None], jax.Array | None]):
+    """Attention given another mask than the caller's."""
+
+    def make(config: UNETRConfig, **options: Any):
+        def apply(x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+            return _ATTENTION(config, **options)(x, change(mask), train=train)
+
+        return apply
+
+    return make
+
+
+def _earlier_skips(config: UNETRConfig, **options: Any):
+    layers = (*config.skip_layers[:-1], config.skip_layers[-1] - 1)
+    return _ENCODER(dataclasses.replace(config, skip_layers=layers), **options)
+
+
+def _final_norm(skips: tuple) -> tuple:
+    return (*skips[:-1], nn.LayerNorm(use_scale=False, use_bias=False)(skips[-1]))
+
+
+def _softmax_before_scale(scaled: jax.Array, axis: int) -> jax.Array:
+    # Takes back the scaling of the energies and scales the weights instead.
+    scale = HIDDEN_SIZE**-0.5
+    return jax.nn.softmax(scaled / scale, axis=axis) * scale
+
+
+def _up_before_skip(arrays: list, axis: int) -> jax.Array:
+    return jnp.concatenate(arrays[::-1], axis=axis)
+
+
+def _coupled_adamw(
+    learning_rate: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, eps=eps))
+
+
+PLANTED_ERRORS = tuple(
+    PlantedError(*row)
+    for row in (
+        ("deconvolution kernel not flipped", "activations", _layout(layouts.DECONV, flip=False)),
+        (
+            "convolution kernel with two spatial axes exchanged",
+            "activations",
+            _layout(layouts.CONV, torch="o i x y z", flax="y x z i o"),
+        ),
+        (
+            "qkv split as (qkv h d)",
+            "activations",
+            _both(
+                _layout(layouts.QKV_WEIGHT, torch="(qkv h d) e"),
+                _layout(layouts.QKV_BIAS, torch="(qkv h d)"),
+            ),
+        ),
+        (
+            "qkv split as (d h qkv)",
+            "activations",
+            _both(
+                _layout(layouts.QKV_WEIGHT, torch="(d h qkv) e"),
+                _layout(layouts.QKV_BIAS, torch="(d h qkv)"),
+            ),
+        ),
+        (
+            "heads joined as (d h)",
+            "activations",
+            _layout(layouts.PROJECTION, torch="e (d h)"),
+        ),
+        (
+            "attention scaled by the head's size",
+            "activations",
+            _replace(UNETRConfig, "attention_scale", property(lambda cfg: cfg.head_dim**-0.5)),
+        ),
+        (
+            "attention scaled after the softmax",
+            "activations",
+            _replace(nn, "softmax", _softmax_before_scale),
+        ),
+        (
+            "GELU by tanh",
+            "activations",
+            _replace(nn, "gelu", lambda x, approximate: _GELU(x, approximate=True)),
+        ),
+        ("LayerNorm epsilon 1e-6", "activations", _fields(nn.LayerNorm, epsilon=1e-6)),
+        ("BatchNorm epsilon 1e-6", "activations", _fields(blocks.BatchNorm, epsilon=1e-6)),
+        ("ReLU leaks", "activations", _replace(nn, "relu", nn.leaky_relu)),
+        (
+            "patches in another order",
+            "activations",
+            _replace(encoder, "PatchEmbedding", _transposed_tokens),
+        ),
+        (
+            "skip features in reverse order",
+            "activations",
+            _replace(unetr, "Decoder", _decoder_with(lambda z: (*z[2::-1], z[3]))),
+        ),
+        (
+            "last skip feature one block early",
+            "activations",
+            _replace(unetr, "VisionTransformer", _earlier_skips),
+        ),
+        (
+            "norm after the last block",
+            "activations",
+            _replace(unetr, "Decoder", _decoder_with(_final_norm)),
+        ),
+        (
+            "joined in the other order",
+            "activations",
+            _replace(decoder, "jnp", types.SimpleNamespace(concatenate=_up_before_skip)),
+        ),
+        (
+            "mask ignored",
+            "masked activations",
+            _replace(encoder, "MultiHeadAttention", _attention_with(lambda mask: None)),
+        ),
+        (
+            "mask inverted",
+            "masked activations",
+            _replace(
+                encoder,
+                "MultiHeadAttention",
+                _attention_with(lambda mask: None if mask is None else ~mask),
+            ),
+        ),
+        (
+            "running variance biased",
+            "training",
+            _replace(blocks, "BatchNorm", _flax_batch_norm(use_fast_variance=False)),
+        ),
+        ("BatchNorm momentum 0.01", "training", _fields(blocks.BatchNorm, momentum=0.01)),
+        (
+            "running statistics used in training",
+            "training",
+            _replace(blocks, "BatchNorm", _flax_batch_norm(use_running_average=True)),
+        ),
+        (
+            "weight decay through Adam's moments",
+            "trajectory",
+            _replace(trajectory.optax, "adamw", _coupled_adamw),
+        ),
+    )
+)

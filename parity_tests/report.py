@@ -1,0 +1,128 @@
+"""What the ladder found, for a person: tables on the terminal and in Markdown, JSON, a plot."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from parity_tests.compare import TOLERANCE, Row
+from unetr_flax import UNETRConfig
+
+DTYPES = ("float64", "float32")
+
+
+def versions() -> str:
+    """The machine and the libraries that produced the numbers."""
+    return (
+        f"jax {jax.__version__}, flax {flax.__version__}, torch {torch.__version__}, "
+        f"{jax.default_backend()}, {platform.machine()}, Python {platform.python_version()}"
+    )
+
+
+def _worst(rows: list[Row]) -> Row:
+    return max(rows, key=lambda row: row.relative)
+
+
+def _summary(rows: list[Row]) -> list[tuple[str, ...]]:
+    """One line per rung and dtype: how many comparisons, the worst, its tolerance."""
+    lines = []
+    for dtype in DTYPES:
+        of_dtype = [row for row in rows if row.dtype == dtype]
+        for rung in dict.fromkeys(row.rung for row in of_dtype):
+            found = [row for row in of_dtype if row.rung == rung]
+            worst = _worst(found)
+            lines.append(
+                (
+                    rung,
+                    dtype,
+                    str(len(found)),
+                    f"{worst.relative:.1e}",
+                    f"{worst.ulps:.1f}",
+                    worst.name,
+                    f"{worst.tolerance:.0e}",
+                    "yes" if all(row.ok for row in found) else "NO",
+                )
+            )
+    return lines
+
+
+SUMMARY_HEADER = ("what", "dtype", "compared", "worst", "ULPs", "where", "tolerance", "holds")
+
+
+def summary_table(rows: list[Row]) -> Table:
+    """The summary for the terminal."""
+    table = Table(title="parity: max|a - b| / max|b|")
+    for name in SUMMARY_HEADER:
+        table.add_column(name, justify="right" if name in ("compared", "worst", "ULPs") else "left")
+    for line in _summary(rows):
+        table.add_row(*line)
+    return table
+
+
+def markdown(rows: list[Row], title: str) -> str:
+    """The whole report: summary, then every comparison with its figures in both dtypes."""
+    parts = [f"# Parity of the Flax UNETR with PyTorch\n\n{title}\n\n{versions()}\n"]
+    parts.append(_markdown_table(SUMMARY_HEADER, _summary(rows)))
+    header = ("what", "shape")
+    header += tuple(
+        f"{name} {dtype}" for dtype in DTYPES for name in ("max abs", "relative", "ULPs")
+    )
+    for rung in dict.fromkeys(row.rung for row in rows):
+        by_name: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            if row.rung == rung:
+                by_name.setdefault(row.name, {})[row.dtype] = row
+        lines = []
+        for name, found in by_name.items():
+            shape = "x".join(map(str, next(iter(found.values())).shape)) or "scalar"
+            line = [name, shape]
+            for dtype in DTYPES:
+                row = found.get(dtype)
+                line += ["", "", ""] if row is None else _figures(row)
+            lines.append(tuple(line))
+        parts.append(f"\n## {rung}\n\n{_markdown_table(header, lines)}")
+    return "\n".join(parts)
+
+
+def as_json(rows: list[Row], cfg: UNETRConfig) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "versions": versions(),
+        "config": cfg.to_dict(),
+        "rows": [{**vars(row), "ok": row.ok} for row in rows],
+    }
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Error of every module's output against its depth, with the tolerances as lines."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for dtype, colour in zip(DTYPES, ("tab:blue", "tab:orange"), strict=True):
+        errors = [r.relative for r in rows if r.dtype == dtype and r.rung == "activations"]
+        axes.plot(errors, ".-", color=colour, label=dtype, linewidth=0.8, markersize=4)
+        axes.axhline(TOLERANCE[dtype], color=colour, linestyle="--", linewidth=1)
+        axes.annotate(f"tolerance {dtype}", (0, TOLERANCE[dtype]), color=colour, va="bottom")
+    names = [r.name for r in rows if r.dtype == DTYPES[0] and r.rung == "activations"]
+    step = max(1, len(names) // 24)
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=6)
+    axes.set_yscale("log")
+    axes.set_ylabel("max|flax - torch| / max|torch|")
+    axes.set_title("Output of every module, in order of depth")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="center right")
+    figure.savefig(path, dpi=150)
+
+
+def _figures(row: Row) -> list[str]:
+    return [f"{row.max_abs:.1e}", f"{row.relative:.1e}", f"{row.ulps:.1f}"]
+
+
+def _markdown_table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rule = "|".join(" --- " for _ in header)
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"| {' | '.join(header)} |\n|{rule}|\n{body}\n"

@@ -1,0 +1,91 @@
+"""The rung of training: both models take the same optimiser steps."""
+
+import copy
+
+import jax
+import numpy as np
+import optax
+import torch
+
+from parity_tests.compare import Row, compare
+from parity_tests.gradients import statistics_rows
+from parity_tests.torch_loss import dice_cross_entropy as torch_loss
+from parity_tests.twins import Twins, to_tensor
+from train.losses import dice_cross_entropy_loss
+from unetr_flax.weights import to_torch
+
+# Biases before a batch normalisation have a gradient of zero but for rounding. Adam divides it by
+# its own size plus epsilon: with 1e-8 it would turn rounding into steps of 1e-10.
+ADAM_EPSILON = 1e-6
+LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
+WEIGHT_DECAY = 0.05
+MOMENTUM = 0.9
+
+
+def trajectory_rows(twins: Twins, optimiser: str, steps: int = 20) -> list[Row]:
+    """Losses of every step, parameters and running statistics after the last.
+
+    Args:
+      twins: both models.
+      optimiser: "adamw" (with weight decay) or "sgd" (with momentum).
+      steps: optimiser steps, all on the same batch, in training mode.
+    """
+    their_model, their_losses = _torch_steps(twins, optimiser, steps)
+    variables, our_losses = _flax_steps(twins, optimiser, steps)
+    rung = f"{steps} steps of {optimiser}"
+    rows = [compare(rung, "loss of every step", our_losses, their_losses)]
+    ours = to_torch(variables, twins.cfg)
+    rows += [
+        compare(rung, name, ours[name], parameter.detach().numpy())
+        for name, parameter in their_model.named_parameters()
+    ]
+    return rows + statistics_rows(their_model, variables["batch_stats"], twins)
+
+
+def _torch_steps(twins: Twins, optimiser: str, steps: int) -> tuple[torch.nn.Module, np.ndarray]:
+    model = copy.deepcopy(twins.torch_model).train()
+    lr = LEARNING_RATE[optimiser]
+    if optimiser == "adamw":
+        update = torch.optim.AdamW(
+            model.parameters(), lr=lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY
+        )
+    else:
+        update = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
+    x, labels = to_tensor(twins.image), torch.from_numpy(twins.labels).long()
+    losses = []
+    for _ in range(steps):
+        update.zero_grad()
+        loss = torch_loss(model(x), labels)
+        loss.backward()
+        update.step()
+        losses.append(loss.detach().numpy())
+    return model, np.stack(losses)
+
+
+def _flax_steps(twins: Twins, optimiser: str, steps: int):
+    lr = LEARNING_RATE[optimiser]
+    if optimiser == "adamw":
+        update = optax.adamw(lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
+    else:
+        update = optax.sgd(lr, momentum=MOMENTUM)
+
+    def loss_fn(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = twins.model.apply(
+            variables, twins.image, train=True, mutable=["batch_stats"]
+        )
+        return dice_cross_entropy_loss(logits, twins.labels), updated["batch_stats"]
+
+    @jax.jit
+    def step(params, batch_stats, opt_state):
+        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats)
+        updates, opt_state = update.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+
+    params, batch_stats = twins.variables["params"], twins.variables["batch_stats"]
+    opt_state = update.init(jax.tree.map(jax.numpy.asarray, params))
+    losses = []
+    for _ in range(steps):
+        params, batch_stats, opt_state, loss = step(params, batch_stats, opt_state)
+        losses.append(np.asarray(loss))
+    return {"params": params, "batch_stats": batch_stats}, np.stack(losses)
