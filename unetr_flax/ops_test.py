@@ -1,0 +1,197 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from unetr_flax import ops
+
+
+def random(seed, shape, dtype=jnp.float64):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def assert_close(a, b, tolerance=1e-12):
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+def dimension_numbers(ndim):
+    axes = "NHWDXYZ"[1 : ndim - 1]
+    return lax.conv_dimension_numbers(
+        (1,) * ndim, (1,) * ndim, (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    )
+
+
+def value_and_gradients(conv, x, kernel, strides, padding):
+    def call(x, kernel):
+        return conv(x, kernel, strides, padding, dimension_numbers=dimension_numbers(x.ndim))
+
+    y, vjp = jax.vjp(jax.jit(call), x, kernel)
+    return (y, *vjp(random(9, y.shape, y.dtype)))
+
+
+CONVOLUTIONS = {
+    "3x3x3": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
+    "3x3x3, one slice": ((2, 1, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
+    "3x3x3, one voxel": ((2, 1, 1, 1, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
+    "3x3x3, scanned": ((2, 20, 14, 16, 1), (3, 3, 3, 1, 2), (1, 1, 1), "SAME"),
+    "1x1x1": ((2, 4, 6, 5, 3), (1, 1, 1, 3, 4), (1, 1, 1), "SAME"),
+    "patches": ((2, 4, 6, 16, 3), (2, 1, 8, 3, 4), (2, 1, 8), "VALID"),
+    "patches, 2D": ((2, 4, 6, 3), (2, 3, 3, 4), (2, 3), "VALID"),
+    "patches that leave a rest": ((2, 5, 6, 3), (2, 3, 3, 4), (2, 3), "VALID"),
+    "2D": ((2, 4, 6, 3), (3, 3, 3, 4), (1, 1), "SAME"),
+    "1D": ((2, 6, 3), (3, 3, 4), (1,), "SAME"),
+    "strided": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (2, 1, 1), "SAME"),
+    "unpadded": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "VALID"),
+    "padded by hand": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((0, 1), (1, 2), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_and_its_gradients_are_those_of_jax(name):
+    x_shape, kernel_shape, strides, padding = CONVOLUTIONS[name]
+    with jax.enable_x64(True):
+        x, kernel = random(0, x_shape), random(1, kernel_shape)
+        ours = value_and_gradients(ops.conv_general_dilated, x, kernel, strides, padding)
+        theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, strides, padding)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["3x3x3", "3x3x3, scanned", "patches", "1x1x1"])
+def test_float32(name):
+    x_shape, kernel_shape, strides, padding = CONVOLUTIONS[name]
+    x, kernel = random(0, x_shape, jnp.float32), random(1, kernel_shape, jnp.float32)
+    ours = value_and_gradients(ops.conv_general_dilated, x, kernel, strides, padding)
+    theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, strides, padding)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_bfloat16_stays_bfloat16():
+    x, kernel = random(0, (2, 4, 6, 5, 3), jnp.bfloat16), random(1, (3, 3, 3, 3, 4), jnp.bfloat16)
+    ours = value_and_gradients(ops.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
+    exact = value_and_gradients(
+        lax.conv_general_dilated,
+        x.astype(jnp.float32),
+        kernel.astype(jnp.float32),
+        (1, 1, 1),
+        "SAME",
+    )
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert_close(a.astype(jnp.float32), b, 0.05)
+
+
+def test_groups_and_dilation_are_left_to_jax():
+    x, kernel = random(0, (2, 4, 6, 5, 4), jnp.float32), random(1, (3, 3, 3, 2, 4), jnp.float32)
+    options = {
+        "dimension_numbers": dimension_numbers(5),
+        "feature_group_count": 2,
+        "rhs_dilation": (1, 2, 1),
+    }
+    ours = ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
+    assert_close(ours, lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options))
+
+
+@pytest.mark.parametrize("strides", [*itertools.product((1, 2), repeat=3), (2, 1), (2,)])
+def test_deconvolution_and_its_gradients_are_those_of_flax(strides):
+    with jax.enable_x64(True):
+        x = random(0, (2, *(3, 4, 2)[: len(strides)], 5))
+        options = {"kernel_size": strides, "strides": strides, "padding": "VALID"}
+        module = ops.ConvTranspose(4, **options, param_dtype=jnp.float64)
+        theirs = nn.ConvTranspose(4, **options, param_dtype=jnp.float64)
+        variables = theirs.init(jax.random.key(0), x)
+        variables = jax.tree.map(lambda leaf: random(leaf.ndim, leaf.shape), variables)
+        y, vjp = jax.vjp(jax.jit(module.apply), variables, x)
+        y_theirs, vjp_theirs = jax.vjp(theirs.apply, variables, x)
+        cotangent = random(3, y.shape)
+        assert_close(y, y_theirs)
+        jax.tree.map(assert_close, vjp(cotangent), vjp_theirs(cotangent))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": (3, 3), "strides": (2, 2), "padding": "VALID"},
+        {"kernel_size": (2, 2), "strides": (2, 2), "padding": "SAME"},
+        {"kernel_size": (2, 2), "strides": None, "padding": "VALID"},
+        {"kernel_size": (2, 2), "strides": (2, 2), "padding": "VALID", "transpose_kernel": True},
+    ],
+)
+def test_other_deconvolutions_are_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        ops.ConvTranspose(4, **options).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+
+
+def test_vmap_and_second_derivatives():
+    with jax.enable_x64(True):
+        x, kernel = random(0, (3, 1, 4, 3, 5, 2)), random(1, (3, 3, 3, 2, 2))
+
+        def second_derivative(conv):
+            def one(x, kernel):
+                y = conv(x, kernel, (1, 1, 1), "SAME", dimension_numbers=dimension_numbers(5))
+                return (y**3).sum()
+
+            def total(kernel):
+                grads = jax.vmap(jax.grad(one, argnums=1), in_axes=(0, None))(x, kernel)
+                return (grads**2).sum()
+
+            return jax.grad(total)(kernel)
+
+        ours = second_derivative(ops.conv_general_dilated)
+        assert_close(ours, second_derivative(lax.conv_general_dilated), 1e-10)
+
+
+def test_each_platform_gets_its_own_lowering():
+    def loss(x, kernel):
+        y = ops.conv_general_dilated(
+            x, kernel, (1, 1, 1), "SAME", dimension_numbers=dimension_numbers(5)
+        )
+        return (y**2).sum()
+
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4))
+    ]
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for platform, taps in (("cpu", True), ("cuda", False), ("tpu", False)):
+        text = jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
+        # The forward pass is a 2D convolution of 3 x 4 features, or one with the kernel as it is.
+        assert ("tensor<3x3x3x12xf32>) -> tensor<8x6x5x12xf32>" in text) == taps
+        assert ("tensor<3x3x3x3x4xf32>) -> tensor<2x4x6x5x4xf32>" in text) != taps
+    jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)
+
+
+def test_batch_sharded_over_devices():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from unetr_flax import blocks
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
+module = blocks.Deconv3DBlock(4, (2, 1, 2))
+variables = module.init(jax.random.key(1), x)
+def loss(params, x):
+    y, updated = module.apply(
+        {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+    )
+    return (y ** 2).mean(), updated
+step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+alone = step(variables["params"], x)
+together = step(variables["params"], jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
+for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert len(a.sharding.device_set) == 2
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
