@@ -174,11 +174,12 @@ def test_batch_sharded_over_devices():
     code = """
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_enable_x64", True)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from unetr_flax import blocks
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
-module = blocks.Deconv3DBlock(4, (2, 1, 2))
+module = blocks.Deconv3DBlock(4, (2, 1, 2), param_dtype=x.dtype)
 variables = module.init(jax.random.key(1), x)
 def loss(params, x):
     y, updated = module.apply(
@@ -189,7 +190,7 @@ step = jax.jit(jax.value_and_grad(loss, has_aux=True))
 alone = step(variables["params"], x)
 together = step(variables["params"], jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
 for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
     assert len(a.sharding.device_set) == 2
 """
     subprocess.run(

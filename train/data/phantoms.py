@@ -1,0 +1,130 @@
+"""CT-like phantoms with several organs, as a data set in Decathlon layout."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+LABELS = ("background", "liver", "spleen", "left kidney", "right kidney")
+
+# Hounsfield units; organs overlap in them, so that position must tell them apart.
+AIR, FAT, MUSCLE, BONE, BOWEL = -1000, -100, 50, 350, 30
+ORGAN_HU = (0, 60, 50, 35, 35)
+
+# Centre and half axes of each organ within the body, in units of the body's half axes; x to the
+# patient's right, y to the front, z to the head.
+ORGANS = {
+    1: ((0.42, 0.12, 0.25), (0.40, 0.52, 0.50)),
+    2: ((-0.55, -0.22, 0.30), (0.22, 0.32, 0.38)),
+    3: ((-0.36, -0.42, -0.45), (0.16, 0.22, 0.36)),
+    4: ((0.36, -0.42, -0.50), (0.16, 0.22, 0.36)),
+}
+
+
+def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
+    """Writes a data set of phantoms: dataset.json, imagesTr, labelsTr.
+
+    The folder appears complete or not at all. Cases differ in size, spacing, pose, intensities and
+    orientation of the file; the same seed gives the same data.
+
+    Args:
+      folder: where; must not exist.
+      num_cases: how many cases.
+      seed: of everything random.
+
+    Raises:
+      FileExistsError: if the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder}: exists already")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        complete = Path(temporary) / "dataset"
+        _write_dataset(complete, num_cases, seed)
+        complete.rename(folder)
+
+
+def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One phantom: HU [X, Y, Z] int16, class ids [X, Y, Z] uint8, affine 4 x 4, axes RAS."""
+    shape = rng.integers((60, 52, 22), (69, 61, 29))
+    spacing = np.array([*[rng.uniform(4.3, 4.9)] * 2, rng.uniform(6.5, 8.0)])  # mm
+    grid = [
+        (np.arange(n) - (n - 1) / 2) * s / half
+        for n, s, half in zip(
+            shape, spacing, rng.uniform(0.92, 1.08, 3) * (135, 105, 110), strict=True
+        )
+    ]
+    shift = rng.uniform(-0.08, 0.08, 3)
+    x, y, z = np.meshgrid(*(axis - s for axis, s in zip(grid, shift, strict=True)), indexing="ij")
+    tilt = rng.uniform(-0.12, 0.12)
+    x, y = np.cos(tilt) * x - np.sin(tilt) * y, np.sin(tilt) * x + np.cos(tilt) * y
+
+    radius = np.hypot(x, y)
+    image = np.full(shape, AIR, np.float32)
+    image[radius < 1] = FAT
+    image[radius < 0.93] = MUSCLE + rng.normal(0, 5)
+    image[radius < 0.80] = FAT
+    for _ in range(12):
+        centre = rng.uniform((-0.6, -0.1, -0.9), (0.5, 0.6, 0.6))
+        image[_ellipsoid(x, y, z, centre, rng.uniform(0.08, 0.2, 3))] = BOWEL + rng.normal(0, 15)
+    label = np.zeros(shape, np.uint8)
+    for class_id, (centre, half_axes) in ORGANS.items():
+        inside = _ellipsoid(
+            x,
+            y,
+            z,
+            centre + rng.normal(0, 0.03, 3),
+            half_axes * rng.uniform(0.88, 1.12, 3),
+        )
+        inside &= (radius < 0.80) & (label == 0)
+        label[inside] = class_id
+        image[inside] = ORGAN_HU[class_id] + rng.normal(0, 6)
+    spine = np.hypot(x, (y + 0.62) * 0.9) < 0.16
+    label[spine] = 0
+    image[spine] = BONE + rng.normal(0, 40)
+    # Partial volume at the edges, then the noise of the scanner.
+    image = ndimage.gaussian_filter(image, 0.5)
+    image += rng.normal(0, rng.uniform(10, 18), shape)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (shape - 1) / 2
+    return np.clip(image, -1024, 3071).astype(np.int16), label, affine
+
+
+def _ellipsoid(x, y, z, centre, half_axes) -> np.ndarray:
+    scaled = ((p - c) / a for p, c, a in zip((x, y, z), centre, half_axes, strict=True))
+    return sum(p**2 for p in scaled) < 1
+
+
+def _write_dataset(folder: Path, num_cases: int, seed: int) -> None:
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    cases = []
+    for i in range(num_cases):
+        rng = np.random.default_rng((seed, i))
+        image, label, affine = make_phantom(rng)
+        # Scanners write several orientations; a reader must not rely on one.
+        codes = "RAS" if i % 3 == 0 else ("LPS" if i % 3 == 1 else "LAS")
+        for kind, array in (("imagesTr", image), ("labelsTr", label)):
+            file = nib.Nifti1Image(array, affine)
+            turn = nib.orientations.ornt_transform(
+                nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
+            )
+            nib.save(file.as_reoriented(turn), folder / kind / f"phantom_{i:03d}.nii.gz")
+        name = f"phantom_{i:03d}.nii.gz"
+        cases.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    description = {
+        "name": "Phantoms",
+        "description": "Generated CT-like phantoms; no patient's data",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {str(i): name for i, name in enumerate(LABELS)},
+        "numTraining": num_cases,
+        "numTest": 0,
+        "training": cases,
+        "test": [],
+    }
+    (folder / "dataset.json").write_text(json.dumps(description, indent=1))

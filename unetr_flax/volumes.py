@@ -1,0 +1,147 @@
+"""Volumes on disk as arrays on a canonical grid, and back."""
+
+import dataclasses
+import importlib
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+# Soft tissue in Hounsfield units, as MONAI's and the paper's abdominal CT (section 4.2).
+CT_WINDOW = (-175.0, 250.0)
+
+
+class VolumeError(ValueError):
+    """A file that cannot be used; the message is one line that names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An image on the canonical grid: axes run to the patient's right, anterior and superior.
+
+    Attributes:
+      array: intensities [X, Y, Z, C], float32.
+      affine: voxel indices to millimetres of the scanner, 4 x 4.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels along each axis, in mm."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+def read_volume(path: Path | str) -> Volume:
+    """Reads an image in NIfTI format; a fourth axis is its channels.
+
+    Raises:
+      VolumeError: if the file is missing, cut off, not NIfTI, not 3D or 4D, or not finite.
+    """
+    array, affine = _read(Path(path))
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or 0 in array.shape:
+        raise VolumeError(f"{path}: shape {array.shape}, must be 3D, or 4D with channels last")
+    broken = int(array.size - np.isfinite(array).sum())
+    if broken:
+        raise VolumeError(f"{path}: {broken} voxels are NaN or infinite, all must be finite")
+    return Volume(np.ascontiguousarray(array, np.float32), affine)
+
+
+def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a label map: class ids [X, Y, Z], int32, on the canonical grid, and its affine.
+
+    Raises:
+      VolumeError: as `read_volume`, and if voxels are not whole numbers.
+    """
+    array, affine = _read(Path(path))
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or 0 in array.shape:
+        raise VolumeError(f"{path}: shape {array.shape}, must be 3D")
+    labels = array.astype(np.int32, casting="unsafe") if np.isfinite(array).all() else None
+    if labels is None or not np.array_equal(labels, array):
+        raise VolumeError(f"{path}: labels must be whole numbers")
+    return np.ascontiguousarray(labels), affine
+
+
+def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
+    """Writes class ids [X, Y, Z] of the canonical grid onto the grid of the file `like`.
+
+    Raises:
+      VolumeError: if `like` cannot be read or its grid has another shape.
+    """
+    nib = _nibabel()
+    original = _load(Path(like))
+    to_canonical = nib.io_orientation(original.affine)
+    canonical = nib.apply_orientation(np.empty(original.shape[:3], bool), to_canonical)
+    if labels.shape != canonical.shape:
+        raise VolumeError(f"{like}: grid {canonical.shape}, labels have {labels.shape}")
+    back = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(original.affine)
+    )
+    array = nib.apply_orientation(labels, back).astype(np.uint8 if labels.max() < 256 else np.int16)
+    image = nib.Nifti1Image(array, original.affine)
+    image.header.set_zooms(original.header.get_zooms()[:3])
+    nib.save(image, path)
+
+
+def normalise_ct(array: np.ndarray, window: tuple[float, float] = CT_WINDOW) -> np.ndarray:
+    """Hounsfield units clipped to a window and scaled to [0, 1]; float32, same shape."""
+    low, high = window
+    return ((np.clip(array, low, high) - low) / (high - low)).astype(np.float32)
+
+
+def normalise_mri(array: np.ndarray) -> np.ndarray:
+    """Each channel of [X, Y, Z, C] clipped to its 0.5 and 99.5 percentiles, mean 0, deviation 1.
+
+    Percentiles, mean and deviation are those of the non-zero voxels, since MRI has no unit and
+    whatever lies outside the body is zero. The result is float32.
+    """
+    out = np.empty(array.shape, np.float32)
+    for channel in range(array.shape[-1]):
+        values = array[..., channel]
+        body = values[values != 0]
+        if not body.size:
+            body = values.ravel()
+        low, high = np.percentile(body, (0.5, 99.5))
+        clipped = np.clip(body, low, high)
+        deviation = clipped.std() or 1.0
+        out[..., channel] = (np.clip(values, low, high) - clipped.mean()) / deviation
+    return out
+
+
+def _nibabel() -> ModuleType:
+    try:
+        return importlib.import_module("nibabel")
+    except ModuleNotFoundError:
+        raise VolumeError("NIfTI files need nibabel: pip install 'unetr-flax[volumes]'") from None
+
+
+def _load(path: Path):
+    nib = _nibabel()
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file")
+    try:
+        return nib.load(path)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels with the file's scaling, and affine, both reoriented to the canonical grid."""
+    nib = _nibabel()
+    image = _load(path)
+    try:
+        image = nib.as_closest_canonical(image)
+        array = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
+    return array, image.affine
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
