@@ -1,13 +1,15 @@
 """Command line: `python -m unetr_torch_ref summary` prints the article's table of layers."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 
 from unetr_torch_ref.summary import Summary, summarize
 from unetr_torch_ref.unetr import UNETR
+
+_KINDS = {int: "an integer", float: "a number"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -16,11 +18,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a positive integer")
-    return number
+def _within(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: numbers from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text}: must be {_KINDS[kind]} from {low} to {high}")
+        return number
+
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,27 +46,47 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = summary.add_argument
+    # The product of three such sizes fits into 64 bits.
+    size = _within(int, 1, 2**20)
     add(
         "--img-size",
-        type=_positive,
+        type=size,
         nargs="+",
         default=[128],
         metavar="VOXELS",
         help="size of the image, one number for a cube or three",
     )
-    add("--in-channels", type=_positive, default=1, help="channels of the image")
-    add("--out-channels", type=_positive, default=4, help="channels of the logits, one per class")
+    add("--in-channels", metavar="C", type=size, default=1, help="channels of the image")
+    add(
+        "--out-channels",
+        metavar="C",
+        type=size,
+        default=4,
+        help="classes, each a channel of the logits",
+    )
     add(
         "--patch-size",
-        type=_positive,
+        type=size,
         nargs="+",
         default=[16],
         metavar="VOXELS",
         help="size of a patch, one number or three; each 1, 2, 4, 8 or 16",
     )
-    add("--light-r", type=float, default=4, help="divisor of the decoder's widths")
-    add("--num-heads", type=_positive, default=8, help="attention heads; must divide --embed-dim")
-    add("--embed-dim", type=_positive, default=768, help="width of the tokens")
+    add(
+        "--light-r",
+        metavar="R",
+        type=_within(float, 2**-10, 32),
+        default=4,
+        help="divisor of the decoder's widths",
+    )
+    add(
+        "--num-heads",
+        metavar="H",
+        type=size,
+        default=8,
+        help="attention heads; divides --embed-dim",
+    )
+    add("--embed-dim", metavar="E", type=size, default=768, help="width of the tokens")
     add(
         "--part",
         choices=["model", "transformer"],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def patch_per_axis(patch_size: int | Sequence[int]) -> tuple[int, ...]:
-    """One patch size for each of the three axes; ValueError if these are not positive or not three."""
+    """One patch size for each of the three axes; ValueError if not positive or not three."""
     patches = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
     if len(patches) != 3 or min(patches) < 1:
         raise ValueError(f"patch_size={patch_size}: must be one positive number or one per axis")

@@ -23,7 +23,7 @@ WIDTHS = (32, 64, 128, 256, 512, 1024)
 
 
 class UNETR(nn.Module):
-    """The article's UNETR (Hatamizadeh et al. 2022, figure 2), its decoder `light_r` times narrower.
+    """The article's UNETR (Hatamizadeh et al. 2022, figure 2) with its narrower decoder.
 
     Args:
       img_shape: voxels per axis.
