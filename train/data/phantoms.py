@@ -8,20 +8,21 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-LABELS = ("background", "liver", "spleen", "left kidney", "right kidney")
+LABELS = ("background", "liver", "spleen", "kidneys")
 
-# Hounsfield units; organs overlap in them, so that position must tell them apart.
-AIR, FAT, MUSCLE, BONE, BOWEL = -1000, -100, 50, 350, 30
-ORGAN_HU = (0, 60, 50, 35, 35)
+# Hounsfield units of a contrast-enhanced scan. Liver and spleen overlap, and vessels are as bright
+# as kidneys, so that position must tell them apart.
+AIR, FAT, MUSCLE, BOWEL, VESSEL, BONE = -1000, -100, 55, 40, 165, 400
+ORGAN_HU = {1: 105, 2: 115, 3: 170}
 
-# Centre and half axes of each organ within the body, in units of the body's half axes; x to the
-# patient's right, y to the front, z to the head.
-ORGANS = {
-    1: ((0.42, 0.12, 0.25), (0.40, 0.52, 0.50)),
-    2: ((-0.55, -0.22, 0.30), (0.22, 0.32, 0.38)),
-    3: ((-0.36, -0.42, -0.45), (0.16, 0.22, 0.36)),
-    4: ((0.36, -0.42, -0.50), (0.16, 0.22, 0.36)),
-}
+# Class, centre and half axes of each organ within the body, in units of the body's half axes; x to
+# the patient's right, y to the front, z to the head.
+ORGANS = (
+    (3, (-0.36, -0.36, -0.25), (0.19, 0.25, 0.40)),
+    (3, (0.36, -0.36, -0.32), (0.19, 0.25, 0.40)),
+    (1, (0.42, 0.14, 0.25), (0.38, 0.52, 0.55)),
+    (2, (-0.54, -0.12, 0.35), (0.23, 0.36, 0.42)),
+)
 
 
 def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
@@ -50,13 +51,12 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
 
 def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One phantom: HU [X, Y, Z] int16, class ids [X, Y, Z] uint8, affine 4 x 4, axes RAS."""
-    shape = rng.integers((60, 52, 22), (69, 61, 29))
-    spacing = np.array([*[rng.uniform(4.3, 4.9)] * 2, rng.uniform(6.5, 8.0)])  # mm
+    shape = rng.integers((44, 37, 18), (49, 41, 25))
+    spacing = np.array([*[rng.uniform(6.0, 6.6)] * 2, rng.uniform(8.5, 10.0)])  # mm
+    half_axes = rng.uniform(0.92, 1.08, 3) * (135, 110, 105)  # mm
     grid = [
-        (np.arange(n) - (n - 1) / 2) * s / half
-        for n, s, half in zip(
-            shape, spacing, rng.uniform(0.92, 1.08, 3) * (135, 105, 110), strict=True
-        )
+        (np.arange(n) - (n - 1) / 2) * mm / half
+        for n, mm, half in zip(shape, spacing, half_axes, strict=True)
     ]
     shift = rng.uniform(-0.08, 0.08, 3)
     x, y, z = np.meshgrid(*(axis - s for axis, s in zip(grid, shift, strict=True)), indexing="ij")
@@ -71,19 +71,16 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
     for _ in range(12):
         centre = rng.uniform((-0.6, -0.1, -0.9), (0.5, 0.6, 0.6))
         image[_ellipsoid(x, y, z, centre, rng.uniform(0.08, 0.2, 3))] = BOWEL + rng.normal(0, 15)
+    vessel = np.hypot(x + 0.08, y + 0.30) < 0.09
+    image[vessel] = VESSEL + rng.normal(0, 10)
     label = np.zeros(shape, np.uint8)
-    for class_id, (centre, half_axes) in ORGANS.items():
-        inside = _ellipsoid(
-            x,
-            y,
-            z,
-            centre + rng.normal(0, 0.03, 3),
-            half_axes * rng.uniform(0.88, 1.12, 3),
-        )
-        inside &= (radius < 0.80) & (label == 0)
+    for class_id, centre, half_axes in ORGANS:
+        centre = centre + rng.normal(0, 0.03, 3)
+        half_axes = half_axes * rng.uniform(0.88, 1.12, 3)
+        inside = _ellipsoid(x, y, z, centre, half_axes) & (radius < 0.80) & (label == 0)
         label[inside] = class_id
         image[inside] = ORGAN_HU[class_id] + rng.normal(0, 6)
-    spine = np.hypot(x, (y + 0.62) * 0.9) < 0.16
+    spine = np.hypot(x, y + 0.62) < 0.16
     label[spine] = 0
     image[spine] = BONE + rng.normal(0, 40)
     # Partial volume at the edges, then the noise of the scanner.

@@ -1,0 +1,33 @@
+import sys
+
+import pytest
+
+from unetr_flax import cli
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["unetr", *args])
+    return cli.main()
+
+
+def test_summary_has_every_module_and_the_article_s_count(monkeypatch, capsys):
+    assert run(monkeypatch, "summary") == 0
+    table = capsys.readouterr().out
+    for path in ("encoder/embedding/projection", "encoder/block_11/attention/qkv", "decoder/head"):
+        assert path in table
+    assert "92,459,028" in table
+
+
+def test_summary_takes_other_sizes(monkeypatch, capsys):
+    args = ("--img-size", "32", "16", "8", "--patch-size", "16", "16", "4", "--hidden-size", "32")
+    assert run(monkeypatch, "summary", *args, "--depth", "1") == 0
+    assert "float32[1,32,16,8,4]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [("--img-size", "10"), ("--num-heads", "7"), ("--light-r", "3")])
+def test_a_model_that_cannot_be_is_one_line_and_status_2(monkeypatch, capsys, args):
+    assert run(monkeypatch, "summary", *args) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("unetr: ")
+    assert printed.err.count("\n") == 1
