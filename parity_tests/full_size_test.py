@@ -1,0 +1,63 @@
+"""The article's sizes in float32: the whole model at 128^3 and the transformer at 224^3."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.compare import assert_parity, compare
+from parity_tests.twins import channels_first, make_twins, precise, randomise, to_tensor
+from unetr_flax import UNETRConfig
+from unetr_flax.encoder import VisionTransformer
+from unetr_flax.weights.mapping import array_pairs, module_pairs
+from unetr_torch_ref import Embeddings, TransformerBlock
+
+
+@pytest.mark.slow
+def test_the_article_s_model_at_128():
+    cfg = UNETRConfig.reference((128, 128, 128), in_channels=1, out_channels=4, light_r=4)
+    with precise():
+        twins = make_twins(cfg, "float32", batch=1)
+        assert sum(p.numel() for p in twins.torch_model.parameters()) == 92_459_028
+        apply = jax.jit(lambda variables, x: twins.model.apply(variables, x, return_skips=True))
+        logits, skips = apply(twins.variables, twins.image)
+    x = to_tensor(twins.image)
+    with torch.no_grad():
+        features, theirs = twins.torch_model.encode(x), twins.torch_model(x)
+    rows = [compare("logits", "logits", channels_first(logits), theirs.numpy())]
+    rows += [
+        compare("skip features", f"z{layer}", skip, feature.numpy())
+        for layer, skip, feature in zip(cfg.skip_layers, skips, features, strict=True)
+    ]
+    assert_parity(rows)
+
+
+@pytest.mark.slow
+def test_the_article_s_transformer_at_224():
+    cfg = UNETRConfig.reference((224, 224, 224), in_channels=1, out_channels=4)
+    encoder = torch.nn.ModuleDict(
+        {"embedding": Embeddings((1, *cfg.img_size)), "transformer": TransformerBlock()}
+    ).eval()
+    randomise(encoder, seed=0)
+    state = encoder.state_dict()
+    params: dict = {}
+    for pair in array_pairs(module_pairs(cfg)):
+        if pair.torch_key in state:
+            *path, leaf = pair.flax_path[2:]  # below "params", "encoder"
+            node = params
+            for name in path:
+                node = node.setdefault(name, {})
+            array = state[pair.torch_key].numpy()
+            node[leaf] = pair.layout.to_flax(array, h=cfg.num_heads, qkv=3)
+    image = np.random.default_rng(0).standard_normal((1, *cfg.img_size, 1), np.float32)
+    with torch.no_grad():
+        features = encoder["transformer"](encoder["embedding"](to_tensor(image)))
+    with precise():
+        skips = jax.jit(VisionTransformer(cfg).apply)({"params": params}, image)
+    assert [tuple(feature.shape) for feature in features] == [(1, 2744, 768)] * 4
+    assert_parity(
+        [
+            compare("skip features", f"z{layer}", skip, feature.numpy())
+            for layer, skip, feature in zip(cfg.skip_layers, skips, features, strict=True)
+        ]
+    )
