@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-# Up to this many voxels the CPU's weight gradient is one matrix product; beyond it a scan over
-# slices, whose operands stay in the caches.
-ONE_PRODUCT_VOXELS = 2 * 16**3
+# The CPU's weight gradient is a scan over depth, whose operands stay in the caches; but slices of
+# up to this many voxels go into one product, as sums over so few cost less than adding them up.
+ONE_PRODUCT_SLICE = 100
 
 
 def conv_general_dilated(
@@ -37,12 +37,17 @@ def conv_general_dilated(
 
     Arguments, result and errors are the original's. Channels last, undilated and ungrouped, two
     kinds are lowered otherwise: kernels that are their own stride (patches, and 1x1x1) to a matrix
-    product, and 3x3x3 kernels of stride 1 to 2D convolutions on CPU.
+    product, and 3x3x3 kernels of stride 1 to 2D convolutions on CPU. The latter have reverse-mode
+    derivatives only.
     """
     strides = tuple(window_strides)
     kernel = rhs.shape[:-2]
     plain = (
         dimension_numbers == _channels_last(lhs.ndim)
+        and rhs.ndim == lhs.ndim
+        and rhs.shape[-2] == lhs.shape[-1]
+        and rhs.dtype == lhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
         and all(set(d) == {1} for d in (lhs_dilation, rhs_dilation) if d is not None)
         and feature_group_count == batch_group_count == 1
         and preferred_element_type is None
@@ -79,14 +84,18 @@ class ConvTranspose(nn.ConvTranspose):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[B, *spatial, C] -> [B, *(spatial * strides), features]."""
-        kernel_size = tuple(self.kernel_size)
-        if tuple(self.strides or ()) != kernel_size or self.padding != "VALID":
+        """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features]."""
+        kernel_size = self.kernel_size
+        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        strides = 1 if self.strides is None else self.strides
+        strides = (strides,) * len(kernel_size) if isinstance(strides, int) else tuple(strides)
+        if strides != kernel_size or self.padding != "VALID":
             raise ValueError(
                 f"strides={self.strides}, padding={self.padding!r}: must be kernel_size="
                 f"{kernel_size} and 'VALID'"
             )
-        if self.mask is not None or self.kernel_dilation is not None or self.transpose_kernel:
+        dilation = self.kernel_dilation
+        if self.mask is not None or dilation not in (None, 1) or self.transpose_kernel:
             raise ValueError("mask, kernel_dilation, transpose_kernel: must be left out")
         shape = (*kernel_size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -94,8 +103,12 @@ class ConvTranspose(nn.ConvTranspose):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        batch = inputs.shape[: -len(shape) + 1]
+        inputs = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
         # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
-        y = _upsample(inputs, jnp.flip(kernel, range(len(kernel_size))), self.precision)
+        kernel = jnp.flip(kernel, range(len(kernel_size)))
+        y = _upsample(inputs, kernel, self.precision, self.preferred_element_type)
+        y = y.reshape(*batch, *y.shape[1:])
         return y if bias is None else y + bias
 
 
@@ -109,35 +122,30 @@ def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
 def _patch_product(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
     """A convolution whose windows do not overlap: [N, *S, I], [*P, I, O] -> [N, *(S / P), O]."""
     *patch, _, features = kernel.shape
-    grid = [size // p for size, p in zip(x.shape[1:-1], patch, strict=True)]
-    if math.prod(patch) > 1:
-        rank = len(patch)
-        split = [n for pair in zip(grid, patch, strict=True) for n in pair]
-        x = x.reshape(x.shape[0], *split, x.shape[-1])  # [N, G, P, G, P, ..., I]
-        outer, inner = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
-        x = x.transpose(0, *outer, *inner, 2 * rank + 1)  # [N, *G, *P, I]
-    x = x.reshape(x.shape[0], *grid, -1)
+    x = _space_to_depth(x, patch)
     return jnp.matmul(x, kernel.reshape(-1, features), precision=precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _upsample(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _upsample(
+    x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike, result: DTypeLike | None
+) -> jax.Array:
     """out[2i + a] = x[i] kernel[a] on each axis: [N, *S, I], [*P, I, O] -> [N, *(S * P), O]."""
     *patch, inputs, features = kernel.shape
     columns = jnp.moveaxis(kernel, -2, 0).reshape(inputs, -1)  # [I, *P O]
-    y = jnp.matmul(x, columns, precision=precision)
+    y = jnp.matmul(x, columns, precision=precision, preferred_element_type=result)
     return _depth_to_space(y, patch, features)
 
 
-def _upsample_fwd(x, kernel, precision):
-    return _upsample(x, kernel, precision), (x, kernel)
+def _upsample_fwd(x, kernel, precision, result):
+    return _upsample(x, kernel, precision, result), (x, kernel)
 
 
-def _upsample_bwd(precision, residuals, grad):
+def _upsample_bwd(precision, result, residuals, grad):
     x, kernel = residuals
     *patch, inputs, features = kernel.shape
     # Without the barrier the permutation would be computed in each of the two products.
-    grad = lax.optimization_barrier(_space_to_depth(grad, patch))  # [N, *S, *P O]
+    grad = lax.optimization_barrier(_space_to_depth(grad.astype(x.dtype), patch))  # [N, *S, *P O]
     columns = jnp.moveaxis(kernel, -2, 0).reshape(inputs, -1)  # [I, *P O]
     x_grad = jnp.matmul(grad, columns.T, precision=precision)
     columns_grad = jnp.matmul(
@@ -177,7 +185,7 @@ def _conv3x3x3(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) ->
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_conv3x3x3_by_depth_taps, precision=precision),
+        cpu=functools.partial(_conv3x3x3_by_slices, precision=precision),
         default=functools.partial(_conv3x3x3_native, precision=precision),
     )
 
@@ -201,6 +209,11 @@ def _conv3x3x3_bwd(precision, residuals, grad):
 _conv3x3x3.defvjp(_conv3x3x3_fwd, _conv3x3x3_bwd)
 
 
+def _sum_dtype(dtype: DTypeLike) -> DTypeLike:
+    """What sums of products are kept in, until they are rounded once: float32 or wider."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+
+
 def _conv3x3x3_native(x, kernel, precision):
     return lax.conv_general_dilated(
         x, kernel, (1, 1, 1), "SAME", dimension_numbers=_channels_last(5), precision=precision
@@ -213,60 +226,78 @@ def _kernel_grad_native(x, grad, precision):
     return transpose(grad)[0]
 
 
-def _conv3x3x3_by_depth_taps(x, kernel, precision):
-    """One 2D convolution of every slice gives three depth taps, which are added with a shift."""
+def _conv3x3x3_by_slices(x, kernel, precision):
+    """One 2D convolution of all slices, with the three depth taps on the side of fewer channels."""
     n, depth, h, w, inputs = x.shape
     features = kernel.shape[-1]
+    wide = _sum_dtype(x.dtype)
+    if inputs < features:  # each slice sees its neighbours' channels
+        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)
+        kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
+        y = _conv3x3(x.reshape(n * depth, h, w, 3 * inputs), kernel, precision, wide)
+        return y.reshape(n, depth, h, w, features).astype(x.dtype)
+    # Each slice gives its share in its neighbours' results.
     taps = jnp.moveaxis(kernel, 0, -2).reshape(3, 3, inputs, 3 * features)
-    y = _conv3x3(x.reshape(n * depth, h, w, inputs), taps, precision)
+    y = _conv3x3(x.reshape(n * depth, h, w, inputs), taps, precision, wide)
     y = y.reshape(n, depth, h, w, 3, features)
-    zero = jnp.zeros((n, 1, h, w, features), y.dtype)
+    zero = jnp.zeros((n, 1, h, w, features), wide)
     below = jnp.concatenate([zero, y[:, :-1, ..., 0, :]], axis=1)
     above = jnp.concatenate([y[:, 1:, ..., 2, :], zero], axis=1)
-    return below + y[..., 1, :] + above
+    return (below + y[..., 1, :] + above).astype(x.dtype)
 
 
-def _conv3x3(x, kernel, precision):
+def _conv3x3(x, kernel, precision, result):
     """2D, stride 1, SAME padding: [N, H, W, I], [3, 3, I, O] -> [N, H, W, O]."""
+    types = {"precision": precision, "preferred_element_type": result}
     if x.dtype == jnp.float64:
         # XLA:CPU has no fast float64 convolution, but a fast float64 product.
         _, h, w, _ = x.shape
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         windows = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
         columns = jnp.concatenate(windows, axis=-1)  # [N, H, W, 9 I]
-        return jnp.matmul(columns, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+        return jnp.matmul(columns, kernel.reshape(-1, kernel.shape[-1]), **types)
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=_channels_last(4), precision=precision
+        x, kernel, (1, 1), "SAME", dimension_numbers=_channels_last(4), **types
     )
 
 
 def _kernel_grad_by_products(x, grad, precision):
     """Sums [9 I, voxels] @ [voxels, 3 O] over slices: 9 in-plane shifts of x, 3 depths of grad.
 
-    Channels come first and rows are padded, so that every shift is an offset in a flat slice.
+    Channels come first and rows are padded, so that every shift is an offset in a flat slice. The
+    batch stays an axis to the end: devices that share it exchange nothing but the sum.
     """
     n, depth, h, w, inputs = x.shape
     features = grad.shape[-1]
+    if inputs > features:  # shift the smaller of both: their parts are symmetric, but mirrored
+        mirrored = _kernel_grad_by_products(grad, x, precision)
+        return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
     row = w + 2
-    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
-    x = x.reshape(n * depth, inputs, (h + 2) * row)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 2)))
+    x_slices = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
+    x_slices = x_slices.reshape(n, depth, inputs, (h + 2) * row)
+    x_slices = jnp.pad(x_slices, ((0, 0), (0, 0), (0, 0), (0, 2)))
     grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
     grad = grad.reshape(n, depth + 2, features, h * row)
-    # Slice d of x meets the gradient of slices d + 1, d and d - 1 through depth taps 0, 1 and 2.
-    grad = jnp.concatenate([grad[:, 2:], grad[:, 1:-1], grad[:, :-2]], axis=2)
-    grad = grad.reshape(n * depth, 3 * features, h * row)
 
-    def product(x_slice, grad_slice):
+    def columns(slices):
         offsets = [i * row + j for i in range(3) for j in range(3)]
-        columns = [x_slice[..., o : o + h * row] for o in offsets]
-        columns = jnp.concatenate(columns, axis=-2)  # [..., 9 I, voxels]
-        voxels = (0, 2) if columns.ndim == 3 else (1,)
-        return lax.dot_general(columns, grad_slice, ((voxels, voxels), ((), ())), precision)
+        return jnp.concatenate([slices[..., o : o + h * row] for o in offsets], axis=-2)
 
-    if n * depth * h * w <= ONE_PRODUCT_VOXELS:
-        total = product(x, grad)
+    wide = _sum_dtype(x.dtype)
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    if h * w <= ONE_PRODUCT_SLICE:
+        depths = jnp.concatenate([grad[:, tap : tap + depth] for tap in range(3)], axis=2)
+        total = product("ndiv,ndov->io", columns(x_slices), depths)
     else:
-        zero = jnp.zeros((9 * inputs, 3 * features), x.dtype)
-        total, _ = lax.scan(lambda sum_, both: (sum_ + product(*both), None), zero, (x, grad))
-    return jnp.moveaxis(total.reshape(3, 3, inputs, 3, features), 3, 0)
+
+        def add_slice(total, i):
+            x_slice = lax.dynamic_index_in_dim(x_slices, i, axis=1, keepdims=False)
+            depths = lax.dynamic_slice_in_dim(grad, i, 3, axis=1).reshape(n, 3 * features, -1)
+            return total + product("niv,nov->nio", columns(x_slice), depths), None
+
+        zero = jnp.zeros((n, 9 * inputs, 3 * features), wide)
+        total = lax.scan(add_slice, zero, jnp.arange(depth))[0].sum(0)
+    total = total.reshape(3, 3, inputs, 3, features).astype(x.dtype)
+    # Slice i of x meets slice i - 1 of the gradient first, to which it is the last depth tap.
+    return jnp.flip(jnp.moveaxis(total, 3, 0), 0)

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import os
 import subprocess
@@ -42,7 +43,9 @@ CONVOLUTIONS = {
     "3x3x3": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
     "3x3x3, one slice": ((2, 1, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
     "3x3x3, one voxel": ((2, 1, 1, 1, 3), (3, 3, 3, 3, 4), (1, 1, 1), "SAME"),
-    "3x3x3, scanned": ((2, 20, 14, 16, 1), (3, 3, 3, 1, 2), (1, 1, 1), "SAME"),
+    "3x3x3, fewer features": ((2, 4, 6, 5, 4), (3, 3, 3, 4, 3), (1, 1, 1), "SAME"),
+    "3x3x3, scanned": ((2, 5, 14, 16, 1), (3, 3, 3, 1, 2), (1, 1, 1), "SAME"),
+    "3x3x3, scanned, fewer features": ((2, 5, 14, 16, 3), (3, 3, 3, 3, 2), (1, 1, 1), "SAME"),
     "1x1x1": ((2, 4, 6, 5, 3), (1, 1, 1, 3, 4), (1, 1, 1), "SAME"),
     "patches": ((2, 4, 6, 16, 3), (2, 1, 8, 3, 4), (2, 1, 8), "VALID"),
     "patches, 2D": ((2, 4, 6, 3), (2, 3, 3, 4), (2, 3), "VALID"),
@@ -76,19 +79,38 @@ def test_float32(name):
         assert_close(a, b, 1e-5)
 
 
-def test_bfloat16_stays_bfloat16():
-    x, kernel = random(0, (2, 4, 6, 5, 3), jnp.bfloat16), random(1, (3, 3, 3, 3, 4), jnp.bfloat16)
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5, 3), (2, 32, 12, 10, 3)])
+def test_bfloat16_is_rounded_once(shape):
+    x, kernel = random(0, shape, jnp.bfloat16), random(1, (3, 3, 3, 3, 4), jnp.bfloat16)
     ours = value_and_gradients(ops.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
-    exact = value_and_gradients(
-        lax.conv_general_dilated,
-        x.astype(jnp.float32),
-        kernel.astype(jnp.float32),
-        (1, 1, 1),
-        "SAME",
-    )
-    for a, b in zip(ours, exact, strict=True):
-        assert a.dtype == jnp.bfloat16
-        assert_close(a.astype(jnp.float32), b, 0.05)
+    with jax.enable_x64(True):
+        x, kernel = x.astype(jnp.float64), kernel.astype(jnp.float64)
+        conv = functools.partial(lax.conv_general_dilated, dimension_numbers=dimension_numbers(5))
+        y, vjp = jax.vjp(lambda x, kernel: conv(x, kernel, (1, 1, 1), "SAME"), x, kernel)
+        exact = (y, *vjp(random(9, y.shape, jnp.bfloat16).astype(jnp.float64)))
+        for a, b in zip(ours, exact, strict=True):
+            assert a.dtype == jnp.bfloat16
+            assert_close(a.astype(jnp.float64), b, 2**-8)
+
+
+@pytest.mark.parametrize("kernel_shape", [(3, 3, 3, 2, 4), (1, 1, 1, 2, 4)])
+def test_errors_are_those_of_jax(kernel_shape):
+    x, options = jnp.ones((2, 4, 6, 5, 3)), {"dimension_numbers": dimension_numbers(5)}
+    with pytest.raises(ValueError, match="feature dimension"):
+        ops.conv_general_dilated(x, jnp.ones(kernel_shape), (1, 1, 1), "SAME", **options)
+    kernel = jnp.ones((*kernel_shape[:3], 3, 4), jnp.bfloat16)
+    with pytest.raises(TypeError, match="same dtypes"):
+        ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_element_type_of_the_result(dtype):
+    x, kernel = jnp.ones((2, 4, 6, 5, 3), dtype), jnp.ones((3, 3, 3, 3, 4), dtype)
+    options = {"dimension_numbers": dimension_numbers(5)}
+    for result in (None, jnp.float32):
+        options["preferred_element_type"] = result
+        ours = ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
+        assert_close(ours, lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options), 0)
 
 
 def test_groups_and_dilation_are_left_to_jax():
@@ -116,6 +138,19 @@ def test_deconvolution_and_its_gradients_are_those_of_flax(strides):
         cotangent = random(3, y.shape)
         assert_close(y, y_theirs)
         jax.tree.map(assert_close, vjp(cotangent), vjp_theirs(cotangent))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_deconvolution_takes_the_shapes_and_types_of_flax(batch):
+    x = random(0, (*batch, 4, 3), jnp.bfloat16)
+    options = {"kernel_size": 2, "strides": 2, "padding": "VALID", "dtype": jnp.bfloat16}
+    for result in (None, jnp.float32):
+        ours = ops.ConvTranspose(4, **options, use_bias=False, preferred_element_type=result)
+        theirs = nn.ConvTranspose(4, **options, use_bias=False, preferred_element_type=result)
+        variables = theirs.init(jax.random.key(0), x)
+        assert_close(ours.apply(variables, x), theirs.apply(variables, x), 2**-8)
+        gradient, _ = jax.grad(lambda *a, m=ours: (m.apply(*a) ** 2).sum(), (0, 1))(variables, x)
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, variables)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +199,21 @@ def test_each_platform_gets_its_own_lowering():
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     for platform, taps in (("cpu", True), ("cuda", False), ("tpu", False)):
         text = jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
-        # The forward pass is a 2D convolution of 3 x 4 features, or one with the kernel as it is.
-        assert ("tensor<3x3x3x12xf32>) -> tensor<8x6x5x12xf32>" in text) == taps
+        # The forward pass is a 2D convolution of 3 x 3 channels, or one with the kernel as it is.
+        assert ("tensor<3x3x9x4xf32>) -> tensor<8x6x5x4xf32>" in text) == taps
         assert ("tensor<3x3x3x3x4xf32>) -> tensor<2x4x6x5x4xf32>" in text) != taps
     jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)
+
+
+def test_only_the_arguments_are_kept_for_the_backward_pass():
+    x, kernel = jnp.ones((2, 4, 6, 5, 3)), jnp.ones((3, 3, 3, 3, 4))
+    options = {"dimension_numbers": dimension_numbers(5)}
+    _, vjp = jax.vjp(
+        lambda x, kernel: ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options),
+        x,
+        kernel,
+    )
+    assert [leaf.shape for leaf in jax.tree.leaves(vjp)] == [x.shape, kernel.shape]
 
 
 def test_batch_sharded_over_devices():
@@ -178,7 +224,7 @@ jax.config.update("jax_enable_x64", True)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from unetr_flax import blocks
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
+x = jax.random.normal(jax.random.key(0), (4, 4, 12, 5, 3))
 module = blocks.Deconv3DBlock(4, (2, 1, 2), param_dtype=x.dtype)
 variables = module.init(jax.random.key(1), x)
 def loss(params, x):
@@ -188,7 +234,9 @@ def loss(params, x):
     return (y ** 2).mean(), updated
 step = jax.jit(jax.value_and_grad(loss, has_aux=True))
 alone = step(variables["params"], x)
-together = step(variables["params"], jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
+sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+together = step(variables["params"], sharded)
+assert "all-gather" not in step.lower(variables["params"], sharded).compile().as_text()
 for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
     assert len(a.sharding.device_set) == 2

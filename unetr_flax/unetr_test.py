@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import flax.linen as nn
@@ -6,22 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax.nnx import bridge
 
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax import UNETR, UNETRConfig, encoder
 
 CFG = UNETRConfig.reference(
-    (32, 16, 48), 2, 3, 8, patch_size=(16, 8, 16), hidden_size=24, num_layers=4, num_heads=3
+    (16, 8, 32), 2, 3, 8, patch_size=(8, 4, 16), hidden_size=24, num_layers=4, num_heads=3
 )
 
 
-def image(cfg=CFG, batch=2, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (batch, *cfg.img_size, cfg.in_channels), dtype)
+def image(cfg=CFG, batch=2):
+    shape = (batch, *cfg.img_size, cfg.in_channels)
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def random_variables(cfg):
+    """Variables of the right shapes, without compiling the initialisers."""
+    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image(cfg))
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        noise = rng.standard_normal(shape.shape, np.float32)
+        return 0.5 + np.abs(noise) if path[-1].key in ("var", "scale") else 0.2 * noise
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(UNETR(CFG).init)(jax.random.key(0), image())
+    return random_variables(CFG)
 
 
 def count(tree):
@@ -48,9 +61,10 @@ def test_the_article_s_counts():
 
 
 def test_shapes_of_logits_and_skips(variables):
-    logits, skips = UNETR(CFG).apply(variables, image(), return_skips=True)
-    assert logits.shape == (2, 32, 16, 48, 3)
-    assert [z.shape for z in skips] == [(2, 2 * 2 * 3, 24)] * 4
+    apply = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, return_skips=True))
+    logits, skips = apply(variables, image())
+    assert logits.shape == (2, 16, 8, 32, 3)
+    assert [z.shape for z in skips] == [(2, 2 * 2 * 2, 24)] * 4
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(skips))
 
 
@@ -70,8 +84,8 @@ def test_every_patch_size_and_number_of_axes(img_size, patch_size):
     cfg = UNETRConfig.reference(
         img_size, 1, 2, 16, patch_size=patch_size, hidden_size=8, num_layers=4, num_heads=2
     )
-    x = image(cfg)
-    logits, variables = jax.jit(UNETR(cfg).init_with_output)(jax.random.key(0), x)
+    init = UNETR(cfg).init_with_output
+    logits, variables = jax.eval_shape(init, jax.random.key(0), image(cfg))
     assert logits.shape == (2, *img_size, 2)
     assert variables["params"]["encoder"]["embedding"]["position_embedding"].shape[1] == np.prod(
         [s // p for s, p in zip(img_size, patch_size, strict=True)]
@@ -80,8 +94,9 @@ def test_every_patch_size_and_number_of_axes(img_size, patch_size):
 
 def test_training_mode_changes_only_running_statistics(variables):
     x = image()
-    evaluated = UNETR(CFG).apply(variables, x)
-    trained, updated = UNETR(CFG).apply(variables, x, train=True, mutable=["batch_stats"])
+    evaluated = jax.jit(UNETR(CFG).apply)(variables, x)
+    train = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, train=True, mutable=["batch_stats"]))
+    trained, updated = train(variables, x)
     assert updated.keys() == {"batch_stats"}
     assert not np.allclose(evaluated, trained)
     assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(
@@ -95,68 +110,46 @@ def test_training_mode_changes_only_running_statistics(variables):
         assert not np.array_equal(before, after)
 
 
-def test_dropout_needs_and_follows_its_rng():
-    cfg = UNETRConfig.reference(
-        (16, 16, 16),
-        1,
-        2,
-        16,
-        hidden_size=16,
-        num_layers=4,
-        num_heads=2,
-        dropout_rate=0.5,
-        patch_size=8,
-    )
-    model, x = UNETR(cfg), image(cfg)
-    variables = model.init(jax.random.key(0), x)
+def test_dropout_reaches_everything_and_follows_its_rng():
+    cfg = dataclasses.replace(CFG, dropout_rate=0.5)
+    model, x, variables = UNETR(cfg), image(cfg), random_variables(cfg)
 
-    def train(seed):
+    @jax.jit
+    def train(key):
         return model.apply(
             variables,
             x,
             train=True,
-            rngs={"dropout": jax.random.key(seed)},
-            mutable=["batch_stats"],
-        )[0]
+            rngs={"dropout": key},
+            capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+            mutable=["batch_stats", "intermediates"],
+        )
 
-    assert np.array_equal(train(1), train(1))
-    assert not np.array_equal(train(1), train(2))
-    assert np.array_equal(model.apply(variables, x), model.apply(variables, x))
+    logits, state = train(jax.random.key(1))
+    dropped = jax.tree.leaves(state["intermediates"])
+    # The embeddings, and in each block the attention weights and the feed-forward units.
+    assert len(dropped) == 1 + 2 * cfg.num_layers
+    assert all((d == 0).mean() > 0.2 for d in dropped)
+    assert np.array_equal(logits, train(jax.random.key(1))[0])
+    assert not np.array_equal(logits, train(jax.random.key(2))[0])
     with pytest.raises(Exception, match="dropout"):
         model.apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-def test_dropout_reaches_embeddings_attention_and_feed_forward():
-    cfg = UNETRConfig.reference(
-        (16, 16, 16), 1, 2, 16, hidden_size=16, num_layers=4, num_heads=2, dropout_rate=0.5
-    )
-    model, x = UNETR(cfg), image(cfg)
-    variables = model.init(jax.random.key(0), x)
-    _, state = model.apply(
-        variables,
-        x,
-        train=True,
-        rngs={"dropout": jax.random.key(1)},
-        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
-        mutable=["batch_stats", "intermediates"],
-    )
-    dropped = jax.tree.leaves(state["intermediates"])
-    assert len(dropped) == 1 + 2 * 4
-    assert all((d == 0).mean() > 0.2 for d in dropped)
-
-
 def test_mask_cuts_tokens_off(variables):
-    model, x = UNETR(CFG), image()
+    x = image()
     keep = np.ones(CFG.num_patches, bool)
     keep[-1] = False
-    mask = jnp.asarray(keep[None, None, None])
-    changed = x.at[:, 16:, 8:, 32:].add(1.0)  # exactly the last patch
-    _, skips = model.apply(variables, x, mask=mask, return_skips=True)
-    _, skips_changed = model.apply(variables, changed, mask=mask, return_skips=True)
-    _, unmasked = model.apply(variables, changed, return_skips=True)
-    np.testing.assert_array_equal(skips[-1][:, :-1], skips_changed[-1][:, :-1])
-    assert not np.array_equal(skips[-1][:, -1], skips_changed[-1][:, -1])
-    assert not np.allclose(skips[-1][:, :-1], unmasked[-1][:, :-1])
+    changed = x.copy()
+    changed[:, 8:, 4:, 16:] += 1.0  # exactly the last patch
+    encode = jax.jit(
+        lambda x, mask: UNETR(CFG).apply(variables, x, mask=mask, return_skips=True)[1][-1]
+    )
+    mask, everything = keep[None, None, None], np.ones((1, 1, 1, CFG.num_patches), bool)
+    before, after = encode(x, mask), encode(changed, mask)
+    np.testing.assert_array_equal(before[:, :-1], after[:, :-1])
+    assert not np.array_equal(before[:, -1], after[:, -1])
+    assert not np.allclose(before[:, :-1], encode(changed, everything)[:, :-1])
 
 
 # Flax's LayerNorm itself relies on promotion for mixed precision.
@@ -164,12 +157,11 @@ def test_mask_cuts_tokens_off(variables):
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(variables):
     x = image()
     model = UNETR(CFG, dtype=jnp.bfloat16)
-    assert jax.tree.map(jnp.result_type, model.init(jax.random.key(0), x)) == jax.tree.map(
-        jnp.result_type, variables
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
     logits, skips = jax.jit(lambda v, x: model.apply(v, x, return_skips=True))(variables, x)
     assert {logits.dtype, *(z.dtype for z in skips)} == {jnp.dtype(jnp.bfloat16)}
-    exact = UNETR(CFG).apply(variables, x)
+    exact = jax.jit(UNETR(CFG).apply)(variables, x)
     assert jnp.abs(logits.astype(jnp.float32) - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
@@ -183,18 +175,20 @@ def test_gradients_reach_every_parameter(variables):
         assert np.abs(grad).max() > 0, path
 
 
-def test_initial_weights_follow_pytorch_s_distribution(variables):
-    kernel = variables["params"]["encoder"]["block_0"]["feed_forward"]["expand"]["kernel"]
+def test_initial_weights_follow_pytorch_s_distribution():
+    module = encoder.FeedForward(CFG)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 24)))
+    kernel = variables["params"]["expand"]["kernel"]
     bound = 24**-0.5
     assert np.abs(kernel).max() <= bound
     np.testing.assert_allclose(np.std(kernel), bound / 3**0.5, rtol=0.05)
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 32, 16, 47, 2), (2, 32, 16, 48, 1), (32, 16, 48, 2), (2, 2, 32, 16, 48)]
+    "shape", [(2, 16, 8, 31, 2), (2, 16, 8, 32, 1), (16, 8, 32, 2), (2, 2, 16, 8, 32)]
 )
 def test_wrong_input_shape_is_refused(variables, shape):
-    with pytest.raises(ValueError, match=r"x: shape \(.*must be \(batch, 32, 16, 48, 2\)"):
+    with pytest.raises(ValueError, match=r"x: shape \(.*must be \(batch, 16, 8, 32, 2\)"):
         UNETR(CFG).apply(variables, jnp.zeros(shape))
 
 
@@ -206,7 +200,7 @@ def test_mask_must_be_boolean(variables):
 
 def test_nnx_bridge_computes_differentiates_and_updates_the_same():
     x = image()
-    model = bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x)
+    model = nnx.bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x)
 
     def variables():
         return {
@@ -214,12 +208,20 @@ def test_nnx_bridge_computes_differentiates_and_updates_the_same():
             "batch_stats": nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)),
         }
 
-    expected, updated = UNETR(CFG).apply(variables(), x, train=True, mutable=["batch_stats"])
     logits = nnx.jit(lambda m, x: m(x))(model, x)
-    np.testing.assert_allclose(logits, UNETR(CFG).apply(variables(), x), rtol=1e-4, atol=1e-5)
+    expected = jax.jit(UNETR(CFG).apply)(variables(), x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
-    grads = nnx.grad(lambda m: (m(x) ** 2).mean())(model)
+    grads = nnx.jit(nnx.grad(lambda m: (m(x) ** 2).mean()))(model)
     assert count(grads) == count(variables()["params"])
 
-    np.testing.assert_array_equal(model(x, train=True, mutable=["batch_stats"]), expected)
-    jax.tree.map(np.testing.assert_array_equal, variables()["batch_stats"], updated["batch_stats"])
+    train = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, train=True, mutable=["batch_stats"]))
+    expected, updated = train(variables(), x)
+    logits = nnx.jit(lambda m, x: m(x, train=True, mutable=["batch_stats"]))(model, x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(variables()["batch_stats"]),
+        jax.tree.leaves(updated["batch_stats"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
