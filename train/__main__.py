@@ -1,0 +1,42 @@
+"""python -m train: trains a UNETR; see --help."""
+
+import signal
+import sys
+
+from rich.console import Console
+
+from train import mesh
+from train.data.decathlon import DataError
+from train.interrupt import EXIT_STATUS
+from train.loop import DivergenceError
+from train.record import OptionError, read_options, resume_command
+from train.run import BadCasesError, run
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit status: 0 done, 1 bad data or diverged, 2 bad options, 130 interrupted."""
+    cfg = None
+    try:
+        cfg = read_options(args)
+        if cfg.run.coordinator_address is not None:
+            mesh.connect(cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id)
+        return 0 if run(cfg) else EXIT_STATUS
+    except OptionError as error:
+        return _fail(error, 2)
+    except (DataError, BadCasesError, DivergenceError, mesh.MainProcessError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        if cfg is not None and (cfg.out / "config.json").exists():
+            return _fail(f"Interrupted. To go on:\n{resume_command(cfg)}", EXIT_STATUS)
+        return _fail("Interrupted before the run began.", EXIT_STATUS)
+
+
+def _fail(message: object, status: int) -> int:
+    Console(stderr=True).print(str(message), soft_wrap=True, highlight=False, markup=False)
+    return status
+
+
+if __name__ == "__main__":
+    # Until the loop takes over, both ways of being asked to stop are one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main(sys.argv[1:]))

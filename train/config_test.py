@@ -1,0 +1,123 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from train.config import (
+    DATA,
+    PHANTOMS,
+    Config,
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    TrainingOptions,
+    option,
+    parse,
+)
+
+RECORDS = (DataOptions, ModelOptions, TrainingOptions, RunOptions)
+
+
+def help_text(args, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as exit_info:
+        parse([*args, "--help"])
+    assert exit_info.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
+    lines = help_text([], capsys, monkeypatch).splitlines()
+    for record in RECORDS:
+        for field in dataclasses.fields(record):
+            named = [line.lstrip("│| ").startswith(f"{option(field.name)} ") for line in lines]
+            start = named.index(True)
+            # The explanation begins on the option's line or on the next, and fits in one.
+            text = " ".join(lines[start : start + 2])
+            default = field.default
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            assert f"(default: {shown})" in text, field.name
+            explanation = text.split(option(field.name))[1].split("(default")[0]
+            assert len(explanation.split()) > 4, field.name
+
+
+def test_help_with_data_shows_the_defaults_for_data(capsys, monkeypatch):
+    assert DATA.training.epochs != PHANTOMS.training.epochs
+    for args in (["--data", "x"], ["--data=x"]):
+        text = help_text(args, capsys, monkeypatch)
+        assert f"(default: {DATA.training.epochs})" in text
+    assert parse(["--data", "x"]).training == DATA.training
+    assert parse([]) == PHANTOMS
+
+
+def test_options_are_flat_and_may_be_several_numbers():
+    line = (
+        "--roi-size 48 64 48 --patch-size 16 16 8 --light-r 2.5 --spacing 1 1 1.5 --resume "
+        "--out runs/x --dtype bfloat16 --learning-rate 3e-4"
+    )
+    cfg = parse(line.split())
+    assert cfg.data.roi_size == (48, 64, 48)
+    assert cfg.data.spacing == (1, 1, 1.5)
+    assert cfg.model.patch_size == (16, 16, 8)
+    assert cfg.model.light_r == 2.5
+    assert cfg.model.dtype == "bfloat16"
+    assert cfg.training.learning_rate == 3e-4
+    assert cfg.run.resume
+    assert cfg.out == Path("runs/x")
+
+
+@pytest.mark.parametrize(
+    "args", [["--no-such-option", "3"], ["--epochs", "many"], ["--dtype", "float16"]]
+)
+def test_what_is_not_understood_ends_with_status_2(args, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(args)
+    assert exit_info.value.code == 2
+    assert args[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--epochs 0", "--epochs 0: must be above 0"),
+        ("--val-fraction 1", "--val-fraction 1.0: must be in (0, 1)"),
+        ("--overlap 1", "--overlap 1.0: must be in [0, 1)"),
+        ("--seed -1", "--seed -1: must not be negative"),
+        ("--spacing 1 0 1", "--spacing (1.0, 0.0, 1.0): each must be above 0"),
+        ("--learning-rate nan", "--learning-rate nan: must be above 0"),
+        (
+            "--num-processes 3 --coordinator-address h:1 --batch-size 4",
+            "--batch-size 4: must be divisible by --num-processes 3",
+        ),
+        ("--num-processes 2", "--coordinator-address None: must be given"),
+        ("--process-id 1", "--process-id 1: must be in [0, --num-processes 1)"),
+    ],
+)
+def test_values_out_of_range_are_named(args, message):
+    with pytest.raises(ValueError, match=r"^--") as error:
+        parse(args.split()).check()
+    assert str(error.value).startswith(message)
+
+
+def test_defaults_are_in_range():
+    PHANTOMS.check()
+    DATA.check()
+
+
+def test_the_folder_is_named_after_the_data(tmp_path):
+    assert PHANTOMS.out == Path("runs/phantoms")
+    folder = tmp_path / "Task04"
+    assert parse(["--data", str(folder)]).out == Path("runs/Task04")
+
+
+def test_survives_json_without_run_options(tmp_path):
+    cfg = parse(["--data", str(tmp_path), "--roi-size", "16", "32", "16", "--out", "x"])
+    restored = Config.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert restored == dataclasses.replace(cfg, run=RunOptions())
+    for change in ({"new": 1}, {}):
+        values = cfg.to_dict() | change
+        if not change:
+            del values["seed"]
+        with pytest.raises(ValueError, match="missing or unknown"):
+            Config.from_dict(values)

@@ -1,0 +1,182 @@
+"""The training loop: evaluate, save, next batch, step, log."""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from train.checkpoint import Checkpoints
+from train.interrupt import Interrupt
+from train.log import RunLog
+from train.mesh import any_process
+from train.metrics import DiceScores
+from train.state import TrainState
+
+# Steps that may be under way on the device while the host goes on to the next.
+STEPS_IN_FLIGHT = 2
+# Steps after which several processes ask each other whether one of them was interrupted.
+STEPS_BETWEEN_QUESTIONS = 10
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Batches(Iterator[Any], Protocol):
+    """What the loop needs of its data: batches without end, and a place that can be kept."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the iterator is, as JSON has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how often to look.
+
+    Attributes:
+      steps_per_epoch: steps of one pass over the training cases.
+      epochs: passes.
+      eval_every: epochs between validations; after the last there is one in any case.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    eval_every: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def validates_at(self, step: int) -> bool:
+        """Whether there is a validation after so many steps."""
+        due = step > 0 and step % (self.steps_per_epoch * self.eval_every) == 0
+        return due or step == self.total_steps
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop knows beyond the train state; part of the checkpoint.
+
+    Attributes:
+      validated_step: the last step that was validated.
+      best_step: the step with the best mean foreground Dice.
+      best_dice: Dice per class at that step, background first; nan where a class is absent.
+      best_mean: mean foreground Dice at that step.
+      sums: sum of each metric over the steps of the current epoch.
+      sum_steps: number of those steps.
+    """
+
+    validated_step: int = 0
+    best_step: int = 0
+    best_dice: list[float] = dataclasses.field(default_factory=list)
+    best_mean: float = -math.inf
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    sum_steps: int = 0
+
+    @property
+    def best(self) -> DiceScores:
+        """The best validation."""
+        return DiceScores(np.array(self.best_dice), self.best_mean)
+
+
+def fit(
+    state: TrainState,
+    progress: Progress,
+    *,
+    schedule: Schedule,
+    batches: Batches,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    place_batch: Callable[[Any], Any],
+    evaluate: Callable[[TrainState], DiceScores | None],
+    learning_rate: Callable[[int], Any],
+    checkpoints: Checkpoints,
+    log: RunLog,
+    interrupt: Interrupt,
+) -> bool:
+    """Trains from wherever `state` is to the end, or until interrupted; either way all is saved.
+
+    Args:
+      state: where to start; its buffers are used up.
+      progress: likewise; updated in place.
+      schedule: how long and how often.
+      batches: the data, at the place that belongs to `state`.
+      train_step: see `train.step`.
+      place_batch: puts a batch on the devices.
+      evaluate: validates; None if it was interrupted.
+      learning_rate: as a function of the step.
+      checkpoints: where to save, after each validation and when interrupted.
+      log: where to tell.
+      interrupt: whether to stop.
+
+    Returns:
+      Whether the end was reached.
+
+    Raises:
+      DivergenceError: if the loss is not finite. The last checkpoint stays as it was.
+    """
+    step = int(state.step)
+    in_flight = collections.deque()
+    several_processes = jax.process_count() > 1
+
+    def settle(limit: int) -> None:
+        """Reads metrics, waiting for the device, until no more than `limit` are outstanding."""
+        while len(in_flight) > limit:
+            number, metrics = in_flight.popleft()
+            values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+            if not math.isfinite(values["loss"]):
+                raise DivergenceError(
+                    f"loss is {values['loss']} at step {number}; try a lower --learning-rate"
+                )
+            for name, x in values.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + x
+            progress.sum_steps += 1
+            log.step(number, values["loss"])
+
+    started = time.monotonic()
+    while True:
+        validated = False
+        if schedule.validates_at(step) and progress.validated_step != step:
+            scores = evaluate(state)
+            validated = scores is not None
+            if validated:
+                progress.validated_step = step
+                log.validation(step, scores)
+                # Written so that a mean that is nan, no class being present, counts as better.
+                if not scores.mean_foreground <= progress.best_mean:
+                    progress.best_step, progress.best_mean = step, scores.mean_foreground
+                    progress.best_dice = scores.per_class.tolist()
+                    checkpoints.save_best(state)
+                started = time.monotonic()
+        stop = interrupt.requested
+        if several_processes:
+            # All must stop at the same step, and asking the others makes the device wait.
+            asks = step % STEPS_BETWEEN_QUESTIONS == 0 or schedule.validates_at(step)
+            if asks:
+                settle(0)
+            stop = asks and any_process(stop)
+        if validated or stop:
+            settle(0)
+            position = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
+            checkpoints.save_last(state, position)
+        if step == schedule.total_steps or stop:
+            return step == schedule.total_steps and progress.validated_step == step
+
+        state, metrics = train_step(state, place_batch(next(batches)))
+        step += 1
+        in_flight.append((step, metrics))
+        settle(STEPS_IN_FLIGHT)
+
+        if step % schedule.steps_per_epoch == 0:
+            settle(0)
+            means = {name: x / progress.sum_steps for name, x in progress.sums.items()}
+            now = time.monotonic()
+            rate = float(learning_rate(step - 1))
+            log.train(step, means | {"learning_rate": rate, "seconds": now - started})
+            progress.sums, progress.sum_steps = {}, 0
+            started = now

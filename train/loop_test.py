@@ -1,0 +1,199 @@
+import json
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from train.checkpoint import Checkpoints
+from train.data.augment import Augmentation
+from train.data.batches import Batches
+from train.data.preprocess import Sample
+from train.log import RunLog
+from train.loop import DivergenceError, Progress, Schedule, fit
+from train.losses import dice_cross_entropy_loss
+from train.metrics import DiceScores
+from train.stand_in import Small
+from train.state import abstract_state, create_state
+from train.step import make_train_step
+
+MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
+TX = optax.adam(1e-2)
+CLASSES = ("background", "a", "b")
+SCHEDULE = Schedule(steps_per_epoch=3, epochs=4, eval_every=2)
+SHARDING = SingleDeviceSharding(jax.devices()[0])
+
+
+class StopAfter:
+    """An interrupt that comes in the midst of a step."""
+
+    def __init__(self, steps=None):
+        self._steps_left = steps
+        self.requested = False
+
+    def step_begins(self):
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            self.requested = self._steps_left <= 0
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    return make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rng = np.random.default_rng(0)
+    return [
+        Sample(
+            name=str(i),
+            image=rng.normal(size=(6, 7, 8, 2)).astype(np.float32),
+            label=rng.integers(0, 3, (6, 7, 8)).astype(np.int32),
+            spacing=(1.0, 1.0, 2.0),
+        )
+        for i in range(6)
+    ]
+
+
+def by_step(means):
+    """An evaluation whose mean foreground Dice is given for each step."""
+    calls = []
+
+    def evaluate(state):
+        calls.append(int(state.step))
+        mean = means[int(state.step)]
+        return None if mean is None else DiceScores(np.array([0.9, mean, mean]), mean)
+
+    evaluate.calls = calls
+    return evaluate
+
+
+def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCHEDULE):
+    """One process's life: from the last checkpoint, if there is one, to the end or a stop."""
+    checkpoints = Checkpoints(folder)
+    batches = Batches(samples, (4, 6, 8), 2, seed=0, augmentation=Augmentation())
+    progress = Progress()
+    if checkpoints.last_step is None:
+        state = create_state(MODEL, TX, 0, SHARDING)
+    else:
+        state, position = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
+        batches.restore(position["batches"])
+        progress = Progress(**position["progress"])
+    interrupt = StopAfter(stop_after)
+
+    def place_batch(batch):
+        interrupt.step_begins()
+        return batch
+
+    try:
+        with RunLog(
+            folder, CLASSES, schedule.epochs, schedule.steps_per_epoch, int(state.step)
+        ) as log:
+            return fit(
+                state,
+                progress,
+                schedule=schedule,
+                batches=batches,
+                train_step=train_step,
+                place_batch=place_batch,
+                evaluate=evaluate or by_step({6: 0.5, 12: 0.4}),
+                learning_rate=lambda step: 0.1 * step,
+                checkpoints=checkpoints,
+                log=log,
+                interrupt=interrupt,
+            )
+    finally:
+        batches.close()
+        checkpoints.close()
+
+
+def kept(folder):
+    """Leaves of the last checkpoint, and what else is in it."""
+    checkpoints = Checkpoints(folder)
+    state, position = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
+    checkpoints.close()
+    return jax.device_get(state), position
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: x for name, x in json.loads(line).items() if name != "seconds"} for line in lines
+    ]
+
+
+# Within an epoch, at the end of one, and at a validation.
+@pytest.mark.parametrize("stops", [(2, 2), (3,), (6,), (1, 4, 2)])
+def test_interrupted_runs_end_bit_for_bit_like_straight_ones(tmp_path, samples, train_step, stops):
+    assert go(tmp_path / "straight", samples, train_step)
+    for i, steps in enumerate(stops):
+        assert not go(tmp_path / "parts", samples, train_step, stop_after=steps)
+        assert kept(tmp_path / "parts")[0].step == sum(stops[: i + 1])
+    assert go(tmp_path / "parts", samples, train_step)
+
+    straight, position = kept(tmp_path / "straight")
+    parts, parts_position = kept(tmp_path / "parts")
+    assert straight.step == 12
+    jax.tree.map(np.testing.assert_array_equal, straight, parts)
+    assert position == parts_position
+    assert records(tmp_path / "straight") == records(tmp_path / "parts")
+
+
+def test_validates_when_due_and_keeps_the_best(tmp_path, samples, train_step):
+    schedule = Schedule(steps_per_epoch=2, epochs=5, eval_every=2)
+    evaluate = by_step({4: 0.3, 8: 0.6, 10: 0.5})
+    assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
+    assert evaluate.calls == [4, 8, 10]
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["8"]
+    assert [path.name for path in (tmp_path / "last").iterdir()] == ["10"]
+    progress = Progress(**kept(tmp_path)[1]["progress"])
+    assert progress.best_step == 8
+    assert progress.best.mean_foreground == 0.6
+    assert progress.best.per_class.tolist() == [0.9, 0.6, 0.6]
+
+    # A run that is complete has nothing left to do.
+    assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
+    assert evaluate.calls == [4, 8, 10]
+
+
+def test_an_interrupted_validation_is_done_again(tmp_path, samples, train_step):
+    assert not go(tmp_path, samples, train_step, 6, by_step({6: None}))
+    again = by_step({6: 0.5, 12: 0.4})
+    assert go(tmp_path, samples, train_step, evaluate=again)
+    assert again.calls == [6, 12]
+
+
+def test_logs_the_mean_over_the_epoch(tmp_path, samples, train_step):
+    losses = []
+
+    def recording(state, batch):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+        return state, metrics
+
+    go(tmp_path, samples, recording)
+    train = [r for r in records(tmp_path) if r["kind"] == "train"]
+    assert [r["step"] for r in train] == [3, 6, 9, 12]
+    for i, record in enumerate(train):
+        assert record["loss"] == pytest.approx(np.mean(losses[3 * i : 3 * i + 3]), rel=1e-6)
+        assert record["learning_rate"] == pytest.approx(0.1 * (record["step"] - 1))
+
+
+def test_a_mean_that_is_nan_still_leaves_a_best(tmp_path, samples, train_step):
+    assert go(tmp_path, samples, train_step, evaluate=by_step({6: np.nan, 12: np.nan}))
+    assert len(list((tmp_path / "best").iterdir())) == 1
+
+
+def test_diverging_stops_and_leaves_the_checkpoint(tmp_path, samples, train_step):
+    assert not go(tmp_path, samples, train_step, stop_after=2)
+
+    def broken(state, batch):
+        state, metrics = train_step(state, batch)
+        return state, metrics | {"loss": metrics["loss"] * np.nan}
+
+    with pytest.raises(DivergenceError, match=r"loss is nan at step 3; .*--learning-rate"):
+        go(tmp_path, samples, broken)
+    assert kept(tmp_path)[0].step == 2

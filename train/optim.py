@@ -1,0 +1,46 @@
+"""AdamW with warm-up and cosine decay, the optimiser of vision transformers."""
+
+import jax
+import optax
+
+
+def learning_rate_schedule(peak: float, total_steps: int, warmup_fraction: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then a half cosine back to 0 at `total_steps`.
+
+    Loshchilov & Hutter 2017 (SGDR, equation 5) without restarts; the warm-up is that of Goyal et
+    al. 2017, section 2.2. The first step's rate is already above 0, so that no step is lost.
+    """
+    warmup = max(1, round(total_steps * warmup_fraction))
+    cosine = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup + 1))
+
+    def schedule(count: jax.Array) -> jax.Array:
+        rising = peak * (count + 1) / warmup
+        return jax.numpy.where(count + 1 < warmup, rising, cosine(count + 1 - warmup))
+
+    return schedule
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019, algorithm 2).
+
+    Args:
+      schedule: learning rate as a function of the step.
+      weight_decay: decoupled decay, multiplied by the learning rate; applied to kernels only.
+      clip_norm: gradients with a larger global norm are scaled down to it (Pascanu et al. 2013,
+        algorithm 1).
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
+    )
+
+
+def decay_mask(params: optax.Params) -> optax.Params:
+    """True for the leaves that decay: the kernels of convolutions and linear maps.
+
+    Biases, scales of norms and position embeddings are not shrunk towards 0, as in BERT and ViT
+    training code: they are few, and pulling them in regularises nothing.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

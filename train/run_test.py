@@ -1,0 +1,250 @@
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import train.run
+from train.__main__ import main
+from train.stand_in import Small
+
+TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
+TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    """The flow of a run is the subject, not the model."""
+    monkeypatch.setattr(train.run, "UNETR", Small)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Boxes that are brighter than the rest, so that even the stand-in finds them."""
+    folder = tmp_path_factory.mktemp("data") / "Task00_Boxes"
+    rng = np.random.default_rng(0)
+    cases = []
+    for i in range(5):
+        label = np.zeros((18 + i, 30 + i, 17), np.uint8)
+        label[4 : 9 + i, 6:22, 3 : 12 - i] = 1
+        image = (label * 300.0 + rng.normal(0, 20, label.shape)).astype(np.int16)
+        case = {"image": f"imagesTr/box_{i}.nii.gz", "label": f"labelsTr/box_{i}.nii.gz"}
+        for key, array in (("image", image), ("label", label)):
+            (folder / case[key]).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / case[key])
+        cases.append(case)
+    description = {
+        "name": "Boxes",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "box"},
+        "training": cases,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def snapshot(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    args = [*TINY, "--out", str(out)]
+    assert main([*args, "--epochs", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 cases to train on, 1 to validate" in shown
+    labels = json.loads((out / "config.json").read_text())["dataset"]["labels"]
+    assert all(name in shown.split("Best on the 1 validation cases")[1] for name in labels[1:])
+    assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    for path in ("predictions.png", "metrics.jsonl", "tensorboard", "checkpoints/best"):
+        assert str(out / path) in shown
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [(r["kind"], r["step"]) for r in records]
+    assert steps == [
+        ("train", 2),
+        ("train", 4),
+        ("validation", 4),
+        ("train", 6),
+        ("validation", 6),
+    ]
+    assert {*labels[1:], "mean_dice"} <= records[-1].keys()
+
+    before = snapshot(out)
+    assert main([*args, "--epochs", "3"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"--out {out}: holds a run; add --resume" in line
+    assert snapshot(out) == before
+
+    # Nothing is left to train, but the results can be had again.
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert "starts at step 6" in capsys.readouterr().out
+
+
+def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(data.parent)
+    args = [*TINY, "--data", data.name, "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main(args) == 0
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["options"]["data"] == str(data)
+    assert record["model"]["img_size"] == [16, 32, 16]
+    assert len(record["dataset"]["labels"]) == record["model"]["out_channels"]
+    assert not (tmp_path / "run" / "data").exists()
+    capsys.readouterr()
+
+    # From elsewhere, with nothing but the folder.
+    monkeypatch.chdir(tmp_path)
+    assert main(["--out", "run", "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["--out", "run", "--resume", "--learning-rate", "0.5"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("--learning-rate 0.5: the run in run was started with 0.001")
+    assert line.count("\n") == 1
+    assert main(["--out", "run", "--resume", "--roi-size", "16", "16", "16"]) == 2
+    assert (
+        "--roi-size 16 16 16: the run in run was started with 16 32 16" in capsys.readouterr().err
+    )
+
+
+def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in data.rglob("*"):
+        target = folder / path.relative_to(data)
+        target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
+    out = str(tmp_path / "run")
+    assert main([*TINY, "--data", str(folder), "--epochs", "1", "--out", out]) == 0
+    description = json.loads((folder / "dataset.json").read_text())
+    description["training"].pop()
+    (folder / "dataset.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    assert main(["--out", out, "--resume"]) == 2
+    assert "cases, labels or files have changed" in capsys.readouterr().err
+
+
+def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "imagesTr").symlink_to(data / "imagesTr")
+    (folder / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    labels = sorted((data / "labelsTr").iterdir())
+    for path in labels[:-1]:
+        (folder / "labelsTr" / path.name).write_bytes(path.read_bytes())
+    truncated = folder / "labelsTr" / labels[0].name
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(folder), "--out", str(out)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert str(truncated) in lines[0]
+    assert str(folder / "labelsTr" / labels[-1].name) in lines[1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["--patch-size", "16", "16", "32"], 2, "patch_size=(16, 16, 32)"),
+        (["--roi-size", "16", "24", "16"], 2, "img_size=(16, 24, 16)"),
+        (["--epochs", "0"], 2, "--epochs 0: must be above 0"),
+        (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
+        (["--data", "nowhere"], 1, "nowhere/dataset.json: no such file"),
+        (["--resume"], 2, "run: holds no run to resume"),
+    ],
+)
+def test_what_cannot_be_is_one_line(args, status, message, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "--out", "run", "--data", str(data), *args]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_phantoms_of_a_run_that_never_began_are_removed(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main([*TINY, "--val-fraction", "0.01", "--out", str(out)]) == 1
+    assert not (out / "data").exists()
+    assert main([*TINY, "--epochs", "1", "--out", str(out)]) == 0
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main([*TINY, "--out", str(tmp_path)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys, train.run
+    from train.__main__ import main
+    from train.stand_in import Small
+    train.run.UNETR = Small
+    sys.exit(main(sys.argv[1:]))
+    """
+)
+
+
+def start(args):
+    command = [sys.executable, "-c", PROGRAM, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
+    out = tmp_path / "a run"
+    args = [*TINY, "--data", str(data), "--epochs", "100", "--eval-every", "100", "--out", str(out)]
+    process = start(args)
+    with process:
+        while "epoch 2/" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    command = shlex.split(shown.splitlines()[-1])
+    assert command == ["python", "-m", "train", "--out", str(out), "--resume"]
+    (last,) = (out / "checkpoints" / "last").iterdir()
+    assert f"Saved at step {last.name}. " in shown
+    assert 2 <= int(last.name) < 100
+
+    assert main(command[3:]) == 0
+    assert f"starts at step {last.name};" in capsys.readouterr().out
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records if r["kind"] == "train"] == list(range(1, 101))
+
+
+def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
+    args = [*TINY, "--data", str(data), "--batch-size", "2", "--val-fraction", "0.4"]
+    args += ["--epochs", "20", "--eval-every", "10", "--learning-rate", "0.3"]
+    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    args += ["--coordinator-address", f"localhost:{port}", "--num-processes", "2"]
+    args += ["--out", str(tmp_path / "two")]
+    processes = [start([*args, "--process-id", str(i)]) for i in range(2)]
+    shown = []
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        shown.append(out)
+    assert "Best on the 2 validation cases" in shown[0]
+    assert "epoch" not in shown[1]
+
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 22
+    for a, b in zip(one, two, strict=True):
+        assert a.pop("kind") == b.pop("kind")
+        a.pop("seconds", None)
+        b.pop("seconds", None)
+        assert b == pytest.approx(a, rel=1e-3)
+    assert one[-1]["mean_dice"] > 0.5

@@ -1,0 +1,29 @@
+"""For tests: a model with the interface of a UNETR that compiles at once."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class Small(nn.Module):
+    """A norm with running statistics, dropout and a linear map of each voxel.
+
+    Attributes:
+      config: has img_size, in_channels and out_channels.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    config: Any
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """[B, *img_size, in_channels] -> [B, *img_size, out_channels]."""
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        return nn.Dense(self.config.out_channels)(x)

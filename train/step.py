@@ -1,0 +1,71 @@
+"""The jitted functions: one step of training, and prediction."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Sharding
+
+from train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    sharding: Sharding | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`.
+
+    The step is compiled once per shape of batch. The given state's buffers are reused for the new
+    one (donated), so the old state must not be touched again. Nothing waits for the device: the
+    metrics, scalars, stay on it until somebody reads them.
+
+    Args:
+      model: a UNETR.
+      tx: the optimiser.
+      loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
+      sharding: where the new state and the metrics live; the compiler decides if None.
+
+    Returns:
+      The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
+      metrics are "loss" and "grad_norm", the global norm of the gradient before clipping.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+        def objective(params):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                batch["image"],
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
+            return loss(logits, batch["label"]), updates["batch_stats"]
+
+        (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=sharding)
+
+
+def make_predict(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+    """Builds the jitted `predict(variables, image [B, *img_size, C]) -> logits [B, *img_size, K]`.
+
+    Running statistics are used, nothing is dropped, and logits are the same for any batch.
+    """
+    return jax.jit(model.apply)
