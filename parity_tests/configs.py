@@ -16,7 +16,7 @@ SMALL = UNETRConfig.reference(
 
 # The article's patch on every axis, one channel, other ratios everywhere.
 PATCH_16 = UNETRConfig.reference(
-    img_size=(16, 32, 48),
+    img_size=(16, 32, 16),
     in_channels=1,
     out_channels=2,
     light_r=8,

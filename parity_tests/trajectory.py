@@ -1,8 +1,10 @@
 """The rung of training: both models take the same optimiser steps."""
 
 import copy
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
@@ -12,6 +14,8 @@ from parity_tests.gradients import statistics_rows
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from parity_tests.twins import Twins, to_tensor
 from train.losses import dice_cross_entropy_loss
+from train.state import TrainState
+from train.step import make_train_step
 from unetr_flax.weights import to_torch
 
 # Biases before a batch normalisation have a gradient of zero but for rounding. Adam divides it by
@@ -62,30 +66,25 @@ def _torch_steps(twins: Twins, optimiser: str, steps: int) -> tuple[torch.nn.Mod
     return model, np.stack(losses)
 
 
-def _flax_steps(twins: Twins, optimiser: str, steps: int):
+def _flax_steps(twins: Twins, optimiser: str, steps: int) -> tuple[dict[str, Any], np.ndarray]:
+    """The training application's own step, as it is."""
     lr = LEARNING_RATE[optimiser]
     if optimiser == "adamw":
         update = optax.adamw(lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
     else:
         update = optax.sgd(lr, momentum=MOMENTUM)
-
-    def loss_fn(params, batch_stats):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, updated = twins.model.apply(
-            variables, twins.image, train=True, mutable=["batch_stats"]
-        )
-        return dice_cross_entropy_loss(logits, twins.labels), updated["batch_stats"]
-
-    @jax.jit
-    def step(params, batch_stats, opt_state):
-        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats)
-        updates, opt_state = update.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
-
-    params, batch_stats = twins.variables["params"], twins.variables["batch_stats"]
-    opt_state = update.init(jax.tree.map(jax.numpy.asarray, params))
+    variables = jax.tree.map(jnp.asarray, twins.variables)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=update.init(variables["params"]),
+        rng=jax.random.key_data(jax.random.key(0)),
+    )
+    train_step = make_train_step(twins.model, update, dice_cross_entropy_loss)
+    batch = {"image": twins.image, "label": twins.labels}
     losses = []
     for _ in range(steps):
-        params, batch_stats, opt_state, loss = step(params, batch_stats, opt_state)
-        losses.append(np.asarray(loss))
-    return {"params": params, "batch_stats": batch_stats}, np.stack(losses)
+        state, metrics = train_step(state, batch)
+        losses.append(np.asarray(metrics["loss"]))
+    return state.variables, np.stack(losses)
