@@ -53,10 +53,13 @@ def test_the_second_ends_the_process_even_where_no_python_runs():
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == "\n"
-        assert "once more" in process.stderr.readline()
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == EXIT_STATUS
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline() == "\n"
+            assert "once more" in process.stderr.readline()
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == EXIT_STATUS
+        finally:
+            process.kill()

@@ -56,7 +56,7 @@ class Schedule:
     def validates_at(self, step: int) -> bool:
         """Whether there is a validation after so many steps."""
         due = step > 0 and step % (self.steps_per_epoch * self.eval_every) == 0
-        return due or step == self.total_steps
+        return due or step >= self.total_steps
 
 
 @dataclasses.dataclass
@@ -164,8 +164,8 @@ def fit(
             settle(0)
             position = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
             checkpoints.save_last(state, position)
-        if step == schedule.total_steps or stop:
-            return step == schedule.total_steps and progress.validated_step == step
+        if step >= schedule.total_steps or stop:
+            return step >= schedule.total_steps and progress.validated_step == step
 
         state, metrics = train_step(state, place_batch(next(batches)))
         step += 1

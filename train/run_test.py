@@ -12,6 +12,7 @@ import pytest
 
 import train.run
 from train.__main__ import main
+from train.config import DATA
 from train.stand_in import Small
 
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
@@ -26,14 +27,18 @@ def stand_in(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Boxes that are brighter than the rest, so that even the stand-in finds them."""
+    """Boxes that are brighter than the rest, so that even the stand-in finds them.
+
+    Each has a dark face, so that the cases' Dice differ.
+    """
     folder = tmp_path_factory.mktemp("data") / "Task00_Boxes"
     rng = np.random.default_rng(0)
     cases = []
     for i in range(5):
         label = np.zeros((18 + i, 30 + i, 17), np.uint8)
         label[4 : 9 + i, 6:22, 3 : 12 - i] = 1
-        image = (label * 300.0 + rng.normal(0, 20, label.shape)).astype(np.int16)
+        bright = label * (np.arange(len(label)) > 4)[:, None, None]
+        image = (bright * 300.0 + rng.normal(0, 20, label.shape)).astype(np.int16)
         case = {"image": f"imagesTr/box_{i}.nii.gz", "label": f"labelsTr/box_{i}.nii.gz"}
         for key, array in (("image", image), ("label", label)):
             (folder / case[key]).parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +52,12 @@ def data(tmp_path_factory):
     }
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
+
+
+def records(out):
+    """The lines of metrics.jsonl, without what the clock said."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: x for k, x in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def snapshot(folder):
@@ -64,8 +75,7 @@ def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
     assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
     for path in ("predictions.png", "metrics.jsonl", "tensorboard", "checkpoints/best"):
         assert str(out / path) in shown
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [(r["kind"], r["step"]) for r in records]
+    steps = [(r["kind"], r["step"]) for r in records(out)]
     assert steps == [
         ("train", 2),
         ("train", 4),
@@ -73,7 +83,7 @@ def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
         ("train", 6),
         ("validation", 6),
     ]
-    assert {*labels[1:], "mean_dice"} <= records[-1].keys()
+    assert {*labels[1:], "mean_dice"} <= records(out)[-1].keys()
 
     before = snapshot(out)
     assert main([*args, "--epochs", "3"]) == 2
@@ -104,7 +114,8 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["--out", "run", "--resume", "--learning-rate", "0.5"]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("--learning-rate 0.5: the run in run was started with 0.001")
+    rate = DATA.training.learning_rate
+    assert line.startswith(f"--learning-rate 0.5: the run in run was started with {rate}")
     assert line.count("\n") == 1
     assert main(["--out", "run", "--resume", "--roi-size", "16", "16", "16"]) == 2
     assert (
@@ -215,8 +226,10 @@ def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
 
     assert main(command[3:]) == 0
     assert f"starts at step {last.name};" in capsys.readouterr().out
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["epoch"] for r in records if r["kind"] == "train"] == list(range(1, 101))
+    # Data, state and log went on as if nothing had happened.
+    assert main([*args[:-1], str(tmp_path / "straight")]) == 0
+    assert records(out) == records(tmp_path / "straight")
+    assert len(records(out)) == 101
 
 
 def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
@@ -237,14 +250,9 @@ def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
     assert "Best on the 2 validation cases" in shown[0]
     assert "epoch" not in shown[1]
 
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(one) == len(two) == 22
     for a, b in zip(one, two, strict=True):
         assert a.pop("kind") == b.pop("kind")
-        a.pop("seconds", None)
-        b.pop("seconds", None)
         assert b == pytest.approx(a, rel=1e-3)
     assert one[-1]["mean_dice"] > 0.5

@@ -1,8 +1,8 @@
 """Volumes on disk as arrays on a canonical grid, and back."""
 
 import dataclasses
+import gzip
 import importlib
-import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +10,9 @@ import numpy as np
 
 # Soft tissue in Hounsfield units, as MONAI's and the paper's abdominal CT (section 4.2).
 CT_WINDOW = (-175.0, 250.0)
+
+ENDINGS = (".nii", ".nii.gz")
+LARGEST_LABEL = np.iinfo(np.uint16).max
 
 
 class VolumeError(ValueError):
@@ -38,17 +41,21 @@ def read_volume(path: Path | str) -> Volume:
     """Reads an image in NIfTI format; a fourth axis is its channels.
 
     Raises:
-      VolumeError: if the file is missing, cut off, not NIfTI, not 3D or 4D, or not finite.
+      VolumeError: if the file is missing, damaged, not NIfTI, not 3D or 4D, not of real numbers
+        (colours, complex), or not finite; if its affine does not place voxels in space.
     """
     array, affine = _read(Path(path))
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or 0 in array.shape:
         raise VolumeError(f"{path}: shape {array.shape}, must be 3D, or 4D with channels last")
+    # What float32 cannot hold becomes infinite, and is told as such.
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float32)
     broken = int(array.size - np.isfinite(array).sum())
     if broken:
         raise VolumeError(f"{path}: {broken} voxels are NaN or infinite, all must be finite")
-    return Volume(np.ascontiguousarray(array, np.float32), affine)
+    return Volume(array, affine)
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +69,10 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         array = array[..., 0]
     if array.ndim != 3 or 0 in array.shape:
         raise VolumeError(f"{path}: shape {array.shape}, must be 3D")
-    labels = array.astype(np.int32, casting="unsafe") if np.isfinite(array).all() else None
-    if labels is None or not np.array_equal(labels, array):
+    # NaN and what int32 cannot hold becomes some other number, which the comparison finds.
+    with np.errstate(invalid="ignore"):
+        labels = array.astype(np.int32)
+    if not np.array_equal(labels, array):
         raise VolumeError(f"{path}: labels must be whole numbers")
     return np.ascontiguousarray(labels), affine
 
@@ -71,10 +80,16 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
 def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
     """Writes class ids [X, Y, Z] of the canonical grid onto the grid of the file `like`.
 
+    The inverse of `read_labels`: the written file has the axes, affine, qform, sform and units of
+    `like`, and whole numbers of 8 bits, or 16 where a class id needs them.
+
     Raises:
-      VolumeError: if `like` cannot be read or its grid has another shape.
+      VolumeError: if `like` cannot be read or its grid has another shape, if a label is negative
+        or above 65535, or if `path` does not end in .nii or .nii.gz.
+      OSError: if `path` cannot be written.
     """
     nib = _nibabel()
+    _check_ending(Path(path))
     original = _load(Path(like))
     to_canonical = nib.io_orientation(original.affine)
     canonical = nib.apply_orientation(np.empty(original.shape[:3], bool), to_canonical)
@@ -83,9 +98,14 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None
     back = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(original.affine)
     )
-    array = nib.apply_orientation(labels, back).astype(np.uint8 if labels.max() < 256 else np.int16)
-    image = nib.Nifti1Image(array, original.affine)
-    image.header.set_zooms(original.header.get_zooms()[:3])
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > LARGEST_LABEL:
+        raise VolumeError(f"{path}: labels {lowest} to {highest}, must be 0 to {LARGEST_LABEL}")
+    array = nib.apply_orientation(labels, back).astype(np.min_scalar_type(highest))
+    image = type(original)(array, original.affine, original.header)
+    image.set_data_dtype(array.dtype)
+    # The window in which viewers show `like` is one of its intensities.
+    image.header["cal_min"] = image.header["cal_max"] = 0
     nib.save(image, path)
 
 
@@ -121,14 +141,27 @@ def _nibabel() -> ModuleType:
         raise VolumeError("NIfTI files need nibabel: pip install 'unetr-flax[volumes]'") from None
 
 
+def _check_ending(path: Path) -> None:
+    if not path.name.lower().endswith(ENDINGS):
+        raise VolumeError(f"{path}: must end in {' or '.join(ENDINGS)}")
+
+
 def _load(path: Path):
+    """The image, of which nibabel has read the header so far."""
     nib = _nibabel()
     if not path.is_file():
         raise VolumeError(f"{path}: no such file")
+    _check_ending(path)
+    # What a damaged file raises in nibabel has no class in common.
     try:
-        return nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        image = nib.load(path)
+    except Exception as error:
         raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
+    if not np.isfinite(image.affine).all() or np.isnan(nib.io_orientation(image.affine)).any():
+        raise VolumeError(f"{path}: affine must be finite and invertible")
+    if image.get_data_dtype().kind not in "iuf":
+        raise VolumeError(f"{path}: voxels are {image.get_data_dtype()}, must be real numbers")
+    return image
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +169,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     nib = _nibabel()
     image = _load(path)
     try:
+        if path.suffix.lower() == ".gz":
+            # nibabel stops at the last voxel; the checksum, which tells of damage, is after it.
+            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
         image = nib.as_closest_canonical(image)
         array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except Exception as error:
         raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
     return array, image.affine
 

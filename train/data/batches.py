@@ -19,13 +19,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     alone, so a restored stream goes on exactly as the original would have.
 
     Args:
-      samples: preprocessed cases; they stay in memory.
+      samples: preprocessed cases. They stay in memory: 4 bytes per voxel for each channel and for
+        the label, and 8 more per voxel of the foreground.
       roi_size: voxels of a crop per axis.
       batch_size: crops of the global batch.
       seed: of order, crops and augmentation.
       augmentation: what is varied, or None.
       foreground_fraction: probability that a crop is centred on a foreground voxel.
       part: this process's share of every batch, as (which, of how many).
+
+    What goes wrong in the background is raised by `next`, at the batch that it concerns.
 
     Raises:
       ValueError: if the batch cannot be shared evenly, or there are no samples.
@@ -61,7 +64,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         while len(self._pending) < PREFETCHED:
             step = self._step + len(self._pending)
             self._pending.append(self._pool.submit(self._batch, step))
-        batch = self._pending.popleft().result()
+        # Taken off only when it is there, so that an error does not shift what follows.
+        batch = self._pending[0].result()
+        self._pending.popleft()
         self._step += 1
         return batch
 

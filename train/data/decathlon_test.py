@@ -78,6 +78,14 @@ def _truncate(folder):
     return "imagesTr/case_1.nii.gz: not a readable NIfTI file"
 
 
+def _wrong_checksum(folder):
+    path = folder / "labelsTr/case_1.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+    return "labelsTr/case_1.nii.gz: not a readable NIfTI file"
+
+
 def _nan(folder):
     def change(array):
         array[0, 0, 0] = np.nan
@@ -126,6 +134,7 @@ def _channels(folder):
         _remove_image,
         _remove_label,
         _truncate,
+        _wrong_checksum,
         _nan,
         _other_shape,
         _other_affine,
@@ -147,6 +156,24 @@ def test_all_bad_files_are_told_at_once(folder):
     for i in range(3):
         (folder / f"labelsTr/case_{i}.nii.gz").unlink()
     assert len(check_cases(read_dataset(folder))) == 3
+
+
+@pytest.mark.parametrize(("shift", "count"), [(5e-4, 0), (2e-3, 1)])
+def test_affines_may_differ_by_rounding_only(folder, shift, count):
+    path = folder / "labelsTr/case_1.nii.gz"
+    affine = np.eye(4)
+    affine[1, 3] = shift
+    write(path, np.asarray(nib.load(path).dataobj), affine)
+    assert len(check_cases(read_dataset(folder))) == count
+
+
+def test_image_and_label_of_one_grid_may_be_stored_in_different_orders(folder):
+    path = folder / "labelsTr/case_1.nii.gz"
+    label = nib.load(path)
+    label = nib.Nifti1Image(np.asarray(label.dataobj).copy(), label.affine)
+    nib.save(label.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]])), path)
+    assert nib.load(path).shape != (6, 5, 4)
+    assert check_cases(read_dataset(folder)) == []
 
 
 def test_repeated_case_is_told(folder):
