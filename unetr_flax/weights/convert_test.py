@@ -114,13 +114,21 @@ def test_gradients_need_no_statistics(variables):
 
 
 def test_arrays_need_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import jax, numpy as np\n"
-        "from unetr_flax import UNETR, UNETRConfig\n"
-        "from unetr_flax.weights import from_torch, to_torch\n"
-        "cfg = UNETRConfig.reference((16, 16, 16), 1, 2, 16, hidden_size=8, num_heads=2)\n"
-        "variables = UNETR(cfg).init(jax.random.key(0), np.zeros((1, 16, 16, 16, 1)))\n"
-        "from_torch(to_torch(variables, cfg), cfg)\n"
-    )
+    code = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch())
+import jax, numpy as np
+from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.weights import from_torch, to_torch
+cfg = UNETRConfig.reference((16, 16, 16), 1, 2, 16, hidden_size=8, num_heads=2)
+image = np.zeros((1, 16, 16, 16, 1), np.float32)
+shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image)
+variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+from_torch(to_torch(variables, cfg), cfg)
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
