@@ -58,7 +58,8 @@ def summary_table(rows: list[Row]) -> Table:
     """The summary for the terminal."""
     table = Table(title="parity: max|a - b| / max|b|")
     for name in SUMMARY_HEADER:
-        table.add_column(name, justify="right" if name in ("compared", "worst", "ULPs") else "left")
+        figures = name in ("compared", "worst", "ULPs")
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
     for line in _summary(rows):
         table.add_row(*line)
     return table
