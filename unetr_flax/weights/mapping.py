@@ -5,6 +5,7 @@ down to arrays, so that one table serves the conversion of weights and the compa
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 from unetr_flax.config import UNETRConfig
@@ -115,11 +116,13 @@ class ArrayPair:
 
 
 def module_pairs(cfg: UNETRConfig) -> Iterator[ModulePair]:
-    """Every module that both models have, outer before inner, in the table's order."""
-    for torch_name, flax_path, kind in REFERENCE:
-        for layer in range(cfg.num_layers if "{layer}" in torch_name else 1):
-            path = tuple(flax_path.format(layer=layer).split("/"))
-            yield from with_parts(ModulePair(torch_name.format(layer=layer), path, kind))
+    """Every module that both models have, outer before inner, block by block."""
+    for repeated, rows in itertools.groupby(REFERENCE, key=lambda row: "{layer}" in row[0]):
+        block = list(rows)
+        for layer in range(cfg.num_layers if repeated else 1):
+            for torch_name, flax_path, kind in block:
+                path = tuple(flax_path.format(layer=layer).split("/"))
+                yield from with_parts(ModulePair(torch_name.format(layer=layer), path, kind))
 
 
 def with_parts(module: ModulePair) -> Iterator[ModulePair]:
