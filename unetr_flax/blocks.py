@@ -1,10 +1,13 @@
 """The convolution blocks of the decoder, for any number of spatial axes.
 
-Named as in `unetr_torch_ref`. All arrays are channels last: [batch, *spatial, channels].
+The simple ones are named as in `unetr_torch_ref`, `UNetBlock` after MONAI's. All arrays are
+channels last: [batch, *spatial, channels].
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unetr_flax import ops
+from unetr_flax.plan import CONV_BLOCKS, BlockStyle
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
@@ -34,6 +38,7 @@ class SingleConv3DBlock(nn.Module):
 
     features: int
     kernel_size: int = 3
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -45,6 +50,7 @@ class SingleConv3DBlock(nn.Module):
             self.features,
             kernel_size,
             padding="SAME",
+            use_bias=self.use_bias,
             kernel_init=init,
             bias_init=init,
             dtype=self.dtype,
@@ -60,6 +66,7 @@ class SingleDeconv3DBlock(nn.Module):
 
     features: int
     strides: tuple[int, ...]
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -72,6 +79,7 @@ class SingleDeconv3DBlock(nn.Module):
             kernel_size=self.strides,
             strides=self.strides,
             padding="VALID",
+            use_bias=self.use_bias,
             kernel_init=init,
             bias_init=init,
             dtype=self.dtype,
@@ -90,6 +98,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    affine: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -101,8 +110,6 @@ class BatchNorm(nn.Module):
           ValueError: in training, if there is one value per channel and so no variance.
         """
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         running_mean = self.variable(
             "batch_stats", "mean", jnp.zeros, (features,), self.param_dtype
         )
@@ -117,18 +124,57 @@ class BatchNorm(nn.Module):
                     f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
                 )
             axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            mean = ops.mean(x, axes)
+            var = ops.mean(jnp.square(x - mean), axes)
             if not self.is_initializing():
                 for running, batch in (
                     (running_mean, mean),
                     (running_var, var * count / (count - 1)),
                 ):
-                    batch = batch.astype(self.param_dtype)
+                    batch = batch.reshape(features).astype(self.param_dtype)
                     running.value = (1 - self.momentum) * running.value + self.momentum * batch
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.affine:
+            factor *= self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        y = (x - mean) * factor
+        if self.affine:
+            y += self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+        return y.astype(out_dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalises groups of channels of each volume (Wu & He 2018), with PyTorch's epsilon.
+
+    Unlike `nn.GroupNorm` it keeps float32's digits over volumes of a million voxels.
+
+    Attributes:
+      num_groups: how many groups; each channel is one if None, which is instance normalisation
+        (Ulyanov et al. 2016).
+      affine: whether to scale and shift each channel.
+    """
+
+    num_groups: int | None = None
+    affine: bool = True
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, *spatial, C] -> [B, *spatial, C]."""
+        features = x.shape[-1]
+        out_dtype = x.dtype if self.dtype is None else self.dtype
+        groups = features if self.num_groups is None else self.num_groups
+        y = x.astype(at_least_float32(x.dtype)).reshape(*x.shape[:-1], groups, features // groups)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        y = y - ops.mean(y, axes)
+        y *= jax.lax.rsqrt(ops.mean(jnp.square(y), axes) + self.epsilon)
+        y = y.reshape(x.shape)
+        if self.affine:
+            y *= self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+            y += self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         return y.astype(out_dtype)
 
 
@@ -148,12 +194,57 @@ class Conv3DBlock(nn.Module):
         return nn.relu(BatchNorm(**types, name="norm")(x, train=train))
 
 
+class UNetBlock(nn.Module):
+    """Convolution, norm, LeakyReLU, twice (MONAI's UnetBasicBlock and UnetResBlock).
+
+    A residual block adds its input, fitted by a convolution of one voxel and a norm if the widths
+    differ, before the last LeakyReLU.
+    """
+
+    features: int
+    style: BlockStyle
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """[B, *spatial, C] -> [B, *spatial, features]."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(
+            SingleConv3DBlock, self.features, use_bias=self.style.use_bias, **types
+        )
+        norm = functools.partial(_normalise, style=self.style, train=train, **types)
+        y = nn.leaky_relu(norm(conv(name="conv1")(x), name="norm1"), 0.01)
+        y = norm(conv(name="conv2")(y), name="norm2")
+        if self.style.block == "residual":
+            if x.shape[-1] != self.features:
+                x = norm(conv(kernel_size=1, name="conv3")(x), name="norm3")
+            y += x
+        return nn.leaky_relu(y, 0.01)
+
+
+def _normalise(
+    x: jax.Array, *, style: BlockStyle, train: bool, name: str, **types: Any
+) -> jax.Array:
+    """The norm that a style names, as a module of the caller's."""
+    if style.norm == "batch":
+        return BatchNorm(affine=style.norm_affine, **types, name=name)(x, train=train)
+    return GroupNorm(style.norm_groups, style.norm_affine, **types, name=name)(x)
+
+
+def conv_block(features: int, style: BlockStyle, **fields: Any) -> nn.Module:
+    """The convolution block of a style."""
+    if style.block == "conv":
+        return Conv3DBlock(features, **fields)
+    return UNetBlock(features, style, **fields)
+
+
 class Deconv3DBlock(nn.Module):
-    """Deconvolution, then what a `Conv3DBlock` does."""
+    """Deconvolution, then the convolution block of a style."""
 
     features: int
     strides: tuple[int, ...]
-    kernel_size: int = 3
+    style: BlockStyle = CONV_BLOCKS
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -161,6 +252,9 @@ class Deconv3DBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, *spatial, C] -> [B, *(spatial * strides), features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = SingleDeconv3DBlock(self.features, self.strides, **types, name="deconv")(x)
-        x = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")(x)
-        return nn.relu(BatchNorm(**types, name="norm")(x, train=train))
+        deconv = SingleDeconv3DBlock(
+            self.features, self.strides, self.style.use_bias, **types, name="deconv"
+        )
+        block = conv_block(self.features, self.style, **types)
+        nn.share_scope(self, block)
+        return block(deconv(x), train=train)

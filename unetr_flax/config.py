@@ -4,69 +4,74 @@ import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-# The decoder doubles the resolution four times, so a patch is at most 2**4 voxels along an axis.
-NUM_STAGES = 4
-PATCH_SIZES = tuple(2**k for k in range(NUM_STAGES + 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderStage:
-    """One resolution of the decoder: up-sample, join with a skip, convolve.
-
-    Attributes:
-      channels: width of the up-sampled features and of the skip that they are joined with.
-      strides: up-sampling factor per axis on the way into this stage.
-      skip_strides: up-sampling factors of the skip's own tower of deconvolutions, coarsest first;
-        empty for the last stage, whose skip is computed from the image by convolutions.
-      skip_channels: widths of the skip's blocks.
-      fuse_channels: widths of the convolution blocks after the join.
-    """
-
-    channels: int
-    strides: tuple[int, ...]
-    skip_strides: tuple[tuple[int, ...], ...]
-    skip_channels: tuple[int, ...]
-    fuse_channels: tuple[int, ...]
+from unetr_flax.families import FAMILIES, Family
+from unetr_flax.plan import (
+    NUM_STAGES,
+    PATCH_SIZES,
+    BlockStyle,
+    DecoderStage,
+    doubling_widths,
+    plan_stages,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNETRConfig:
     """Sizes and options of a UNETR (Hatamizadeh et al. 2022, section 3.1).
 
-    Build one with a preset, `UNETRConfig.reference`; the constructor takes the same facts resolved.
+    Build one with a preset, `reference`, `monai` or `tamasino52`, or from a checkpoint with
+    `from_torch`; the constructor takes the same facts resolved.
 
     Attributes:
+      family: "reference", "monai" or "tamasino52": what is not a matter of sizes, see `Family`.
       img_size: voxels per spatial axis; any number of axes.
       in_channels: channels of the image.
       out_channels: channels of the logits, one per class.
       patch_size: voxels per patch and axis, each 1, 2, 4, 8 or 16. An axis with a patch smaller
         than 16 is not up-sampled in the coarsest stages, so thin volumes keep their detail.
+      proj_type: "conv" or "perceptron": how PyTorch keeps the patch embedding; the same numbers.
       hidden_size: width of the tokens, E in the paper.
       num_layers: transformer blocks.
       num_heads: attention heads; divides hidden_size.
       mlp_dim: width of the feed-forward layer.
+      qkv_bias: whether queries, keys and values have biases.
       skip_layers: the four blocks (counted from 1) whose outputs feed the decoder; the last of
         them feeds its deepest stage, and blocks after it could have no effect.
-      channels: widths of the decoder from full resolution to the coarsest, five numbers.
-      dropout_rate: probability of dropping embeddings, attention weights and feed-forward units.
+      channels: widths of the decoder's stages from full resolution to the coarsest, each twice the
+        one before.
+      skip_convs: whether convolution blocks follow the up-sampling of skips.
+      block: "conv", "basic" or "residual", see `BlockStyle`.
+      norm: "batch", "instance" or "group", of the decoder.
+      norm_groups: channel groups of a group norm, None for other norms.
+      norm_affine: whether the decoder's norms scale and shift.
+      dropout_rate: probability of dropping embeddings, attention weights, feed-forward units and,
+        where the family does, outputs of sublayers.
 
     Raises:
       ValueError: if the model cannot be built; the message names field, value and what is allowed.
     """
 
+    family: str
     img_size: tuple[int, ...]
     in_channels: int
     out_channels: int
     patch_size: tuple[int, ...]
+    proj_type: str
     hidden_size: int
     num_layers: int
     num_heads: int
     mlp_dim: int
+    qkv_bias: bool
     skip_layers: tuple[int, ...]
     channels: tuple[int, ...]
+    skip_convs: bool
+    block: str
+    norm: str
+    norm_groups: int | None
+    norm_affine: bool
     dropout_rate: float
 
     @classmethod
@@ -101,6 +106,71 @@ class UNETRConfig:
             which for 12 blocks are 3, 6, 9 and 12.
           dropout_rate: probability of dropping.
         """
+        return cls._of_conv_blocks(
+            family="reference",
+            img_size=img_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=4 * _integer("hidden_size", hidden_size) if mlp_dim is None else mlp_dim,
+            skip_layers=skip_layers,
+            channels=_reference_channels(light_r),
+            dropout_rate=dropout_rate,
+        )
+
+    @classmethod
+    def tamasino52(
+        cls,
+        img_size: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        *,
+        patch_size: int | Sequence[int] = 16,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 2048,
+        skip_layers: Sequence[int] | None = None,
+        width: int = 64,
+        dropout_rate: float = 0.0,
+    ) -> Self:
+        """The model of github.com/tamasino52/UNETR, `unetr_torch_ref.Tamasino52UNETR`.
+
+        Args:
+          img_size: voxels per spatial axis.
+          in_channels: channels of the image.
+          out_channels: channels of the logits.
+          patch_size: voxels per patch, one number or one per axis, each 1, 2, 4, 8 or 16.
+          hidden_size: width of the tokens.
+          num_layers: transformer blocks.
+          num_heads: attention heads.
+          mlp_dim: width of the feed-forward layer.
+          skip_layers: the four blocks that feed the decoder, as in `reference`.
+          width: channels of the decoder at full resolution.
+          dropout_rate: probability of dropping; PyTorch's feed-forward layers always drop 0.1.
+        """
+        width = _integer("width", width)
+        return cls._of_conv_blocks(
+            family="tamasino52",
+            img_size=img_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            skip_layers=skip_layers,
+            channels=doubling_widths(width),
+            dropout_rate=dropout_rate,
+        )
+
+    @classmethod
+    def _of_conv_blocks(cls, img_size, patch_size, num_layers, skip_layers, **values: Any) -> Self:
+        """The two families whose decoders are of Conv-BatchNorm-ReLU blocks."""
         img_size = _integers("img_size", img_size)
         if isinstance(patch_size, Sequence):
             patch_size = _integers("patch_size", patch_size)
@@ -111,17 +181,89 @@ class UNETRConfig:
             skip_layers = tuple(num_layers * i // NUM_STAGES for i in range(1, NUM_STAGES + 1))
         return cls(
             img_size=img_size,
+            patch_size=patch_size,
+            proj_type="conv",
+            num_layers=num_layers,
+            skip_layers=tuple(skip_layers),
+            qkv_bias=True,
+            skip_convs=True,
+            block="conv",
+            norm="batch",
+            norm_groups=None,
+            norm_affine=True,
+            **values,
+        )
+
+    @classmethod
+    def monai(
+        cls,
+        img_size: Sequence[int] | int,
+        in_channels: int,
+        out_channels: int,
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        proj_type: str = "conv",
+        norm_name: str | tuple[str, Mapping[str, Any]] = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        dropout_rate: float = 0.0,
+        spatial_dims: int = 3,
+        qkv_bias: bool = False,
+    ) -> Self:
+        """The model of `monai.networks.nets.UNETR` (MONAI 1.6), with its arguments.
+
+        Args:
+          img_size: voxels per spatial axis, multiples of 16; one number stands for `spatial_dims`
+            equal ones.
+          in_channels: channels of the image.
+          out_channels: channels of the logits.
+          feature_size: channels of the decoder at full resolution.
+          hidden_size: width of the tokens.
+          mlp_dim: width of the feed-forward layer.
+          num_heads: attention heads.
+          proj_type: "conv" or "perceptron".
+          norm_name: "instance", "batch" or ("group", {"num_groups": n}); a pair may also hold
+            "affine". By default all but instance norms are affine.
+          conv_block: whether convolution blocks follow the up-sampling of skips.
+          res_block: whether blocks are residual.
+          dropout_rate: probability of dropping.
+          spatial_dims: number of axes, if img_size is one number.
+          qkv_bias: whether queries, keys and values have biases.
+        """
+        if not isinstance(img_size, Sequence):
+            img_size = (img_size,) * _integer("spatial_dims", spatial_dims)
+        img_size = _integers("img_size", img_size)
+        norm, norm_groups, norm_affine = _monai_norm(norm_name)
+        return cls(
+            family="monai",
+            img_size=img_size,
             in_channels=in_channels,
             out_channels=out_channels,
-            patch_size=patch_size,
+            patch_size=(PATCH_SIZES[-1],) * len(img_size),
+            proj_type=proj_type,
             hidden_size=hidden_size,
-            num_layers=num_layers,
+            num_layers=12,
             num_heads=num_heads,
-            mlp_dim=4 * _integer("hidden_size", hidden_size) if mlp_dim is None else mlp_dim,
-            skip_layers=tuple(skip_layers),
-            channels=_reference_channels(light_r),
+            mlp_dim=mlp_dim,
+            qkv_bias=qkv_bias,
+            skip_layers=(4, 7, 10, 12),
+            channels=doubling_widths(_integer("feature_size", feature_size)),
+            skip_convs=conv_block,
+            block="residual" if res_block else "basic",
+            norm=norm,
+            norm_groups=norm_groups,
+            norm_affine=norm_affine,
             dropout_rate=dropout_rate,
         )
+
+    @classmethod
+    def from_torch(cls, state_dict: Mapping[str, Any], **told: Any) -> Self:
+        """The configuration of a PyTorch checkpoint; see `unetr_flax.weights.infer_config`."""
+        from unetr_flax.weights.infer import infer_config
+
+        return infer_config(state_dict, **told)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -148,6 +290,31 @@ class UNETRConfig:
             "mlp_dim",
         ):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        self._check_options()
+        self._check_transformer()
+        self._check_decoder()
+
+    def _check_options(self) -> None:
+        _one_of("family", self.family, FAMILIES)
+        _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
+        _one_of("norm", self.norm, ("batch", "instance", "group"))
+        _one_of(f"family={self.family!r}, block", self.block, FAMILIES[self.family].blocks)
+        for name in ("qkv_bias", "skip_convs", "norm_affine"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.family != "monai":
+            for name, value in (
+                ("proj_type", "conv"),
+                ("norm", "batch"),
+                ("qkv_bias", True),
+                ("skip_convs", True),
+                ("norm_affine", True),
+            ):
+                _one_of(f"family={self.family!r}, {name}", getattr(self, name), (value,))
+        if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be in [0, 1)")
+
+    def _check_transformer(self) -> None:
         if len(self.patch_size) != len(self.img_size):
             raise ValueError(
                 f"patch_size={self.patch_size}: needs one size for each axis of "
@@ -174,10 +341,20 @@ class UNETRConfig:
                 f"skip_layers={self.skip_layers}: must be {NUM_STAGES} increasing numbers of "
                 f"blocks from 1 to num_layers={self.num_layers}"
             )
-        if len(self.channels) != NUM_STAGES + 1:
-            raise ValueError(f"channels={self.channels}: must be {NUM_STAGES + 1} widths")
-        if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be in [0, 1)")
+
+    def _check_decoder(self) -> None:
+        if self.channels != doubling_widths(self.channels[0]):
+            raise ValueError(
+                f"channels={self.channels}: must be {NUM_STAGES} widths, each twice the one before"
+            )
+        if self.family != "monai" and self.channels[0] < 2:
+            raise ValueError(f"channels={self.channels}: must be at least 2")
+        if self.norm == "group":
+            groups = _integer("norm_groups", self.norm_groups)
+            if self.channels[0] % groups:
+                raise ValueError(f"norm_groups={groups}: must divide channels={self.channels}")
+        elif self.norm_groups is not None:
+            raise ValueError(f"norm_groups={self.norm_groups}: must be None with norm={self.norm}")
 
     @property
     def spatial_rank(self) -> int:
@@ -200,47 +377,60 @@ class UNETRConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def traits(self) -> Family:
+        """What the configuration has in common with its family."""
+        return FAMILIES[self.family]
+
+    @property
     def attention_scale(self) -> float:
-        """Factor on the attention energies; the reference divides by sqrt(E), not sqrt(E/heads)."""
-        return 1 / math.sqrt(self.hidden_size)
+        """Factor on the attention energies: 1/sqrt of the hidden size or of a head's width."""
+        return 1 / math.sqrt(self.head_dim if self.traits.scale_by_head else self.hidden_size)
+
+    @property
+    def block_style(self) -> BlockStyle:
+        """How the decoder's blocks are built."""
+        return BlockStyle(self.block, self.norm, self.norm_groups, self.norm_affine)
 
     @property
     def decoder_stages(self) -> tuple[DecoderStage, ...]:
         """The decoder's channel plan, coarsest stage first (paper, figure 2)."""
-        stem, *widths = self.channels
-        widths = widths[::-1]
-        # A patch of 2**k voxels needs k doublings, and they are the finest k of the four.
-        strides = tuple(
-            tuple(2 if patch >= 2 ** (NUM_STAGES - stage) else 1 for patch in self.patch_size)
-            for stage in range(NUM_STAGES)
+        return plan_stages(
+            self.channels, self.patch_size, self.block_style, self.skip_convs, self.traits
         )
-        stages = []
-        for i, (width, following) in enumerate(zip(widths, widths[1:] + widths[-1:], strict=True)):
-            last = i == NUM_STAGES - 1
-            stages.append(
-                DecoderStage(
-                    channels=width,
-                    strides=strides[i],
-                    skip_strides=() if last else strides[: i + 1],
-                    skip_channels=(stem, width) if last else (width,) * (i + 1),
-                    fuse_channels=(following,) * (3 if i == 0 else 2),
-                )
-            )
-        return tuple(stages)
 
 
 def _reference_channels(light_r: float) -> tuple[int, ...]:
-    """Widths 32..512 divided by light_r as the reference does, which truncates."""
+    """Widths 64..512 divided by light_r as the reference does, which truncates."""
     full = tuple(32 * 2**i for i in range(NUM_STAGES + 2))
     if not isinstance(light_r, bool) and light_r > 0 and math.isfinite(light_r):
         channels = tuple(int(width / light_r) for width in full)
         joins_match = all(2 * a == b for a, b in itertools.pairwise(channels[1:]))
         if channels[0] >= 1 and joins_match:
-            return channels[:-1]
+            return channels[1:-1]
     raise ValueError(
         f"light_r={light_r!r}: must be above 0, at most {full[0]} and leave each of the widths "
         f"{full[1:]} twice the one before, as 1, 2, 4, 8, 16 and 32 do"
     )
+
+
+def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, int | None, bool]:
+    """Name, groups and affinity that MONAI's `norm_name` stands for."""
+    name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
+    name, options = name.lower(), dict(options)
+    _one_of("norm_name", name, ("instance", "batch", "group"))
+    affine = options.pop("affine", name != "instance")
+    groups = options.pop("num_groups", None) if name == "group" else None
+    if options:
+        raise ValueError(
+            f"norm_name={norm_name}: {sorted(options)} cannot be given, only 'affine' and, for "
+            "group, 'num_groups'"
+        )
+    return name, groups, affine
+
+
+def _one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    if value not in tuple(allowed):
+        raise ValueError(f"{name}={value!r}: must be {' or '.join(map(repr, allowed))}")
 
 
 def _integer(name: str, value: Any) -> int:

@@ -5,14 +5,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from unetr_flax.blocks import Conv3DBlock, Deconv3DBlock, SingleConv3DBlock, SingleDeconv3DBlock
-from unetr_flax.config import DecoderStage, UNETRConfig
+from unetr_flax.blocks import Deconv3DBlock, SingleConv3DBlock, SingleDeconv3DBlock, conv_block
+from unetr_flax.config import UNETRConfig
+from unetr_flax.plan import BlockStyle, DecoderStage
 
 
 class Stage(nn.Module):
     """One resolution of the decoder, as its `DecoderStage` plans it."""
 
     plan: DecoderStage
+    style: BlockStyle
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -26,18 +28,34 @@ class Stage(nn.Module):
           train: whether batch statistics are used and updated.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        plan = self.plan
-        x = SingleDeconv3DBlock(plan.channels, plan.strides, **types, name="upsample")(x)
-        for i, channels in enumerate(plan.skip_channels):
-            if plan.skip_strides:
-                block = Deconv3DBlock(channels, plan.skip_strides[i], **types, name=f"skip_{i}")
-            else:
-                block = Conv3DBlock(channels, **types, name=f"skip_{i}")
-            skip = block(skip, train=train)
+        plan, style = self.plan, self.style
+        x = SingleDeconv3DBlock(
+            plan.channels, plan.strides, style.use_bias, **types, name="upsample"
+        )(x)
+        if plan.skip_strides:
+            skip = self._upsampled(skip, train)
+        else:
+            for i, channels in enumerate(plan.skip_channels):
+                skip = conv_block(channels, style, **types, name=f"skip_{i}")(skip, train=train)
         x = jnp.concatenate([skip, x], axis=-1)
         for i, channels in enumerate(plan.fuse_channels):
-            x = Conv3DBlock(channels, **types, name=f"fuse_{i}")(x, train=train)
+            x = conv_block(channels, style, **types, name=f"fuse_{i}")(x, train=train)
         return x
+
+    def _upsampled(self, skip: jax.Array, train: bool) -> jax.Array:
+        """Features of the patch grid, through the skip's tower of deconvolutions."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        plan, style = self.plan, self.style
+        levels = zip(plan.skip_channels, plan.skip_strides, plan.skip_blocks, strict=True)
+        for i, (channels, strides, block) in enumerate(levels):
+            name = f"skip_{i}"
+            if block:
+                up = Deconv3DBlock(channels, strides, style, **types, name=name)
+                skip = up(skip, train=train)
+            else:
+                up = SingleDeconv3DBlock(channels, strides, style.use_bias, **types, name=name)
+                skip = up(skip)
+        return skip
 
 
 class Decoder(nn.Module):
@@ -57,5 +75,5 @@ class Decoder(nn.Module):
         *sources, x = (z.reshape(z.shape[0], *cfg.grid_size, cfg.hidden_size) for z in skips)
         sources = [*reversed(sources), image]
         for i, (plan, source) in enumerate(zip(cfg.decoder_stages, sources, strict=True)):
-            x = Stage(plan, **types, name=f"stage_{i}")(x, source, train=train)
+            x = Stage(plan, cfg.block_style, **types, name=f"stage_{i}")(x, source, train=train)
         return SingleConv3DBlock(cfg.out_channels, kernel_size=1, **types, name="head")(x)

@@ -4,6 +4,7 @@ Shapes: B batch, N tokens, E hidden size, H heads, D head size.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,14 +27,16 @@ class PatchEmbedding(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, *img_size, C] -> [B, N, E], patches in row-major order."""
         cfg = self.config
-        init = torch_uniform(math.prod(cfg.patch_size) * cfg.in_channels)
+        kernel_init = bias_init = torch_uniform(math.prod(cfg.patch_size) * cfg.in_channels)
+        if cfg.proj_type == "perceptron":
+            kernel_init, bias_init = nn.initializers.normal(0.02), nn.initializers.zeros
         x = nn.Conv(
             cfg.hidden_size,
             kernel_size=cfg.patch_size,
             strides=cfg.patch_size,
             padding="VALID",
-            kernel_init=init,
-            bias_init=init,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             conv_general_dilated=ops.conv_general_dilated,
@@ -42,7 +45,9 @@ class PatchEmbedding(nn.Module):
         x = x.reshape(x.shape[0], cfg.num_patches, cfg.hidden_size)
         position = self.param(
             "position_embedding",
-            nn.initializers.zeros,
+            nn.initializers.normal(cfg.traits.position_std)
+            if cfg.traits.position_std
+            else nn.initializers.zeros,
             (1, cfg.num_patches, cfg.hidden_size),
             self.param_dtype,
         )
@@ -59,14 +64,20 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
-        """[B, N, E] -> [B, N, E].
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+        return_weights: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """[B, N, E] -> [B, N, E], and attention weights [B, H, N queries, N keys] if asked for.
 
         Args:
           x: tokens.
           mask: boolean, broadcastable to [B, H, N queries, N keys]; True where a query may look.
-          train: whether to drop attention weights.
+          train: whether to drop attention weights and, where the family does, outputs.
+          return_weights: whether to return the attention weights, as they are before dropout.
 
         Raises:
           ValueError: if the mask is not boolean.
@@ -77,7 +88,12 @@ class MultiHeadAttention(nn.Module):
         init = torch_uniform(cfg.hidden_size)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         qkv = nn.DenseGeneral(
-            (3, cfg.num_heads, cfg.head_dim), kernel_init=init, bias_init=init, **types, name="qkv"
+            (3, cfg.num_heads, cfg.head_dim),
+            use_bias=cfg.qkv_bias,
+            kernel_init=init,
+            bias_init=init,
+            **types,
+            name="qkv",
         )(x)  # [B, N, 3, H, D]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, N, H, D] each
         energy = jnp.einsum(
@@ -89,9 +105,9 @@ class MultiHeadAttention(nn.Module):
         if mask is not None:
             energy = jnp.where(mask, energy, jnp.finfo(energy.dtype).min)
         weights = nn.softmax(energy * cfg.attention_scale, axis=-1).astype(value.dtype)
-        weights = nn.Dropout(cfg.dropout_rate)(weights, deterministic=not train)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return nn.DenseGeneral(
+        dropped = nn.Dropout(cfg.dropout_rate)(weights, deterministic=not train)
+        out = jnp.einsum("bhqk,bkhd->bqhd", dropped, value)
+        out = nn.DenseGeneral(
             cfg.hidden_size,
             axis=(-2, -1),
             kernel_init=init,
@@ -99,10 +115,13 @@ class MultiHeadAttention(nn.Module):
             **types,
             name="projection",
         )(out)
+        if "attention" in cfg.traits.output_dropout:
+            out = nn.Dropout(cfg.dropout_rate)(out, deterministic=not train)
+        return (out, weights) if return_weights else out
 
 
 class FeedForward(nn.Module):
-    """Linear, exact GELU, dropout, linear."""
+    """Linear, activation, dropout, linear."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
@@ -115,12 +134,13 @@ class FeedForward(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = torch_uniform(cfg.hidden_size)
         x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **types, name="expand")(x)
-        x = nn.gelu(x, approximate=False)
+        x = nn.relu(x) if cfg.traits.activation == "relu" else nn.gelu(x, approximate=False)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
         init = torch_uniform(cfg.mlp_dim)
-        return nn.Dense(
-            cfg.hidden_size, kernel_init=init, bias_init=init, **types, name="contract"
-        )(x)
+        x = nn.Dense(cfg.hidden_size, kernel_init=init, bias_init=init, **types, name="contract")(x)
+        if "feed_forward" in cfg.traits.output_dropout:
+            x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
+        return x
 
 
 class TransformerBlock(nn.Module):
@@ -132,20 +152,35 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
-        """[B, N, E] -> [B, N, E]."""
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+        return_weights: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """[B, N, E] -> [B, N, E], and attention weights [B, H, N, N] if asked for."""
+        cfg = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # PyTorch's epsilon, and variance without cancellation.
-        norm = {"epsilon": 1e-5, "use_fast_variance": False, **types}
-        attention = MultiHeadAttention(self.config, **types, name="attention")
-        feed_forward = FeedForward(self.config, **types, name="feed_forward")
-        x = x + attention(nn.LayerNorm(**norm, name="norm1")(x), mask, train=train)
-        return x + feed_forward(nn.LayerNorm(**norm, name="norm2")(x), train=train)
+        attention = MultiHeadAttention(cfg, **types, name="attention")
+        feed_forward = FeedForward(cfg, **types, name="feed_forward")
+        y = layer_norm(cfg, **types, name="norm1")(x)
+        if return_weights:
+            y, weights = attention(y, mask, train=train, return_weights=True)
+        else:
+            y = attention(y, mask, train=train)
+        x = x + y
+        x = x + feed_forward(layer_norm(cfg, **types, name="norm2")(x), train=train)
+        return (x, weights) if return_weights else x
+
+
+def layer_norm(cfg: UNETRConfig, **fields: Any) -> nn.LayerNorm:
+    """The transformer's norm: PyTorch's epsilon, and variance without cancellation."""
+    return nn.LayerNorm(epsilon=cfg.traits.layer_norm_epsilon, use_fast_variance=False, **fields)
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding and transformer blocks; no norm after the last (Dosovitskiy et al. 2021)."""
+    """Patch embedding and transformer blocks (Dosovitskiy et al. 2021)."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
@@ -153,14 +188,31 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, mask: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, ...]:
-        """[B, *img_size, C] -> the features [B, N, E] after each of `skip_layers`, in order."""
+        self,
+        image: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """[B, *img_size, C] -> features after `skip_layers`, attention weights of every block.
+
+        The features are [B, N, E] each, in order, the last one normalised where the family does;
+        the weights, if asked for, [B, H, N, N] each.
+        """
+        cfg = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = PatchEmbedding(self.config, **types, name="embedding")(image, train=train)
-        skips = []
-        for i in range(self.config.num_layers):
-            x = TransformerBlock(self.config, **types, name=f"block_{i}")(x, mask, train=train)
-            if i + 1 in self.config.skip_layers:
-                skips.append(x)
-        return tuple(skips)
+        x = PatchEmbedding(cfg, **types, name="embedding")(image, train=train)
+        features, attention = [], []
+        for i in range(cfg.num_layers):
+            block = TransformerBlock(cfg, **types, name=f"block_{i}")
+            if return_attention:
+                x, weights = block(x, mask, train=train, return_weights=True)
+                attention.append(weights)
+            else:
+                x = block(x, mask, train=train)
+            if i + 1 in cfg.skip_layers:
+                features.append(x)
+        if cfg.traits.final_norm:
+            features[-1] = layer_norm(cfg, **types, name="norm")(features[-1])
+        return tuple(features), tuple(attention)

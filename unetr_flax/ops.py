@@ -112,6 +112,39 @@ class ConvTranspose(nn.ConvTranspose):
         return y if bias is None else y + bias
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Mean over axes, which stay as axes of length 1, summed so that rounding does not add up.
+
+    XLA:CPU adds numbers one after the other: over the voxels of a volume that costs float32 half
+    of its digits. Sums of sums, axis by axis, keep them.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=functools.partial(_mean_by_axes, axes=axes),
+        default=functools.partial(jnp.mean, axis=axes, keepdims=True),
+    )
+
+
+def _mean_fwd(x, axes):
+    return mean(x, axes), x.shape
+
+
+def _mean_bwd(axes, shape, grad):
+    return (jnp.broadcast_to(grad / math.prod(shape[axis] for axis in axes), shape),)
+
+
+mean.defvjp(_mean_fwd, _mean_bwd)
+
+
+def _mean_by_axes(x, axes):
+    count = math.prod(x.shape[axis] for axis in axes)
+    for axis in sorted(axes, reverse=True):
+        # The barrier keeps XLA from making one long sum of it again.
+        x = lax.optimization_barrier(x.sum(axis, keepdims=True))
+    return x / count
+
+
 def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
     """Layouts [N, *spatial, C] and [*spatial, I, O]."""
     spatial = tuple(range(ndim - 2))

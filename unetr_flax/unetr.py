@@ -32,7 +32,8 @@ class UNETR(nn.Module):
         train: bool = False,
         mask: jax.Array | None = None,
         return_skips: bool = False,
-    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, ...]]:
+        return_attention: bool = False,
+    ) -> jax.Array | tuple[jax.Array | tuple[jax.Array, ...], ...]:
         """Segments a batch of volumes.
 
         Args:
@@ -41,10 +42,12 @@ class UNETR(nn.Module):
             statistics are used and updated (needs mutable=["batch_stats"]).
           mask: which tokens each token may attend to: boolean, broadcastable to [B, heads, N, N].
           return_skips: whether to return the encoder's features too.
+          return_attention: whether to return the attention weights of every block too.
 
         Returns:
           Logits [B, *img_size, out_channels]; with `return_skips` also the four features
-          [B, N, hidden_size], in the order of `config.skip_layers`.
+          [B, N, hidden_size], in the order of `config.skip_layers`; with `return_attention` also
+          `num_layers` arrays [B, heads, N queries, N keys], as they are before dropout.
 
         Raises:
           ValueError: if the input does not have the configured shape, or the mask is not boolean.
@@ -54,6 +57,9 @@ class UNETR(nn.Module):
         if x.ndim != len(expected) + 1 or x.shape[1:] != expected:
             raise ValueError(f"x: shape {x.shape}, must be (batch, {str(expected)[1:]}")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        skips = VisionTransformer(cfg, **types, name="encoder")(x, mask, train=train)
+        encoder = VisionTransformer(cfg, **types, name="encoder")
+        skips, attention = encoder(x, mask, train=train, return_attention=return_attention)
         logits = Decoder(cfg, **types, name="decoder")(x, skips, train=train)
-        return (logits, skips) if return_skips else logits
+        if not (return_skips or return_attention):
+            return logits
+        return logits, *([skips] * return_skips), *([attention] * return_attention)

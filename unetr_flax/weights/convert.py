@@ -1,5 +1,7 @@
 """State dicts of PyTorch to variables of Flax, and back, bit for bit."""
 
+import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +12,12 @@ from flax import traverse_util
 
 from unetr_flax.config import UNETRConfig
 from unetr_flax.unetr import UNETR
-from unetr_flax.weights.mapping import IGNORED_SUFFIX, array_pairs, module_pairs
+from unetr_flax.weights.containers import unwrap
+from unetr_flax.weights.infer import recognise
+from unetr_flax.weights.mapping import ArrayPair, array_pairs, module_pairs, table_of
+from unetr_flax.weights.never_applied import COUNTER, known_unused
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsError(ValueError):
@@ -18,27 +25,47 @@ class WeightsError(ValueError):
 
 
 def from_torch(state_dict: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, Any]:
-    """Flax variables from the state dict of a `unetr_torch_ref.UNETR` of the same sizes.
+    """Flax variables from the state dict of a PyTorch model of any family and version.
 
     Args:
-      state_dict: PyTorch tensors or numpy arrays by key. `num_batches_tracked` is ignored.
-      cfg: the model's configuration.
+      state_dict: PyTorch tensors or numpy arrays by key, or a checkpoint that holds such a state
+        dict, its keys with or without the prefixes of wrappers (`containers.unwrap`). Keys that no
+        version of the model applies are dropped, and logged.
+      cfg: the model's configuration, of the family that the keys belong to.
 
     Returns:
-      {"params": ..., "batch_stats": ...} of new numpy arrays, dtypes kept.
+      {"params": ..., "batch_stats": ...} of new numpy arrays, dtypes kept; "batch_stats" only if
+      the model has any.
 
     Raises:
       WeightsError: naming every key that is missing, unexpected or of another shape.
+      CheckpointError: if there is no state dict, or it is no UNETR's that is known.
     """
-    pairs = array_pairs(module_pairs(cfg))
+    state_dict, _ = unwrap(state_dict)
+    if (family := recognise(state_dict)) != cfg.family:
+        raise WeightsError(f"state dict: is of family {family!r}, the model of {cfg.family!r}")
+    given, dropped = drop_unused(state_dict, cfg)
+    if dropped:
+        logger.info("%d keys that the model never applies dropped: %s", len(dropped), dropped)
     shapes = _torch_shapes(cfg)
-    given = {k: v for k, v in state_dict.items() if k.rpartition(".")[2] != IGNORED_SUFFIX}
-    _check({key: tuple(value.shape) for key, value in given.items()}, shapes, "state dict")
+    check_fit({key: tuple(value.shape) for key, value in given.items()}, shapes, "state dict")
     flat = {
-        pair.flax_path: pair.layout.to_flax(_numpy(given[pair.torch_key]), **_sizes(cfg))
-        for pair in pairs
+        pair.flax_path: pair.layout.to_flax(
+            _stack([to_numpy(given[key]) for key in pair.torch_keys]), **_sizes(cfg)
+        )
+        for pair in _pairs(cfg)
     }
     return traverse_util.unflatten_dict(flat)
+
+
+def drop_unused(
+    state_dict: Mapping[str, Any], cfg: UNETRConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """A state dict without the keys that no version of the model applies, and those keys."""
+    needed = {key for pair in _pairs(cfg) for key in pair.torch_keys}
+    unused = known_unused(cfg) - needed
+    dropped = [key for key in state_dict if key in unused or key.rpartition(".")[2] == COUNTER]
+    return {key: state_dict[key] for key in state_dict if key not in set(dropped)}, dropped
 
 
 def to_torch(variables: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, np.ndarray]:
@@ -54,29 +81,46 @@ def to_torch(variables: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, np.nda
     Raises:
       WeightsError: naming every leaf that is missing, unexpected or of another shape.
     """
-    given = traverse_util.flatten_dict(_plain(variables))
+    given = traverse_util.flatten_dict(plain_tree(variables))
     expected = {
         path: shape
-        for path, shape in _flax_shapes(cfg).items()
+        for path, shape in flax_shapes(cfg).items()
         if path[0] == "params" or path[0] in variables
     }
-    _check(
+    check_fit(
         {"/".join(path): tuple(np.shape(leaf)) for path, leaf in given.items()},
         {"/".join(path): shape for path, shape in expected.items()},
         "variables",
     )
-    return {
-        pair.torch_key: pair.layout.to_torch(np.asarray(given[pair.flax_path]), **_sizes(cfg))
-        for pair in array_pairs(module_pairs(cfg))
-        if pair.flax_path in expected
-    }
+    state_dict = {}
+    for pair in _pairs(cfg):
+        if pair.flax_path in expected:
+            array = pair.layout.to_torch(np.asarray(given[pair.flax_path]), **_sizes(cfg))
+            state_dict |= _unstack(array, pair)
+    return state_dict
+
+
+def _pairs(cfg: UNETRConfig) -> list[ArrayPair]:
+    return array_pairs(module_pairs(cfg), table_of(cfg))
 
 
 def _sizes(cfg: UNETRConfig) -> dict[str, int]:
-    return {"h": cfg.num_heads, "qkv": 3}
+    patch = {f"p{axis}": size for axis, size in enumerate(cfg.patch_size)}
+    return {"h": cfg.num_heads, "qkv": 3, **patch}
 
 
-def _flax_shapes(cfg: UNETRConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _unstack(array: np.ndarray, pair: ArrayPair) -> dict[str, np.ndarray]:
+    if len(pair.torch_keys) == 1:
+        return {pair.torch_keys[0]: array}
+    return {key: np.array(part) for key, part in zip(pair.torch_keys, array, strict=True)}
+
+
+@functools.cache
+def flax_shapes(cfg: UNETRConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Shape of every leaf of the model's variables, from the model itself."""
     x = jax.ShapeDtypeStruct((1, *cfg.img_size, cfg.in_channels), jnp.float32)
     variables = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
@@ -85,16 +129,17 @@ def _flax_shapes(cfg: UNETRConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 def _torch_shapes(cfg: UNETRConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every key of the state dict."""
-    shapes = _flax_shapes(cfg)
-    return {
-        pair.torch_key: pair.layout.to_torch(
-            np.broadcast_to(np.int8(0), shapes[pair.flax_path]), **_sizes(cfg)
-        ).shape
-        for pair in array_pairs(module_pairs(cfg))
-    }
+    shapes = flax_shapes(cfg)
+    torch_shapes = {}
+    for pair in _pairs(cfg):
+        # As large as the real one, but without its memory.
+        array = np.broadcast_to(np.int8(0), shapes[pair.flax_path])
+        array = pair.layout.to_torch(array, **_sizes(cfg))
+        torch_shapes |= {key: part.shape for key, part in _unstack(array, pair).items()}
+    return torch_shapes
 
 
-def _check(given: Mapping[str, tuple], expected: Mapping[str, tuple], what: str) -> None:
+def check_fit(given: Mapping[str, tuple], expected: Mapping[str, tuple], what: str) -> None:
     """Raises one error for everything in which the keys and shapes differ."""
     problems = [f"missing: {key} {expected[key]}" for key in expected if key not in given]
     problems += [f"unexpected: {key} {given[key]}" for key in given if key not in expected]
@@ -108,14 +153,14 @@ def _check(given: Mapping[str, tuple], expected: Mapping[str, tuple], what: str)
         raise WeightsError(f"{what}: {len(problems)} keys do not fit the model\n  {lines}")
 
 
-def _plain(tree: Any) -> Any:
+def plain_tree(tree: Any) -> Any:
     """Nested mappings of any class as dicts."""
     if isinstance(tree, Mapping):
-        return {str(key): _plain(value) for key, value in tree.items()}
+        return {str(key): plain_tree(value) for key, value in tree.items()}
     return tree
 
 
-def _numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
     """A numpy array of a tensor or an array, in its own dtype."""
     if not hasattr(value, "detach"):
         return np.asarray(value)

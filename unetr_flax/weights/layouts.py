@@ -17,25 +17,33 @@ class Layout:
       torch: axes in PyTorch, in the notation of einops.
       flax: axes in Flax.
       flip: whether the spatial axes run backwards, as those of deconvolutions do.
+      swap: whether the two halves of the input features change places, as those of a join do that
+        is made in the other order.
     """
 
     torch: str
     flax: str
     flip: bool = False
+    swap: bool = False
 
     def to_flax(self, array: np.ndarray, **sizes: int) -> np.ndarray:
         """PyTorch's array in Flax's order, copied; `sizes` are those that the array cannot tell."""
         array = einops.rearrange(array, f"{self.torch} -> {self.flax}", **self._used(sizes))
-        if self.flip:
-            array = np.flip(array, axis=tuple(range(array.ndim - 2)))
-        return np.array(array, order="C")
+        return np.array(self._reordered(array), order="C")
 
     def to_torch(self, array: np.ndarray, **sizes: int) -> np.ndarray:
         """The inverse of `to_flax`."""
-        if self.flip:
-            array = np.flip(array, axis=tuple(range(array.ndim - 2)))
+        array = self._reordered(array)
         array = einops.rearrange(array, f"{self.flax} -> {self.torch}", **self._used(sizes))
         return np.array(array, order="C")
+
+    def _reordered(self, array: np.ndarray) -> np.ndarray:
+        # Both are their own inverses.
+        if self.flip:
+            array = np.flip(array, axis=tuple(range(array.ndim - 2)))
+        if self.swap:
+            array = np.roll(array, array.shape[-2] // 2, axis=-2)
+        return array
 
     def _used(self, sizes: dict[str, int]) -> dict[str, int]:
         # einops refuses the size of an axis that a pattern does not have.
@@ -46,7 +54,20 @@ class Layout:
 SAME = Layout("...", "...")
 LINEAR = Layout("o i", "i o")
 CONV = Layout("o i ...", "... i o")
+CONV_OF_JOIN = Layout("o i ...", "... i o", swap=True)
 DECONV = Layout("i o ...", "... i o", flip=True)
+PROJECTION = Layout("e (h d)", "h d e")
+
+# Queries, keys and values: innermost, outermost, or three arrays of their own.
 QKV_WEIGHT = Layout("(h d qkv) e", "e qkv h d")
 QKV_BIAS = Layout("(h d qkv)", "qkv h d")
-PROJECTION = Layout("e (h d)", "h d e")
+QKV_OUTER_WEIGHT = Layout("(qkv h d) e", "e qkv h d")
+QKV_OUTER_BIAS = Layout("(qkv h d)", "qkv h d")
+QKV_STACKED_WEIGHT = Layout("qkv (h d) e", "e qkv h d")
+QKV_STACKED_BIAS = Layout("qkv (h d)", "qkv h d")
+
+
+def perceptron(spatial_rank: int) -> Layout:
+    """A linear map of flattened patches, pixel by pixel, as the convolution that it is."""
+    patch = " ".join(f"p{axis}" for axis in range(spatial_rank))
+    return Layout(f"o ({patch} i)", f"{patch} i o")
