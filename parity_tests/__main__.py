@@ -2,21 +2,20 @@
 
 import dataclasses
 import json
-import pickle
 import sys
-import zipfile
 from pathlib import Path
 
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from parity_tests import report
-from parity_tests.compare import Row
 from parity_tests.ladder import RUNGS
-from parity_tests.twins import make_twins, precise
 from unetr_flax import UNETRConfig
+from unetr_flax.parity.compare import Row
+from unetr_flax.parity.twins import make_twins, precise
+from unetr_flax.weights import read_state_dict
+from unetr_flax.weights.torch_files import to_tensor
 
 FLOAT32_RUNGS = ("activations", "masked activations")
 
@@ -53,7 +52,7 @@ class Options:
     rungs: tuple[str, ...] = tuple(RUNGS)
     """which rungs to climb; float32 has the forward rungs only"""
     checkpoint: Path | None = None
-    """a PyTorch state dict of the reference (.pt) instead of random weights"""
+    """a checkpoint of the reference, of torch.save or safetensors, instead of random weights"""
     out: Path = Path("runs/parity")
     """folder for report.md, report.json and error_by_depth.png"""
 
@@ -64,7 +63,10 @@ def main() -> int:
     console = Console()
     try:
         cfg = _config(options)
-        state_dict = None if options.checkpoint is None else read_state_dict(options.checkpoint)
+        state_dict = None
+        if options.checkpoint is not None:
+            arrays = read_state_dict(options.checkpoint).state_dict
+            state_dict = {key: to_tensor(value) for key, value in arrays.items()}
         rows = climb(options, cfg, state_dict, console)
     except ValueError as error:
         print(f"python -m parity_tests: {error}", file=sys.stderr)
@@ -106,26 +108,6 @@ def climb(options: Options, cfg: UNETRConfig, state_dict, console: Console) -> l
                 text = f"{dtype} {rung}: {len(found)} comparisons, worst {worst.relative:.1e}"
                 progress.update(task, completed=1, description=text)
     return rows
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a file of torch.save, without unpickling anything but tensors.
-
-    Raises:
-      ValueError: if the file is missing, unreadable or holds something else.
-    """
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable state dict ({first_line})") from None
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        raise ValueError(f"{path}: must hold a state dict, tensors by name")
-    return state_dict
 
 
 def _config(options: Options) -> UNETRConfig:

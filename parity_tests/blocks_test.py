@@ -9,11 +9,12 @@ from flax import traverse_util
 
 import unetr_torch_ref as reference
 from parity_tests import configs
-from parity_tests.activations import TOKEN_KINDS
-from parity_tests.compare import assert_parity, compare
-from parity_tests.twins import channels_first, precise, randomise, to_tensor
 from unetr_flax import blocks, encoder
+from unetr_flax.parity.activations import TOKEN_KINDS
+from unetr_flax.parity.compare import assert_parity, compare
+from unetr_flax.parity.twins import channels_first, precise, randomise, to_tensor
 from unetr_flax.weights.mapping import ModulePair, array_pairs, with_parts
+from unetr_flax.weights.reference import REFERENCE
 
 CFG = configs.SMALL
 E, H = CFG.hidden_size, CFG.num_heads
@@ -55,8 +56,8 @@ def flax_variables(torch_module: torch.nn.Module, kind: str):
     state = torch_module.state_dict()
     return traverse_util.unflatten_dict(
         {
-            pair.flax_path: pair.layout.to_flax(state[pair.torch_key].numpy(), h=H, qkv=3)
-            for pair in array_pairs(with_parts(ModulePair("", (), kind)))
+            pair.flax_path: pair.layout.to_flax(state[pair.torch_keys[0]].numpy(), h=H, qkv=3)
+            for pair in array_pairs(with_parts(ModulePair("", (), kind), REFERENCE), REFERENCE)
         }
     )
 
@@ -92,12 +93,11 @@ def test_block(name, dtype):
         rows.append(compare(name, "gradient of the input", x_grad, x_torch.grad.numpy()))
         grads = traverse_util.flatten_dict({"params": params_grad})
         parameters = dict(torch_module.named_parameters())
-        for pair in array_pairs(with_parts(ModulePair("", (), kind))):
-            if pair.torch_key in parameters:
+        for pair in array_pairs(with_parts(ModulePair("", (), kind), REFERENCE), REFERENCE):
+            (key,) = pair.torch_keys
+            if key in parameters:
                 grad = pair.layout.to_torch(np.asarray(grads[pair.flax_path]), h=H, qkv=3)
-                rows.append(
-                    compare(name, pair.torch_key, grad, parameters[pair.torch_key].grad.numpy())
-                )
+                rows.append(compare(name, key, grad, parameters[key].grad.numpy()))
     assert_parity(rows)
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.compare import assert_parity, compare
-from parity_tests.twins import channels_first, make_twins, precise, randomise, to_tensor
 from unetr_flax import UNETRConfig
 from unetr_flax.encoder import VisionTransformer
-from unetr_flax.weights.mapping import array_pairs, module_pairs
+from unetr_flax.parity.compare import assert_parity, compare
+from unetr_flax.parity.twins import channels_first, make_twins, precise, randomise, to_tensor
+from unetr_flax.weights.mapping import array_pairs, module_pairs, table_of
 from unetr_torch_ref import Embeddings, TransformerBlock
 
 
@@ -41,13 +41,13 @@ def test_the_article_s_transformer_at_224():
     randomise(encoder, seed=0)
     state = encoder.state_dict()
     params: dict = {}
-    for pair in array_pairs(module_pairs(cfg)):
-        if pair.torch_key in state:
+    for pair in array_pairs(module_pairs(cfg), table_of(cfg)):
+        if pair.torch_keys[0] in state:
             *path, leaf = pair.flax_path[2:]  # below "params", "encoder"
             node = params
             for name in path:
                 node = node.setdefault(name, {})
-            array = state[pair.torch_key].numpy()
+            array = state[pair.torch_keys[0]].numpy()
             node[leaf] = pair.layout.to_flax(array, h=cfg.num_heads, qkv=3)
     image = np.random.default_rng(0).standard_normal((1, *cfg.img_size, 1), np.float32)
     with torch.no_grad():

@@ -2,16 +2,26 @@
 
 import copy
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 
-from parity_tests.compare import Row, compare
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
-from parity_tests.twins import Twins, channels_first, to_tensor
 from train.losses import dice_cross_entropy_loss
+from unetr_flax.config import UNETRConfig
+from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
+from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.twins import Twins, channels_first, to_tensor
 from unetr_flax.weights import to_torch
+
+
+def random_labels(twins: Twins, seed: int = 0) -> np.ndarray:
+    """A class for each voxel, [B, *img_size], int32."""
+    shape = twins.image.shape[:-1]
+    return np.random.default_rng(seed).integers(0, twins.cfg.out_channels, shape, dtype=np.int32)
 
 
 def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
@@ -21,45 +31,84 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
       twins: both models.
       train: whether normalisation uses the batch's statistics.
     """
-    rung = "gradients, training mode" if train else "gradients"
+    labels = random_labels(twins)
     torch_model = copy.deepcopy(twins.torch_model).train(train)
     x = to_tensor(twins.image).requires_grad_()
-    their_loss = torch_loss(torch_model(x), torch.from_numpy(twins.labels).long())
+    their_loss = torch_loss(torch_model(x), torch.from_numpy(labels).long())
     their_loss.backward()
 
-    def loss_fn(params, image):
-        variables = {"params": params, "batch_stats": twins.variables["batch_stats"]}
+    def loss_fn(params, image, labels):
         logits, updated = twins.model.apply(
-            variables, image, train=train, mutable=["batch_stats"] if train else []
+            {**twins.variables, "params": params},
+            image,
+            train=train,
+            mutable=["batch_stats"] if train else [],
         )
-        return dice_cross_entropy_loss(logits, twins.labels), updated
+        return dice_cross_entropy_loss(logits, labels), updated
 
-    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
-    (our_loss, updated), (grads, image_grad) = value_and_grad(
-        twins.variables["params"], twins.image
-    )
-
+    (our_loss, updated), gradients = _value_and_gradients(loss_fn, twins, labels)
+    rung = "gradients, training mode" if train else "gradients"
     rows = [compare(rung, "loss", np.asarray(our_loss), their_loss.detach().numpy())]
-    rows.append(compare(rung, "image", channels_first(image_grad), x.grad.numpy()))
-    theirs = {name: p.grad.numpy() for name, p in torch_model.named_parameters()}
-    ours = to_torch({"params": grads}, twins.cfg)
-    cancelled = _before_batch_norm(torch_model) if train else set()
-    for name, gradient in theirs.items():
-        scale = None
-        if name in cancelled:
-            # Batch statistics cancel this bias: its gradient is zero but for rounding, and the
-            # rounding is that of the weight's gradient beside it.
-            scale = float(np.abs(theirs[name.removesuffix("bias") + "weight"]).max())
-        rows.append(compare(rung, name, ours[name], gradient, scale=scale))
+    rows += _compared_gradients(rung, twins, gradients, torch_model, x)
     if train:
         rows += statistics_rows(torch_model, updated["batch_stats"], twins)
     return rows
 
 
+def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
+    """All of `activation_rows`, and gradients of a random weighting of the logits.
+
+    It is one program, so that grids of many configurations need not be compiled twice.
+
+    Args:
+      twins: both models.
+      seed: of the weighting.
+    """
+    cfg = twins.cfg
+    shape = (len(twins.image), *cfg.img_size, cfg.out_channels)
+    weighting = np.random.default_rng(seed).standard_normal(shape).astype(twins.dtype)
+    x = to_tensor(twins.image).requires_grad_()
+    (twins.torch_model(x) * to_tensor(weighting)).mean().backward()
+
+    def loss_fn(params, image, weighting):
+        tree = forward(cfg, twins.model, {**twins.variables, "params": params}, image)
+        return (tree["logits"] * weighting).mean(), tree
+
+    (_, tree), gradients = _value_and_gradients(loss_fn, twins, weighting)
+    rows = found_rows(flax_found(cfg, tree), torch_found(twins))
+    rows += _compared_gradients("gradients", twins, gradients, twins.torch_model, x)
+    twins.torch_model.zero_grad()
+    return rows
+
+
+def _value_and_gradients(loss_fn: Callable[..., Any], twins: Twins, target: np.ndarray) -> Any:
+    """What `loss_fn(params, image, target)` returns, and gradients of the first two."""
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+    return value_and_grad(twins.variables["params"], twins.image, target)
+
+
+def _compared_gradients(
+    rung: str, twins: Twins, gradients: Any, torch_model: torch.nn.Module, x: torch.Tensor
+) -> list[Row]:
+    """The image's gradient and those of all parameters, after PyTorch's backward pass."""
+    parameters, image = gradients
+    rows = [compare(rung, "image", channels_first(image), x.grad.numpy())]
+    # What PyTorch never applies has no gradient, and no name among ours.
+    theirs = {
+        name: p.grad.numpy() for name, p in torch_model.named_parameters() if p.grad is not None
+    }
+    ours = to_torch({"params": parameters}, twins.cfg)
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    beside = _cancelled(torch_model, twins.cfg)
+    for name, gradient in theirs.items():
+        scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
+        rows.append(compare(rung, name, ours[name], gradient, scale=scale))
+    return rows
+
+
 def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> list[Row]:
     """Running statistics of both models."""
-    variables = {"params": twins.variables["params"], "batch_stats": batch_stats}
-    ours = to_torch(variables, twins.cfg)
+    ours = to_torch({**twins.variables, "batch_stats": batch_stats}, twins.cfg)
     return [
         compare("running statistics", name, ours[name], value.numpy())
         for name, value in torch_model.state_dict().items()
@@ -67,13 +116,34 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
     ]
 
 
+def _cancelled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
+    """Parameters whose gradient is zero but for rounding, and beside each a weight.
+
+    The rounding is of the size of that weight's gradient, whose terms are alike and do not cancel.
+    """
+    cancelled = {}
+    for name, parameter in model.named_parameters():
+        block, _, leaf = name.rpartition(".")
+        if leaf == "bias" and block.endswith("attn.key"):
+            # A softmax over keys cancels what all of them have more.
+            cancelled[name] = f"{block}.weight"
+        one_factor = name.endswith("conv3.conv.weight") and parameter[0].numel() == 1
+        if one_factor and cfg.norm == "instance":
+            # The norm cancels the factor that makes a feature of an image of one channel.
+            cancelled[name] = name.replace("conv3", "conv1")
+    if model.training:
+        # Batch statistics cancel a bias before them.
+        cancelled |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
+    return cancelled
+
+
 def _before_batch_norm(model: torch.nn.Module) -> set[str]:
-    """Names of the biases that a batch normalisation directly after them cancels."""
+    """Names of the convolutions with biases that a batch normalisation directly follows."""
     names = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Sequential):
             children = list(module.named_children())
             for (child, _), (_, following) in itertools.pairwise(children):
                 if isinstance(following, torch.nn.BatchNorm3d):
-                    names.add(f"{name}.{child}.block.bias")
+                    names.add(f"{name}.{child}.block")
     return names

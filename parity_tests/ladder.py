@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parity_tests.activations import activation_rows
-from parity_tests.compare import Row
 from parity_tests.gradients import gradient_rows
 from parity_tests.trajectory import trajectory_rows
-from parity_tests.twins import Twins
+from unetr_flax.parity.activations import activation_rows
+from unetr_flax.parity.compare import Row
+from unetr_flax.parity.twins import Twins
 
 
 def random_mask(twins: Twins, seed: int = 1) -> np.ndarray:

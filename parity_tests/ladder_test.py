@@ -3,10 +3,10 @@
 import pytest
 
 from parity_tests import configs
-from parity_tests.compare import assert_parity
 from parity_tests.ladder import RUNGS
 from parity_tests.planted_errors import PLANTED_ERRORS
-from parity_tests.twins import make_twins, precise
+from unetr_flax.parity.compare import assert_parity
+from unetr_flax.parity.twins import make_twins, precise
 
 
 @pytest.mark.parametrize("rung", RUNGS)

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from parity_tests.compare import TOLERANCE, Row
 from unetr_flax import UNETRConfig
+from unetr_flax.parity.compare import TOLERANCE, Row
 
 DTYPES = ("float64", "float32")
 

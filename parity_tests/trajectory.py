@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import torch
 
-from parity_tests.compare import Row, compare
-from parity_tests.gradients import statistics_rows
+from parity_tests.gradients import random_labels, statistics_rows
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
-from parity_tests.twins import Twins, to_tensor
 from train.losses import dice_cross_entropy_loss
 from train.state import TrainState
 from train.step import make_train_step
+from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.twins import Twins, to_tensor
 from unetr_flax.weights import to_torch
 
 # Biases before a batch normalisation have a gradient of zero but for rounding. Adam divides it by
@@ -55,7 +55,7 @@ def _torch_steps(twins: Twins, optimiser: str, steps: int) -> tuple[torch.nn.Mod
         )
     else:
         update = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
-    x, labels = to_tensor(twins.image), torch.from_numpy(twins.labels).long()
+    x, labels = to_tensor(twins.image), torch.from_numpy(random_labels(twins)).long()
     losses = []
     for _ in range(steps):
         update.zero_grad()
@@ -82,7 +82,7 @@ def _flax_steps(twins: Twins, optimiser: str, steps: int) -> tuple[dict[str, Any
         rng=jax.random.key_data(jax.random.key(0)),
     )
     train_step = make_train_step(twins.model, update, dice_cross_entropy_loss)
-    batch = {"image": twins.image, "label": twins.labels}
+    batch = {"image": twins.image, "label": random_labels(twins)}
     losses = []
     for _ in range(steps):
         state, metrics = train_step(state, batch)

@@ -1,4 +1,4 @@
-"""The PyTorch reference of the article's UNETR, which the Flax twin is held against."""
+"""The PyTorch models that the Flax twins are held against: the article's, and one sibling."""
 
 from unetr_torch_ref.blocks import (
     Conv3DBlock,
@@ -14,6 +14,7 @@ from unetr_torch_ref.encoder import (
     TransformerBlock,
 )
 from unetr_torch_ref.summary import Row, Summary, summarize
+from unetr_torch_ref.tamasino52 import Tamasino52UNETR
 from unetr_torch_ref.unetr import UNETR
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SingleConv3DBlock",
     "SingleDeconv3DBlock",
     "Summary",
+    "Tamasino52UNETR",
     "TransformerBlock",
     "summarize",
 ]

@@ -60,7 +60,7 @@ class UNETR(nn.Module):
     ):
         super().__init__()
         mlp_dim = 4 * embed_dim if mlp_dim is None else mlp_dim
-        _check_positive(
+        check_positive(
             input_dim=input_dim,
             output_dim=output_dim,
             embed_dim=embed_dim,
@@ -76,10 +76,10 @@ class UNETR(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.num_layers = num_layers
-        self.ext_layers = _checked_layers(ext_layers, num_layers)
+        self.ext_layers = checked_layers(ext_layers, num_layers)
         self.conv_channels = _channels(light_r)
         channels = self.conv_channels
-        strides = _level_strides(self.patch_size)
+        strides = level_strides(self.patch_size)
 
         self.embedding = Embeddings(
             (input_dim, *self.img_shape), self.patch_size, embed_dim, dropout
@@ -165,7 +165,7 @@ class UNETR(nn.Module):
         return self.decoder0_header(torch.cat([z0, z3], dim=1))
 
 
-def _level_strides(patch_size: tuple[int, ...]) -> list[tuple[int, ...]]:
+def level_strides(patch_size: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Up-sampling per axis at each level, coarsest first: a patch of 2**k has the finest k."""
     if any(patch not in PATCH_SIZES for patch in patch_size):
         raise ValueError(f"patch_size={patch_size}: each must be one of {PATCH_SIZES}")
@@ -188,7 +188,8 @@ def _channels(light_r: float) -> list[int]:
     )
 
 
-def _checked_layers(ext_layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+def checked_layers(ext_layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The blocks that feed the decoder; ValueError if not four increasing ones that there are."""
     layers = tuple(ext_layers)
     increasing = layers == tuple(sorted(set(layers)))
     if len(layers) != NUM_LEVELS or not increasing or layers[0] < 1 or layers[-1] > num_layers:
@@ -199,7 +200,8 @@ def _checked_layers(ext_layers: Sequence[int], num_layers: int) -> tuple[int, ..
     return layers
 
 
-def _check_positive(**values: int) -> None:
+def check_positive(**values: int) -> None:
+    """Raises ValueError for the first of some named values that is no positive integer."""
     for name, value in values.items():
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: must be a positive integer")

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import fractions
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-import unetr_torch_ref
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.config import UNETRConfig
+from unetr_flax.parity.originals import load_weights, pytorch_original
+from unetr_flax.unetr import UNETR
 from unetr_flax.weights import from_torch
 
 
@@ -23,11 +23,10 @@ class Twins:
     Attributes:
       cfg: their configuration.
       dtype: "float32" or "float64", of parameters and computation.
-      torch_model: the PyTorch reference, in evaluation mode.
+      torch_model: the PyTorch original, in evaluation mode.
       model: the Flax model.
-      variables: the Flax variables, converted from the PyTorch model.
+      variables: the Flax variables, converted from the PyTorch weights.
       image: [B, *img_size, in_channels].
-      labels: [B, *img_size], int32.
     """
 
     cfg: UNETRConfig
@@ -36,25 +35,6 @@ class Twins:
     model: UNETR
     variables: dict[str, Any]
     image: np.ndarray
-    labels: np.ndarray
-
-
-def torch_reference(cfg: UNETRConfig) -> unetr_torch_ref.UNETR:
-    """The PyTorch reference model of a configuration."""
-    return unetr_torch_ref.UNETR(
-        img_shape=cfg.img_size,
-        input_dim=cfg.in_channels,
-        output_dim=cfg.out_channels,
-        embed_dim=cfg.hidden_size,
-        patch_size=cfg.patch_size,
-        num_heads=cfg.num_heads,
-        dropout=cfg.dropout_rate,
-        # The exact divisor: a float could truncate to a width one below.
-        light_r=fractions.Fraction(64, cfg.channels[1]),
-        num_layers=cfg.num_layers,
-        mlp_dim=cfg.mlp_dim,
-        ext_layers=cfg.skip_layers,
-    )
 
 
 def randomise(module: torch.nn.Module, seed: int) -> None:
@@ -84,7 +64,8 @@ def make_twins(
     *,
     batch: int = 2,
     seed: int = 0,
-    state_dict: dict[str, torch.Tensor] | None = None,
+    state_dict: Mapping[str, Any] | None = None,
+    image: np.ndarray | None = None,
 ) -> Twins:
     """Both models with random weights and statistics, or with those of a state dict.
 
@@ -92,23 +73,27 @@ def make_twins(
       cfg: the configuration.
       dtype: "float32" or "float64"; the latter needs `precise()`.
       batch: volumes in the batch.
-      seed: of weights, image and labels.
-      state_dict: weights to use instead of random ones.
+      seed: of weights and image.
+      state_dict: weights to use instead of random ones, as for `from_torch`.
+      image: what to use instead of a random one, [B, *img_size, in_channels].
     """
-    torch_model = torch_reference(cfg).to(getattr(torch, dtype)).eval()
+    torch_model = pytorch_original(cfg).to(getattr(torch, dtype)).eval()
     if state_dict is None:
         randomise(torch_model, seed)
-    else:
-        torch_model.load_state_dict(state_dict)
-    rng = np.random.default_rng(seed)
+        state_dict = torch_model.state_dict()
+    # First, because its errors say more.
+    variables = from_torch(state_dict, cfg)
+    load_weights(torch_model, state_dict, cfg)
+    if image is None:
+        shape = (batch, *cfg.img_size, cfg.in_channels)
+        image = np.random.default_rng(seed).standard_normal(shape)
     return Twins(
         cfg=cfg,
         dtype=dtype,
         torch_model=torch_model,
         model=UNETR(cfg, param_dtype=jnp.dtype(dtype)),
-        variables=from_torch(torch_model.state_dict(), cfg),
-        image=rng.standard_normal((batch, *cfg.img_size, cfg.in_channels)).astype(dtype),
-        labels=rng.integers(0, cfg.out_channels, (batch, *cfg.img_size), dtype=np.int32),
+        variables=jax.tree.map(lambda x: x.astype(dtype), variables),
+        image=image.astype(dtype),
     )
 
 

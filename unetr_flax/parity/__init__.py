@@ -1,0 +1,1 @@
+"""The port against its PyTorch original, number by number. Needs torch, so nothing imports it."""

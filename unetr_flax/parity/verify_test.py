@@ -1,0 +1,64 @@
+"""The command's comparison, on its own; that the families agree is proven in parity_tests."""
+
+import re
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from unetr_flax import UNETRConfig
+from unetr_flax.parity.originals import pytorch_original
+from unetr_flax.parity.twins import randomise
+from unetr_flax.parity.verify import verify
+from unetr_flax.weights import WeightsError
+from unetr_flax.weights.mapping import module_pairs
+
+CFG = UNETRConfig.reference(
+    (16, 8, 24), 2, 3, 32, patch_size=8, hidden_size=12, num_layers=4, num_heads=3, mlp_dim=7
+)
+RUNGS = ("activations", "skip features", "attention maps", "decoder stages", "logits")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """Instead of the library's: Flax's own LayerNorm asks what float64 and float32 promote to."""
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    model = pytorch_original(CFG)
+    randomise(model, seed=3)
+    return model.state_dict()
+
+
+def test_every_module_in_both_dtypes_on_random_images_and_a_volume(state_dict):
+    volume = np.random.default_rng(5).random((1, 16, 8, 24, 2), np.float32)
+    rows = verify(CFG, state_dict, volume=volume)
+    assert all(row.ok for row in rows)
+    counts = {}
+    for row in rows:
+        counts[row.rung, row.dtype] = counts.get((row.rung, row.dtype), 0) + 1
+    modules = len([p for p in module_pairs(CFG) if p.kind not in ("single_conv", "single_deconv")])
+    numbers = (modules, 4, CFG.num_layers, 4, 1)
+    assert counts == {
+        (rung + suffix, dtype): number
+        for dtype in ("float64", "float32")
+        for suffix in ("", ", volume")
+        for rung, number in zip(RUNGS, numbers, strict=True)
+    }
+    assert {row.shape[0] for row in rows if row.rung.endswith("volume")} == {1}
+    assert {row.shape[0] for row in rows if not row.rung.endswith("volume")} == {2}
+
+
+def test_a_port_that_is_wrong_somewhere_does_not_hold(state_dict):
+    with mock.patch("flax.linen.relu", lambda x: x):
+        rows = verify(CFG, state_dict, batch=1)
+    failed = {row.rung for row in rows if not row.ok}
+    assert failed == {"activations", "decoder stages", "logits"}
+
+
+def test_what_does_not_fit(state_dict):
+    with pytest.raises(ValueError, match=re.escape("volume: shape (16, 8, 24, 2), must be (batch")):
+        verify(CFG, state_dict, volume=np.zeros((16, 8, 24, 2)))
+    with pytest.raises(WeightsError, match=r"unexpected: decoder0\.9\.weight"):
+        verify(CFG, {**state_dict, "decoder0.9.weight": np.zeros(3)})
