@@ -34,6 +34,11 @@ class Checkpoints:
         """Step of the last checkpoint; None if there is none yet."""
         return self._last.latest_step()
 
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint; None if there is none yet."""
+        return self._best.latest_step()
+
     def save_last(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Replaces the last checkpoint, unless it is of this very step already.
 
@@ -61,11 +66,14 @@ class Checkpoints:
         restored = self._last.restore(self.last_step, args=ocp.args.Composite(**items))
         return restored["state"], restored["progress"]
 
-    def restore_best(self, abstract: TrainState) -> dict[str, Any]:
-        """The best "params" and "batch_stats"."""
-        items = {"variables": ocp.args.StandardRestore(abstract.variables)}
-        step = self._best.latest_step()
-        return self._best.restore(step, args=ocp.args.Composite(**items))["variables"]
+    def restore_best(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The best "params" and "batch_stats".
+
+        Args:
+          abstract: shapes, dtypes and shardings of both.
+        """
+        items = {"variables": ocp.args.StandardRestore(abstract)}
+        return self._best.restore(self.best_step, args=ocp.args.Composite(**items))["variables"]
 
     def close(self) -> None:
         """Ends the managers' threads."""

@@ -31,7 +31,7 @@ def assert_equal(a, b):
 
 def test_last_and_best_are_kept_apart_and_one_of_each(tmp_path, abstract):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.last_step is None
+    assert checkpoints.last_step is checkpoints.best_step is None
     for step in (1, 2, 3):
         state = state_at(step, seed=step)
         if step != 3:
@@ -42,11 +42,11 @@ def test_last_and_best_are_kept_apart_and_one_of_each(tmp_path, abstract):
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
 
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.last_step == 3
+    assert (checkpoints.last_step, checkpoints.best_step) == (3, 2)
     state, progress = checkpoints.restore_last(abstract)
     assert_equal(state, state_at(3, seed=3))
     assert progress == {"position": 3}
-    assert_equal(checkpoints.restore_best(abstract), state_at(2, seed=2).variables)
+    assert_equal(checkpoints.restore_best(abstract.variables), state_at(2, seed=2).variables)
     checkpoints.close()
 
 

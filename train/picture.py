@@ -20,7 +20,7 @@ DPI = 150
 ROW_NAMES = ("Image", "Ground truth", "Prediction")
 
 
-class Case(NamedTuple):
+class Column(NamedTuple):
     """One case to show, in RAS orientation: axes point right, anterior and superior.
 
     Attributes:
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 def save_predictions(
-    path: str | os.PathLike, cases: Sequence[Case], class_names: Sequence[str]
+    path: str | os.PathLike, cases: Sequence[Column], class_names: Sequence[str]
 ) -> None:
     """Writes a PNG with the rows image, ground truth and prediction, and one column per case.
 
@@ -96,13 +96,13 @@ def _colors(number: int) -> list[tuple[float, float, float]]:
     return [palette[i % len(palette)] for i in range(number)]
 
 
-def _proportion(case: Case) -> float:
+def _proportion(case: Column) -> float:
     """Height of the case's axial slices over their width."""
     (x, y, _), (dx, dy, _) = case.image.shape, case.spacing
     return (y * dy) / (x * dx)
 
 
-def _draw_column(panels, case: Case, colors: Sequence[tuple[float, ...]]) -> None:
+def _draw_column(panels, case: Column, colors: Sequence[tuple[float, ...]]) -> None:
     z = _slice_to_show(case)
     image, label, prediction = (
         axial_view(volume[..., z]) for volume in (case.image, case.label, case.prediction)
@@ -130,7 +130,7 @@ def axial_view(plane: np.ndarray) -> np.ndarray:
     return plane[::-1, ::-1].T
 
 
-def _slice_to_show(case: Case) -> int:
+def _slice_to_show(case: Column) -> int:
     for classes in (case.label, case.prediction):
         area = np.count_nonzero(classes, axis=(0, 1))
         if area.any():
@@ -138,7 +138,7 @@ def _slice_to_show(case: Case) -> int:
     return case.image.shape[2] // 2
 
 
-def _check(case: Case, num_classes: int) -> None:
+def _check(case: Column, num_classes: int) -> None:
     shape = case.image.shape
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"{case.name}: image has shape {shape}, must be [X, Y, Z]")

@@ -2,7 +2,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from train.picture import Case, axial_view, save_predictions
+from train.picture import Column, axial_view, save_predictions
 
 NAMES = ["background", "liver", "spleen"]
 SHAPE = (20, 16, 7)
@@ -10,7 +10,7 @@ SHAPE = (20, 16, 7)
 
 def case(name="a", shape=SHAPE, spacing=(1.0, 1.0, 5.0)):
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return Case(name, image, np.zeros(shape, np.uint8), np.zeros(shape, np.int32), spacing)
+    return Column(name, image, np.zeros(shape, np.uint8), np.zeros(shape, np.int32), spacing)
 
 
 def coloured(path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,13 @@ from train.data.decathlon import Case, Dataset, check_cases, read_dataset, split
 from train.data.phantoms import make_phantoms
 from train.data.preprocess import Sample, load_case
 from train.evaluate import Evaluator
+from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog, results_table
 from train.loop import Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
 from train.optim import learning_rate_schedule, make_optimizer
-from train.picture import Case as Column
-from train.picture import save_predictions
+from train.picture import Column, save_predictions
 from train.record import OptionError, keep_record, refuse_taken, resume_command
 from train.state import abstract_state, create_state
 from train.step import make_train_step
@@ -141,8 +142,10 @@ def _train(
                 interrupt=interrupt,
             )
         if done:
-            variables = devices.local_copy(checkpoints.restore_best(abstract))
+            variables = devices.local_copy(checkpoints.restore_best(abstract.variables))
             if devices.is_main():
+                record = json.loads((cfg.out / "config.json").read_text(encoding="utf-8"))
+                save_model(cfg.out / "model", variables, record, progress.best_step)
                 _show_results(cfg, console, dataset, evaluator, variables, val_cases, progress)
         else:
             console.print(f"Saved at step {checkpoints.last_step}. To go on:")
@@ -227,7 +230,7 @@ def _show_results(
         ("picture", picture),
         ("metrics", cfg.out / "metrics.jsonl"),
         ("TensorBoard", cfg.out / "tensorboard"),
-        ("best checkpoint", cfg.out / "checkpoints" / "best"),
+        ("best model", cfg.out / "model"),
     ):
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
 

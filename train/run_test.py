@@ -24,6 +24,12 @@ def stand_in(monkeypatch):
     """The flow of a run is the subject, not the model."""
     monkeypatch.setattr(train.run, "UNETR", Small)
 
+    def save(folder, variables, record, step):
+        folder.mkdir(exist_ok=True)
+        (folder / "step").write_text(str(step))
+
+    monkeypatch.setattr(train.run, "save_model", save)
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -73,7 +79,7 @@ def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
     labels = json.loads((out / "config.json").read_text())["dataset"]["labels"]
     assert all(name in shown.split("Best on the 1 validation cases")[1] for name in labels[1:])
     assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
-    for path in ("predictions.png", "metrics.jsonl", "tensorboard", "checkpoints/best"):
+    for path in ("predictions.png", "metrics.jsonl", "tensorboard", "model"):
         assert str(out / path) in shown
     steps = [(r["kind"], r["step"]) for r in records(out)]
     assert steps == [
@@ -198,6 +204,7 @@ PROGRAM = textwrap.dedent(
     from train.__main__ import main
     from train.stand_in import Small
     train.run.UNETR = Small
+    train.run.save_model = lambda *args: None
     sys.exit(main(sys.argv[1:]))
     """
 )

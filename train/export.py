@@ -1,0 +1,100 @@
+"""python -m train.export RUN FOLDER: the best model of a run as a folder that `unetr` takes.
+
+A run that reaches its end does so by itself; this is for those that are stopped before.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train import mesh as devices
+from train.checkpoint import Checkpoints
+from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.weights import save_pretrained
+
+
+class ExportError(ValueError):
+    """A run that has nothing to export; the message is one line."""
+
+
+def save_model(
+    folder: Path, variables: dict[str, Any], record: dict[str, Any], step: int | None
+) -> None:
+    """Saves a model with what `config.json` of its run knows of it.
+
+    Args:
+      folder: where to; an older model there is replaced.
+      variables: "params" and "batch_stats".
+      record: the run's `config.json`.
+      step: how many steps the model has taken.
+    """
+    dataset = record["dataset"]
+    save_pretrained(
+        folder,
+        UNETRConfig.from_dict(record["model"]),
+        variables,
+        preprocessing={
+            "modalities": dataset["modalities"],
+            "spacing": record["options"]["spacing"],
+            "labels": dataset["labels"],
+        },
+        provenance={
+            "dataset": dataset["name"],
+            "fingerprint": dataset["fingerprint"],
+            "step": step,
+        },
+    )
+
+
+def export(run: Path, folder: Path) -> int:
+    """Saves the best model that a run has so far; returns its step.
+
+    Raises:
+      ExportError: if there is no run, or it has not validated yet.
+    """
+    try:
+        record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        cfg = UNETRConfig.from_dict(record["model"])
+    except FileNotFoundError:
+        raise ExportError(f"{run}: holds no run, it has no config.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{run / 'config.json'}: {error}") from None
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        step = checkpoints.best_step
+        if step is None:
+            raise ExportError(f"{run}: has not validated yet, so it has no best model")
+        sharding = devices.replicated(devices.make_mesh())
+        image = jax.ShapeDtypeStruct((1, *cfg.img_size, cfg.in_channels), "float32")
+        shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+        )
+        variables = checkpoints.restore_best(abstract)
+    finally:
+        checkpoints.close()
+    save_model(folder, variables, record, step)
+    return step
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit status: 0, or 2 after one line that says what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, its --out")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model goes")
+    options = parser.parse_args(args)
+    try:
+        step = export(options.run, options.folder)
+    except (ValueError, OSError) as error:
+        print(f"train.export: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.folder}: the model of step {step}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.export import export, main
+from train.state import create_state
+from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.weights import load_pretrained, read_metadata
+
+CFG = UNETRConfig.reference(
+    (16, 8, 16), 1, 3, 32, patch_size=(16, 8, 16), hidden_size=8, num_layers=4, num_heads=2
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_state(UNETR(CFG), optax.adam(1e-3), seed=3)
+
+
+@pytest.fixture
+def run(tmp_path, state):
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints.save_best(state.replace(step=state.step + 12))
+    checkpoints.close()
+    dataset = {"name": "Boxes", "labels": ["background", "a", "b"], "modalities": ["CT"]}
+    record = {
+        "options": Config().to_dict(),
+        "model": CFG.to_dict(),
+        "dataset": {**dataset, "fingerprint": "0", "validation": []},
+    }
+    (run / "config.json").write_text(json.dumps(record))
+    return run
+
+
+def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
+    folder = tmp_path / "model"
+    assert main([str(run), str(folder)]) == 0
+    assert "the model of step 12" in capsys.readouterr().out
+    cfg, variables = load_pretrained(folder)
+    assert cfg == CFG
+    jax.tree.map(np.testing.assert_array_equal, variables, dict(state.variables))
+    metadata = read_metadata(folder)
+    assert metadata["preprocessing"] == {
+        "modalities": ["CT"],
+        "spacing": None,
+        "labels": ["background", "a", "b"],
+    }
+    assert metadata["provenance"]["step"] == 12
+    # Again, over itself.
+    assert export(run, folder) == 12
+
+
+def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
+    def says(*args):
+        assert main([str(arg) for arg in args]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "holds no run" in says(tmp_path / "none", tmp_path / "model")
+    Checkpoints(tmp_path / "new" / "checkpoints").close()
+    (tmp_path / "new" / "config.json").write_text((run / "config.json").read_text())
+    assert "has not validated yet" in says(tmp_path / "new", tmp_path / "model")
+    (run / "config.json").write_text("{}")
+    assert "config.json: 'model'" in says(run, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

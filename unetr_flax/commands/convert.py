@@ -1,0 +1,107 @@
+"""`unetr convert`: PyTorch weights to a folder of ours, and back."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from unetr_flax.commands.models import CONFIG_METADATA, Model, Told, load_model
+from unetr_flax.weights import (
+    CheckpointError,
+    resize_position_embedding,
+    save_pretrained,
+    to_torch,
+    write_state_dict,
+)
+from unetr_flax.weights.never_applied import never_applied
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """How to write."""
+
+    to: Literal["flax", "torch"] = "flax"
+    """A folder with config.json and model.safetensors, or a PyTorch state dict."""
+
+    monai: str | None = None
+    """MONAI's version that the state dict is for, such as 1.4; the latest known if not given."""
+
+    resize_to: tuple[int, ...] | None = None
+    """Another window, voxels per axis, to interpolate the position embeddings to."""
+
+    overwrite: bool = False
+    """Whether to replace OUT if it is there."""
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    output: ConvertOptions,
+    told: Annotated[Told, tyro.conf.arg(name="model")],
+) -> None:
+    """Convert PyTorch weights to a folder that every command takes, or such a folder back.
+
+    Files of torch.save and safetensors are read, of this project's reference, of MONAI's UNETR
+    from 0.7 on, and of github.com/tamasino52/UNETR, with the prefixes that DDP, Lightning and
+    torch.compile leave. Nothing in a file is ever executed.
+
+    Args:
+      source: PyTorch file, or folder of ours.
+      target: Folder; with --to torch a file that ends in .safetensors, .pt, .pth, .ckpt or .bin.
+      output: What to write.
+      told: What the shapes in a PyTorch file do not tell.
+    """
+    if target.exists() and not output.overwrite:
+        raise CheckpointError(f"{target}: is there already; --overwrite replaces it")
+    if output.monai is not None and output.to != "torch":
+        raise CheckpointError("--monai: only with --to torch")
+    model = load_model(source, told)
+    cfg, variables = model.cfg, model.variables
+    if output.resize_to is not None:
+        cfg, variables = resize_position_embedding(cfg, variables, output.resize_to)
+        model = dataclasses.replace(model, cfg=cfg, variables=variables)
+    print(f"{source}: {describe(model)}")
+    if output.to == "flax":
+        save_pretrained(
+            target,
+            cfg,
+            variables,
+            preprocessing=model.preprocessing,
+            provenance=model.provenance,
+        )
+    else:
+        state_dict = {**to_torch(variables, cfg), **never_applied(cfg, output.monai)}
+        metadata = {CONFIG_METADATA: json.dumps(cfg.to_dict())}
+        write_state_dict(target, state_dict, metadata)
+    print(f"{target}: written")
+
+
+def describe(model: Model) -> str:
+    """What a model is, in a few lines."""
+    cfg = model.cfg
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    lines = [
+        f"UNETR of family {cfg.family!r}, {count:,} parameters",
+        f"  window {_sizes(cfg.img_size)}, patches {_sizes(cfg.patch_size)}, "
+        f"{cfg.in_channels} -> {cfg.out_channels} channels",
+        f"  {cfg.num_layers} blocks of width {cfg.hidden_size}, {cfg.num_heads} heads, "
+        f"feed-forward {cfg.mlp_dim}; features after blocks {_list(cfg.skip_layers)}",
+        f"  decoder {_list(cfg.channels)} channels, {cfg.block} blocks, {cfg.norm} norm",
+    ]
+    if model.dropped:
+        lines.append(
+            f"  {len(model.dropped)} keys that the model never applies dropped, "
+            f"such as {model.dropped[0]}"
+        )
+    return "\n".join(lines)
+
+
+def _sizes(values: tuple[int, ...]) -> str:
+    return " x ".join(map(str, values))
+
+
+def _list(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))

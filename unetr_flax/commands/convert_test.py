@@ -1,0 +1,147 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unetr_flax import UNETR, UNETRConfig, cli
+from unetr_flax.weights import load_pretrained, read_metadata, read_state_dict, to_torch
+from unetr_flax.weights.never_applied import never_applied
+
+torch = pytest.importorskip("torch")
+
+SIZE = {"img_size": (32, 16, 32), "in_channels": 2, "out_channels": 3}
+MONAI = UNETRConfig.monai(**SIZE, feature_size=4, hidden_size=8, mlp_dim=12, num_heads=2)
+TOLD = ("--num-heads", "2", "--img-size", "32", "16", "32")
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr("sys.argv", ["unetr", *map(str, args)])
+    return cli.main()
+
+
+@pytest.fixture
+def says(monkeypatch, capsys):
+    """Runs a command that must fail and gives its one line."""
+
+    def fails(*args):
+        assert run(monkeypatch, *args) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("unetr: ")
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return fails
+
+
+def random_variables(cfg):
+    x = jnp.zeros((1, *cfg.img_size, cfg.in_channels))
+    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A checkpoint as a DDP run of MONAI 1.5 leaves it."""
+    state_dict = {**to_torch(random_variables(MONAI), MONAI), **never_applied(MONAI, "1.5")}
+    tensors = {f"module.{key}": torch.tensor(value) for key, value in state_dict.items()}
+    path = tmp_path / "best.pt"
+    torch.save({"epoch": 7, "state_dict": tensors, "optimizer": {"lr": 0.1}}, path)
+    return path
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_checkpoint_becomes_a_folder_and_goes_back(monkeypatch, capsys, tmp_path, file):
+    folder = tmp_path / "model"
+    assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
+    shown = capsys.readouterr().out
+    assert "family 'monai'" in shown
+    assert "84 keys that the model never applies dropped" in shown
+    assert "window 32 x 16 x 32" in shown
+    cfg, variables = load_pretrained(folder)
+    assert cfg == MONAI
+    assert_equal(variables, random_variables(MONAI))
+    provenance = read_metadata(folder)["provenance"]
+    assert provenance == {
+        "source": "best.pt",
+        "held": "state_dict of a checkpoint, prefix 'module.' removed",
+        "never_applied": 84,
+    }
+
+    back = tmp_path / "back.pt"
+    assert run(monkeypatch, "convert", folder, back, "--to", "torch", "--monai", "1.5") == 0
+    original = torch.load(file, weights_only=True)["state_dict"]
+    again = torch.load(back, weights_only=True)
+    assert {f"module.{key}" for key in again} == original.keys()
+    assert all(torch.equal(again[key], original[f"module.{key}"]) for key in again)
+
+
+def test_safetensors_say_themselves_which_model_they_are_of(monkeypatch, tmp_path, file):
+    folder, again, there = tmp_path / "model", tmp_path / "again", tmp_path / "a.safetensors"
+    assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
+    assert run(monkeypatch, "convert", folder, there, "--to", "torch") == 0
+    assert never_applied(MONAI).keys() <= read_state_dict(there).state_dict.keys()
+    assert run(monkeypatch, "convert", there, again) == 0
+    assert_equal(load_pretrained(again), load_pretrained(folder))
+
+
+def test_position_embeddings_are_resized_only_if_asked(monkeypatch, tmp_path, file):
+    folder = tmp_path / "model"
+    assert run(monkeypatch, "convert", file, folder, *TOLD, "--resize-to", "48", "32", "32") == 0
+    cfg, variables = load_pretrained(folder)
+    assert cfg.img_size == (48, 32, 32)
+    assert variables["params"]["encoder"]["embedding"]["position_embedding"].shape == (1, 12, 8)
+
+
+def test_what_is_there_is_not_replaced_unless_asked(monkeypatch, says, tmp_path, file):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    assert "is there already" in says("convert", file, folder, *TOLD)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert run(monkeypatch, "convert", file, folder, *TOLD, "--overwrite") == 0
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert load_pretrained(folder)[0] == MONAI
+
+
+def test_what_shapes_do_not_tell_is_asked_for_by_option(says, tmp_path, file):
+    out = tmp_path / "model"
+    assert "--num-heads: shapes do not tell it" in says("convert", file, out)
+    assert "--img-size: 4 position embeddings" in says("convert", file, out, "--num-heads", "2")
+    assert "num_heads=3: must divide" in says("convert", file, out, "--num-heads", "3", *TOLD[2:])
+    assert "--norm group and --norm-groups" in says("convert", file, out, *TOLD, "--norm", "group")
+    assert "--monai: only with --to torch" in says("convert", file, out, *TOLD, "--monai", "1.4")
+    assert not out.exists()
+
+
+def test_a_damaged_checkpoint_is_one_line_and_leaves_nothing(says, tmp_path, file):
+    out = tmp_path / "model"
+    whole = torch.load(file, weights_only=True)
+    keys = list(whole["state_dict"])
+    for key in keys[5:8]:
+        del whole["state_dict"][key]
+    torch.save(whole, file)
+    line = says("convert", file, out, *TOLD)
+    assert "3 keys do not fit the model: missing: " in line
+    assert "and 2 more" in line
+    file.write_bytes(file.read_bytes()[:3000])
+    assert str(file) in says("convert", file, out, *TOLD)
+    assert "no such file" in says("convert", tmp_path / "none.pt", out, *TOLD)
+    assert not out.exists()
+
+
+def test_a_folder_needs_nothing_told(says, monkeypatch, tmp_path, file):
+    folder = tmp_path / "model"
+    assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
+    line = says("convert", folder, tmp_path / "a.pt", "--to", "torch", "--num-heads", "2")
+    assert "a folder tells all of its model" in line
+    line = says("convert", folder, tmp_path / "a.onnx", "--to", "torch")
+    assert "must end in .safetensors" in line
+    header = folder / "config.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), "version": 9}))
+    assert "version 9, must be 1" in says("summary", folder)

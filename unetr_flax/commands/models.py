@@ -1,0 +1,128 @@
+"""The model that a command is given: a folder of ours, or somebody's PyTorch file."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from unetr_flax.config import UNETRConfig
+from unetr_flax.weights import (
+    CheckpointError,
+    from_torch,
+    load_pretrained,
+    read_metadata,
+    read_state_dict,
+    to_torch,
+)
+from unetr_flax.weights.convert import drop_unused
+
+# Under this name a safetensors file of PyTorch weights says which model it is of.
+CONFIG_METADATA = "unetr_config"
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the shapes in a PyTorch file do not tell."""
+
+    num_heads: int | None = None
+    """Attention heads; required."""
+
+    img_size: tuple[int, ...] | None = None
+    """Voxels per axis of the model's window; required unless it is a cube."""
+
+    skip_layers: tuple[int, int, int, int] | None = None
+    """Transformer blocks that feed the decoder; those of the family's code if not given."""
+
+    norm: Literal["group", "instance"] | None = None
+    """MONAI's norm_name, if it is a group norm or an affine instance norm."""
+
+    norm_groups: int | None = None
+    """Channel groups of a group norm."""
+
+    dropout_rate: float = 0.0
+    """Probability of dropping, for those who will train on."""
+
+    def keywords(self) -> dict[str, Any]:
+        """Arguments of `infer_config`."""
+        values = vars(self).copy()
+        norm, groups = values.pop("norm"), values.pop("norm_groups")
+        if (norm == "group") != (groups is not None):
+            raise CheckpointError("--norm group and --norm-groups: give both or neither")
+        options = {"num_groups": groups} if norm == "group" else {"affine": True}
+        return {**values, "norm_name": None if norm is None else (norm, options)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model and where it came from.
+
+    Attributes:
+      cfg: its configuration.
+      variables: its Flax variables, numpy arrays.
+      state_dict: what PyTorch has, as it stands in the file; converted back for folders.
+      dropped: keys of the PyTorch file that the model never applies.
+      preprocessing: what its folder says of it; None for PyTorch files.
+      provenance: where the weights came from.
+    """
+
+    cfg: UNETRConfig
+    variables: dict[str, Any]
+    state_dict: dict[str, Any]
+    dropped: list[str]
+    preprocessing: Any
+    provenance: Any
+
+
+def load_model(path: Path, told: Told) -> Model:
+    """The model in a folder of `save_pretrained` or in a PyTorch file.
+
+    Args:
+      path: folder or file.
+      told: what the shapes in a file do not tell; a folder needs nothing told.
+
+    Raises:
+      CheckpointError: if it cannot be read, or something has to be told or must not be.
+      WeightsError: if the weights do not fit the model that their names and shapes tell of.
+    """
+    if path.is_dir():
+        if told != Told():
+            raise CheckpointError(f"{path}: a folder tells all of its model, no option can")
+        cfg, variables = load_pretrained(path)
+        metadata = read_metadata(path)
+        return Model(
+            cfg,
+            variables,
+            state_dict=to_torch(variables, cfg),
+            dropped=[],
+            preprocessing=metadata["preprocessing"],
+            provenance=metadata["provenance"],
+        )
+    file = read_state_dict(path)
+    if CONFIG_METADATA in file.metadata and told == Told():
+        cfg = _parsed(path, file.metadata[CONFIG_METADATA])
+    else:
+        try:
+            cfg = UNETRConfig.from_torch(file.state_dict, **told.keywords())
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {_as_options(str(error))}") from None
+    _, dropped = drop_unused(file.state_dict, cfg)
+    try:
+        variables = from_torch(file.state_dict, cfg)
+    except ValueError as error:
+        raise type(error)(f"{path}: {error}") from None
+    provenance = {"source": path.name, "held": file.description, "never_applied": len(dropped)}
+    return Model(cfg, variables, file.state_dict, dropped, None, provenance)
+
+
+def _parsed(path: Path, text: str) -> UNETRConfig:
+    try:
+        return UNETRConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {CONFIG_METADATA} in its header: {error}") from None
+
+
+def _as_options(message: str) -> str:
+    """Names of arguments as the command line has them."""
+    for name in ("num_heads", "img_size", "skip_layers"):
+        message = message.replace(f"{name}:", f"--{name.replace('_', '-')}:")
+    return message.replace("norm_name:", "--norm:")

@@ -1,0 +1,116 @@
+"""`unetr summary`: what a model is made of, and what a shape of input costs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import linen as nn
+
+from unetr_flax.commands.models import Told, load_model
+from unetr_flax.config import UNETRConfig
+from unetr_flax.unetr import UNETR
+from unetr_flax.weights import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A fresh model of the reference family, if no MODEL is given."""
+
+    in_channels: int = 1
+    """Channels of the image."""
+
+    out_channels: int = 4
+    """Channels of the logits."""
+
+    patch_size: tuple[int, ...] = (16,)
+    """Voxels per patch, one number or one per axis."""
+
+    hidden_size: int = 768
+    """Width of the tokens."""
+
+    num_layers: int = 12
+    """Transformer blocks."""
+
+    light_r: float = 4.0
+    """Divisor of the decoder's widths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What to print."""
+
+    depth: int | None = None
+    """How deep to go into modules; all the way if not given."""
+
+    batch: tuple[int, ...] = ()
+    """Batch sizes to compile for, here and now, for the memory that they need."""
+
+
+def summary(
+    table: Table,
+    told: Annotated[Told, tyro.conf.arg(name="model")],
+    fresh: Annotated[Sizes, tyro.conf.arg(name="fresh model")],
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+) -> None:
+    """Print every module with the shapes and numbers of its outputs and parameters, and costs.
+
+    Without --batch nothing is computed, so it needs neither time nor the memory of a model.
+
+    Args:
+      table: What to print.
+      told: What the shapes in a PyTorch file do not tell.
+      fresh: A model of the reference family, if no MODEL is given.
+      model: Folder of ours, or PyTorch file; if not given, a fresh model.
+    """
+    if model is None:
+        cfg = _fresh(fresh, told)
+    elif fresh != Sizes():
+        raise CheckpointError(f"{model}: says its sizes itself, no option can")
+    else:
+        cfg = load_model(model, told).cfg
+    net = UNETR(cfg)
+    # Wide enough that no column is cut, whatever the terminal.
+    console = {"width": 180, "force_terminal": False}
+    tabulate = nn.tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
+    print(tabulate(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
+    print(f"{forward_flops(net):.4g} FLOPs per volume, forward")
+    for batch in table.batch:
+        temporary, total = forward_memory(net, batch)
+        print(
+            f"batch {batch}: {total / 2**30:.2f} GiB forward on {jax.default_backend()}, of which "
+            f"{temporary / 2**30:.2f} GiB besides weights, image and logits"
+        )
+
+
+def forward_flops(net: UNETR) -> float:
+    """Floating-point operations of one volume's forward pass, by XLA's count."""
+    return _lowered(net, 1).cost_analysis()["flops"]
+
+
+def forward_memory(net: UNETR, batch: int) -> tuple[int, int]:
+    """Bytes of intermediate results, and of all, that the compiled forward pass needs."""
+    memory = _lowered(net, batch).compile().memory_analysis()
+    temporary = memory.temp_size_in_bytes
+    return temporary, temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+
+def _lowered(net: UNETR, batch: int) -> jax.stages.Lowered:
+    cfg = net.config
+    image = jax.ShapeDtypeStruct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), image)
+    return jax.jit(net.apply).lower(variables, image)
+
+
+def _fresh(sizes: Sizes, told: Told) -> UNETRConfig:
+    patch_size = sizes.patch_size
+    return UNETRConfig.reference(
+        img_size=told.img_size or (128, 128, 128),
+        patch_size=patch_size[0] if len(patch_size) == 1 else patch_size,
+        num_heads=8 if told.num_heads is None else told.num_heads,
+        skip_layers=told.skip_layers,
+        **{name: value for name, value in vars(sizes).items() if name != "patch_size"},
+    )
