@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unetr_flax.blocks import BatchNorm, Conv3DBlock, Deconv3DBlock
+from unetr_flax.blocks import BatchNorm, Conv3DBlock, Deconv3DBlock, GroupNorm
 
 
 def test_running_variance_is_unbiased_and_momentum_is_a_tenth():
@@ -46,3 +46,18 @@ def test_blocks_take_any_number_of_axes(spatial):
     y, variables = Deconv3DBlock(5, strides).init_with_output(jax.random.key(0), x)
     assert y.shape == (2, *(n * s for n, s in zip(spatial, strides, strict=True)), 5)
     assert variables["params"]["deconv"]["kernel"].shape == (*strides, 3, 5)
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(), GroupNorm(1), BatchNorm()])
+def test_norms_keep_float32_s_digits_over_large_volumes(norm):
+    # All of one sign, so that what a long sum of squares loses does not cancel.
+    x = np.abs(np.random.default_rng(0).standard_normal((1, 96, 80, 64, 2))) ** 3 + 1
+    axes = (1, 2, 3, 4) if norm == GroupNorm(1) else (1, 2, 3)
+    expected = x - x.mean(axes, keepdims=True)
+    expected /= np.sqrt(np.square(expected).mean(axes, keepdims=True) + 1e-5)
+    x = x.astype(np.float32)
+    if isinstance(norm, BatchNorm):
+        y, _ = jax.jit(lambda x: norm.init_with_output(jax.random.key(0), x, train=True))(x)
+    else:
+        y, _ = jax.jit(lambda x: norm.init_with_output(jax.random.key(0), x))(x)
+    assert np.abs(y - expected).max() / np.abs(expected).max() < 1e-6
