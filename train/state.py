@@ -71,7 +71,8 @@ def _create(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Tr
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        # Only batch norms have any.
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(variables["params"]),
         rng=jax.random.key_data(rng),
     )

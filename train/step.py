@@ -48,7 +48,7 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            return loss(logits, batch["label"]), updates["batch_stats"]
+            return loss(logits, batch["label"]), updates.get("batch_stats", {})
 
         (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -33,6 +33,15 @@ def at_least_float32(dtype: DTypeLike) -> DTypeLike:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
+def call(block: nn.Module, x: jax.Array, *, remat: bool, **options: Any) -> jax.Array:
+    """`block(x, **options)`; with `remat` the backward pass computes its inside again."""
+
+    def apply(block: nn.Module, x: jax.Array) -> jax.Array:
+        return block(x, **options)
+
+    return nn.remat(apply)(block, x) if remat else apply(block, x)
+
+
 class SingleConv3DBlock(nn.Module):
     """A convolution that keeps the size: [B, *spatial, C] -> [B, *spatial, features]."""
 

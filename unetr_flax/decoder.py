@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from unetr_flax.blocks import Deconv3DBlock, SingleConv3DBlock, SingleDeconv3DBlock, conv_block
+from unetr_flax.blocks import (
+    Deconv3DBlock,
+    SingleConv3DBlock,
+    SingleDeconv3DBlock,
+    call,
+    conv_block,
+)
 from unetr_flax.config import UNETRConfig
 from unetr_flax.plan import BlockStyle, DecoderStage
 
@@ -17,6 +23,7 @@ class Stage(nn.Module):
     style: BlockStyle
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array, *, train: bool = False) -> jax.Array:
@@ -36,10 +43,12 @@ class Stage(nn.Module):
             skip = self._upsampled(skip, train)
         else:
             for i, channels in enumerate(plan.skip_channels):
-                skip = conv_block(channels, style, **types, name=f"skip_{i}")(skip, train=train)
+                block = conv_block(channels, style, **types, name=f"skip_{i}")
+                skip = call(block, skip, remat=self.remat, train=train)
         x = jnp.concatenate([skip, x], axis=-1)
         for i, channels in enumerate(plan.fuse_channels):
-            x = conv_block(channels, style, **types, name=f"fuse_{i}")(x, train=train)
+            block = conv_block(channels, style, **types, name=f"fuse_{i}")
+            x = call(block, x, remat=self.remat, train=train)
         return x
 
     def _upsampled(self, skip: jax.Array, train: bool) -> jax.Array:
@@ -51,7 +60,7 @@ class Stage(nn.Module):
             name = f"skip_{i}"
             if block:
                 up = Deconv3DBlock(channels, strides, style, **types, name=name)
-                skip = up(skip, train=train)
+                skip = call(up, skip, remat=self.remat, train=train)
             else:
                 up = SingleDeconv3DBlock(channels, strides, style.use_bias, **types, name=name)
                 skip = up(skip)
@@ -64,6 +73,7 @@ class Decoder(nn.Module):
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -75,5 +85,6 @@ class Decoder(nn.Module):
         *sources, x = (z.reshape(z.shape[0], *cfg.grid_size, cfg.hidden_size) for z in skips)
         sources = [*reversed(sources), image]
         for i, (plan, source) in enumerate(zip(cfg.decoder_stages, sources, strict=True)):
-            x = Stage(plan, cfg.block_style, **types, name=f"stage_{i}")(x, source, train=train)
+            stage = Stage(plan, cfg.block_style, **types, remat=self.remat, name=f"stage_{i}")
+            x = stage(x, source, train=train)
         return SingleConv3DBlock(cfg.out_channels, kernel_size=1, **types, name="head")(x)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unetr_flax import ops
-from unetr_flax.blocks import at_least_float32, torch_uniform
+from unetr_flax.blocks import at_least_float32, call, torch_uniform
 from unetr_flax.config import UNETRConfig
 
 
@@ -185,6 +185,7 @@ class VisionTransformer(nn.Module):
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -210,7 +211,7 @@ class VisionTransformer(nn.Module):
                 x, weights = block(x, mask, train=train, return_weights=True)
                 attention.append(weights)
             else:
-                x = block(x, mask, train=train)
+                x = call(block, x, remat=self.remat, mask=mask, train=train)
             if i + 1 in cfg.skip_layers:
                 features.append(x)
         if cfg.traits.final_norm:

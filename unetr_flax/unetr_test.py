@@ -225,3 +225,29 @@ def test_nnx_bridge_computes_differentiates_and_updates_the_same():
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_remat_changes_memory_but_no_number():
+    cfg = dataclasses.replace(CFG, img_size=(8, 4, 16))
+    # Flax's LayerNorm mixes dtypes in float64.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        x = image(cfg).astype(np.float64)
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), random_variables(cfg))
+
+        def loss(params, remat):
+            logits, updated = UNETR(cfg, param_dtype=jnp.float64, remat=remat).apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jnp.square(logits).mean(), updated
+
+        def everything(remat):
+            gradients = jax.jit(jax.grad(lambda params: loss(params, remat), has_aux=True))
+            # Recomputation shows as more work in the program before XLA touches it.
+            products = gradients.lower(variables["params"]).as_text().count("dot_general")
+            return gradients(variables["params"]), products
+
+        (plain, plain_products), (again, again_products) = everything(False), everything(True)
+        assert again_products > plain_products
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, again
+        )
