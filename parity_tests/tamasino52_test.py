@@ -1,0 +1,64 @@
+"""The family of github.com/tamasino52/UNETR against its PyTorch twin."""
+
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.gradients import evaluation_rows
+from unetr_flax import UNETRConfig
+from unetr_flax.parity.activations import activation_rows
+from unetr_flax.parity.compare import assert_parity
+from unetr_flax.parity.originals import pytorch_original
+from unetr_flax.parity.twins import make_twins, precise, randomise
+from unetr_flax.weights import from_torch, to_torch
+from unetr_flax.weights.never_applied import COUNTER, never_applied
+
+CONFIGS = {
+    "12 blocks": UNETRConfig.tamasino52(
+        (16, 32, 48), 2, 3, hidden_size=24, num_heads=3, mlp_dim=40, width=4
+    ),
+    "4 blocks": UNETRConfig.tamasino52(
+        (32, 16, 48), 4, 2, hidden_size=32, num_layers=4, num_heads=2, mlp_dim=20, width=2
+    ),
+    "5 blocks, patches of 8, 4 and 2": UNETRConfig.tamasino52(
+        (16, 12, 4),
+        1,
+        5,
+        patch_size=(8, 4, 2),
+        hidden_size=12,
+        num_layers=5,
+        num_heads=4,
+        mlp_dim=7,
+        skip_layers=(1, 2, 4, 5),
+        width=6,
+    ),
+}
+ALL = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("12 blocks", marks=pytest.mark.slow), *list(CONFIGS)[1:]]
+)
+def test_float64_forward_and_gradients(name):
+    with precise():
+        assert_parity(evaluation_rows(make_twins(CONFIGS[name], "float64")))
+
+
+@ALL
+def test_float32_forward(cfg):
+    with precise():
+        assert_parity(activation_rows(make_twins(cfg, "float32")))
+
+
+@ALL
+def test_round_trip_is_exact_and_loads_strictly(cfg):
+    model = pytorch_original(cfg)
+    randomise(model, seed=0)
+    state = model.state_dict()
+    back = to_torch(from_torch(state, cfg), cfg)
+    assert set(back) == {k for k in state if "encoder_norm" not in k and not k.endswith(COUNTER)}
+    for key, value in back.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, state[key].numpy(), err_msg=key)
+    tensors = {key: torch.from_numpy(v) for key, v in (never_applied(cfg) | back).items()}
+    pytorch_original(cfg).load_state_dict(tensors, strict=True)
