@@ -1,0 +1,42 @@
+"""What is measured: a model, a shape of input, and the sides that compute it."""
+
+import dataclasses
+
+from unetr_flax import UNETRConfig
+
+# Each side of a race, what it is, and which family of models it has.
+SIDES = {
+    "ours": "this project",
+    "ours-remat": "this project, activations of each block computed again in the backward pass",
+    "naive": "the same model in plain nn.Conv, nn.ConvTranspose and nn.BatchNorm",
+    "torch": "PyTorch, eager",
+    "torch-channels-last": "PyTorch, eager, channels_last_3d",
+    "torch-compile": "PyTorch, torch.compile, channels_last_3d",
+}
+FAMILIES = ("reference", "monai")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model and one shape.
+
+    Attributes:
+      family: "reference" (light_r=4) or "monai" (its defaults).
+      edge: voxels per axis.
+      batch: volumes.
+      dtype: "float32" or "bfloat16"; parameters, norms and loss stay float32.
+    """
+
+    family: str
+    edge: int
+    batch: int
+    dtype: str
+
+    @property
+    def cfg(self) -> UNETRConfig:
+        """The model's configuration: 12 layers, width 768, one channel to four."""
+        make = {"reference": UNETRConfig.reference, "monai": UNETRConfig.monai}[self.family]
+        return make((self.edge,) * 3, 1, 4)
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.edge}^3, batch {self.batch}, {self.dtype}"
