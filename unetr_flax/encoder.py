@@ -77,7 +77,12 @@ class MultiHeadAttention(nn.Module):
         init = torch_uniform(cfg.hidden_size)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         qkv = nn.DenseGeneral(
-            (3, cfg.num_heads, cfg.head_dim), kernel_init=init, bias_init=init, **types, name="qkv"
+            (3, cfg.num_heads, cfg.head_dim),
+            kernel_init=init,
+            bias_init=init,
+            dot_general=ops.dot_general,
+            **types,
+            name="qkv",
         )(x)  # [B, N, 3, H, D]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, N, H, D] each
         energy = jnp.einsum(
@@ -96,6 +101,7 @@ class MultiHeadAttention(nn.Module):
             axis=(-2, -1),
             kernel_init=init,
             bias_init=init,
+            dot_general=ops.dot_general,
             **types,
             name="projection",
         )(out)
@@ -112,7 +118,11 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, N, E] -> [B, N, E]."""
         cfg = self.config
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "dot_general": ops.dot_general,
+        }
         init = torch_uniform(cfg.hidden_size)
         x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **types, name="expand")(x)
         x = nn.gelu(x, approximate=False)
