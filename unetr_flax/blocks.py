@@ -116,19 +116,17 @@ class BatchNorm(nn.Module):
                 raise ValueError(
                     f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
                 )
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            y, mean, var = ops.normalize(x, scale, bias, self.epsilon, False)
             if not self.is_initializing():
                 for running, batch in (
-                    (running_mean, mean),
-                    (running_var, var * count / (count - 1)),
+                    (running_mean, mean[0]),
+                    (running_var, var[0] * count / (count - 1)),
                 ):
                     batch = batch.astype(self.param_dtype)
                     running.value = (1 - self.momentum) * running.value + self.momentum * batch
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+            y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(out_dtype)
 
 
