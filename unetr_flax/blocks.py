@@ -119,6 +119,7 @@ class BatchNorm(nn.Module):
           ValueError: in training, if there is one value per channel and so no variance.
         """
         features = x.shape[-1]
+        scale, bias = _affine(self, features)
         running_mean = self.variable(
             "batch_stats", "mean", jnp.zeros, (features,), self.param_dtype
         )
@@ -132,24 +133,17 @@ class BatchNorm(nn.Module):
                 raise ValueError(
                     f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
                 )
-            axes = tuple(range(x.ndim - 1))
-            mean = ops.mean(x, axes)
-            var = ops.mean(jnp.square(x - mean), axes)
+            y, mean, var = ops.normalize(x, scale, bias, self.epsilon, False)
             if not self.is_initializing():
                 for running, batch in (
-                    (running_mean, mean),
-                    (running_var, var * count / (count - 1)),
+                    (running_mean, mean[0]),
+                    (running_var, var[0] * count / (count - 1)),
                 ):
-                    batch = batch.reshape(features).astype(self.param_dtype)
+                    batch = batch.astype(self.param_dtype)
                     running.value = (1 - self.momentum) * running.value + self.momentum * batch
         else:
             mean, var = running_mean.value, running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon)
-        if self.affine:
-            factor *= self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
-        y = (x - mean) * factor
-        if self.affine:
-            y += self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+            y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(out_dtype)
 
 
@@ -165,8 +159,8 @@ class GroupNorm(nn.Module):
     """
 
     num_groups: int | None = None
-    affine: bool = True
     epsilon: float = 1e-5
+    affine: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -175,16 +169,27 @@ class GroupNorm(nn.Module):
         """[B, *spatial, C] -> [B, *spatial, C]."""
         features = x.shape[-1]
         out_dtype = x.dtype if self.dtype is None else self.dtype
-        groups = features if self.num_groups is None else self.num_groups
-        y = x.astype(at_least_float32(x.dtype)).reshape(*x.shape[:-1], groups, features // groups)
-        axes = (*range(1, x.ndim - 1), x.ndim)
-        y = y - ops.mean(y, axes)
-        y *= jax.lax.rsqrt(ops.mean(jnp.square(y), axes) + self.epsilon)
-        y = y.reshape(x.shape)
-        if self.affine:
-            y *= self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
-            y += self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
-        return y.astype(out_dtype)
+        x = x.astype(at_least_float32(x.dtype))
+        scale, bias = _affine(self, features)
+        if self.num_groups is None:
+            y, _, _ = ops.normalize(x, scale, bias, self.epsilon, True)
+            return y.astype(out_dtype)
+        # A group's channels become voxels of one channel.
+        grouped = x.reshape(*x.shape[:-1], self.num_groups, -1).swapaxes(-1, -2)
+        ones = jnp.ones(self.num_groups, x.dtype)
+        y, _, _ = ops.normalize(grouped, ones, jnp.zeros_like(ones), self.epsilon, True)
+        return (y.swapaxes(-1, -2).reshape(x.shape) * scale + bias).astype(out_dtype)
+
+
+def _affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array]:
+    """Scale and bias of a norm's channels, parameters if it is affine."""
+    shape, dtype = (features,), norm.param_dtype
+    if not norm.affine:
+        return jnp.ones(shape, dtype), jnp.zeros(shape, dtype)
+    return (
+        norm.param("scale", nn.initializers.ones, shape, dtype),
+        norm.param("bias", nn.initializers.zeros, shape, dtype),
+    )
 
 
 class Conv3DBlock(nn.Module):
@@ -238,7 +243,7 @@ def _normalise(
     """The norm that a style names, as a module of the caller's."""
     if style.norm == "batch":
         return BatchNorm(affine=style.norm_affine, **types, name=name)(x, train=train)
-    return GroupNorm(style.norm_groups, style.norm_affine, **types, name=name)(x)
+    return GroupNorm(style.norm_groups, affine=style.norm_affine, **types, name=name)(x)
 
 
 def conv_block(features: int, style: BlockStyle, **fields: Any) -> nn.Module:

@@ -92,6 +92,7 @@ class MultiHeadAttention(nn.Module):
             use_bias=cfg.qkv_bias,
             kernel_init=init,
             bias_init=init,
+            dot_general=ops.dot_general,
             **types,
             name="qkv",
         )(x)  # [B, N, 3, H, D]
@@ -112,6 +113,7 @@ class MultiHeadAttention(nn.Module):
             axis=(-2, -1),
             kernel_init=init,
             bias_init=init,
+            dot_general=ops.dot_general,
             **types,
             name="projection",
         )(out)
@@ -131,7 +133,11 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, N, E] -> [B, N, E]."""
         cfg = self.config
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "dot_general": ops.dot_general,
+        }
         init = torch_uniform(cfg.hidden_size)
         x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **types, name="expand")(x)
         x = nn.relu(x) if cfg.traits.activation == "relu" else nn.gelu(x, approximate=False)

@@ -244,3 +244,34 @@ for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 37, 5, 3), (2, 40, 3), (5, 3)])
+def test_normalisation_and_its_gradients_are_those_of_its_definition(shape, per_sample):
+    def definition(x, scale, bias):
+        axes = tuple(range(1 if per_sample else 0, x.ndim - 1))
+        mean = x.mean(axes, keepdims=True)
+        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        y = (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+        return y, mean.reshape(-1, x.shape[-1]), var.reshape(-1, x.shape[-1])
+
+    with jax.enable_x64(True):
+        arguments = random(0, shape), random(1, shape[-1:]), random(2, shape[-1:])
+        ours, vjp = jax.vjp(lambda *a: ops.normalize(*a, 1e-3, per_sample), *arguments)
+        theirs, vjp_theirs = jax.vjp(definition, *arguments)
+        cotangents = tuple(random(3 + i, y.shape) for i, y in enumerate(theirs))
+        for a, b in zip((*ours, *vjp(cotangents)), (*theirs, *vjp_theirs(cotangents)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_linear_map_and_its_gradients_are_those_of_jax():
+    with jax.enable_x64(True):
+        x, kernel = random(0, (2, 5, 3, 4)), random(1, (3, 4, 2, 6))
+        for dimensions in ((((2, 3), (0, 1)), ((), ())), (((3,), (1,)), ((0,), (2,)))):
+            y, vjp = jax.vjp(lambda a, b, d=dimensions: ops.dot_general(a, b, d), x, kernel)
+            theirs, vjp_theirs = jax.vjp(
+                lambda a, b, d=dimensions: lax.dot_general(a, b, d), x, kernel
+            )
+            for a, b in zip((y, *vjp(y)), (theirs, *vjp_theirs(y)), strict=True):
+                assert_close(a, b)

@@ -1,19 +1,20 @@
-"""How a convolution or an up-sampling is lowered on CPU, GPU and TPU; nothing else knows.
+"""Convolutions.
 
-Parameters and results are those of `nn.Conv` and `nn.ConvTranspose`; only the operations that
-compute them differ. On CPU, XLA's own 3D convolution is several times slower than PyTorch's, its
-weight gradient and its transposed convolution more so; GPU and TPU have good convolutions.
+Parameters and results are those of `nn.Conv`; only the operations that compute them differ. On CPU,
+XLA's own 3D convolution is several times slower than PyTorch's, its weight gradient more so; GPU
+and TPU have good convolutions.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+
+from unetr_flax.ops.linear import linear
+from unetr_flax.ops.patches import space_to_depth
 
 # The CPU's weight gradient is a scan over depth, whose operands stay in the caches; but slices of
 # up to this many voxels go into one product, as sums over so few cost less than adding them up.
@@ -72,79 +73,6 @@ def conv_general_dilated(
     )
 
 
-class ConvTranspose(nn.ConvTranspose):
-    """`nn.ConvTranspose` whose kernel is its stride: one matrix product, then one transposition.
-
-    Fields, parameters and result are those of `nn.ConvTranspose`.
-
-    Raises:
-      ValueError: if the kernel is not the stride, or padding not "VALID", or masks, dilation or a
-        transposed kernel are asked for.
-    """
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features]."""
-        kernel_size = self.kernel_size
-        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        strides = 1 if self.strides is None else self.strides
-        strides = (strides,) * len(kernel_size) if isinstance(strides, int) else tuple(strides)
-        if strides != kernel_size or self.padding != "VALID":
-            raise ValueError(
-                f"strides={self.strides}, padding={self.padding!r}: must be kernel_size="
-                f"{kernel_size} and 'VALID'"
-            )
-        dilation = self.kernel_dilation
-        if self.mask is not None or dilation not in (None, 1) or self.transpose_kernel:
-            raise ValueError("mask, kernel_dilation, transpose_kernel: must be left out")
-        shape = (*kernel_size, inputs.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        batch = inputs.shape[: -len(shape) + 1]
-        inputs = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
-        # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
-        kernel = jnp.flip(kernel, range(len(kernel_size)))
-        y = _upsample(inputs, kernel, self.precision, self.preferred_element_type)
-        y = y.reshape(*batch, *y.shape[1:])
-        return y if bias is None else y + bias
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Mean over axes, which stay as axes of length 1, summed so that rounding does not add up.
-
-    XLA:CPU adds numbers one after the other: over the voxels of a volume that costs float32 half
-    of its digits. Sums of sums, axis by axis, keep them.
-    """
-    return lax.platform_dependent(
-        x,
-        cpu=functools.partial(_mean_by_axes, axes=axes),
-        default=functools.partial(jnp.mean, axis=axes, keepdims=True),
-    )
-
-
-def _mean_fwd(x, axes):
-    return mean(x, axes), x.shape
-
-
-def _mean_bwd(axes, shape, grad):
-    return (jnp.broadcast_to(grad / math.prod(shape[axis] for axis in axes), shape),)
-
-
-mean.defvjp(_mean_fwd, _mean_bwd)
-
-
-def _mean_by_axes(x, axes):
-    count = math.prod(x.shape[axis] for axis in axes)
-    for axis in sorted(axes, reverse=True):
-        # The barrier keeps XLA from making one long sum of it again.
-        x = lax.optimization_barrier(x.sum(axis, keepdims=True))
-    return x / count
-
-
 def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
     """Layouts [N, *spatial, C] and [*spatial, I, O]."""
     spatial = tuple(range(ndim - 2))
@@ -155,59 +83,9 @@ def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
 def _patch_product(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
     """A convolution whose windows do not overlap: [N, *S, I], [*P, I, O] -> [N, *(S / P), O]."""
     *patch, _, features = kernel.shape
-    x = _space_to_depth(x, patch)
-    return jnp.matmul(x, kernel.reshape(-1, features), precision=precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _upsample(
-    x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike, result: DTypeLike | None
-) -> jax.Array:
-    """out[2i + a] = x[i] kernel[a] on each axis: [N, *S, I], [*P, I, O] -> [N, *(S * P), O]."""
-    *patch, inputs, features = kernel.shape
-    columns = jnp.moveaxis(kernel, -2, 0).reshape(inputs, -1)  # [I, *P O]
-    y = jnp.matmul(x, columns, precision=precision, preferred_element_type=result)
-    return _depth_to_space(y, patch, features)
-
-
-def _upsample_fwd(x, kernel, precision, result):
-    return _upsample(x, kernel, precision, result), (x, kernel)
-
-
-def _upsample_bwd(precision, result, residuals, grad):
-    x, kernel = residuals
-    *patch, inputs, features = kernel.shape
-    # Without the barrier the permutation would be computed in each of the two products.
-    grad = lax.optimization_barrier(_space_to_depth(grad.astype(x.dtype), patch))  # [N, *S, *P O]
-    columns = jnp.moveaxis(kernel, -2, 0).reshape(inputs, -1)  # [I, *P O]
-    x_grad = jnp.matmul(grad, columns.T, precision=precision)
-    columns_grad = jnp.matmul(
-        x.reshape(-1, inputs).T, grad.reshape(-1, grad.shape[-1]), precision=precision
-    )
-    return x_grad, jnp.moveaxis(columns_grad.reshape(inputs, *patch, features), 0, -2)
-
-
-_upsample.defvjp(_upsample_fwd, _upsample_bwd)
-
-
-def _depth_to_space(y: jax.Array, patch: Sequence[int], features: int) -> jax.Array:
-    """[N, *S, *P O] -> [N, *(S * P), O]."""
-    n, *grid, _ = y.shape
-    rank = len(patch)
-    y = y.reshape(n, *grid, *patch, features)
-    pairs = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
-    y = y.transpose(0, *pairs, 1 + 2 * rank)
-    return y.reshape(n, *(s * p for s, p in zip(grid, patch, strict=True)), features)
-
-
-def _space_to_depth(y: jax.Array, patch: Sequence[int]) -> jax.Array:
-    """The inverse of `_depth_to_space`."""
-    n, *size, features = y.shape
-    rank = len(patch)
-    grid = [s // p for s, p in zip(size, patch, strict=True)]
-    y = y.reshape(n, *(k for pair in zip(grid, patch, strict=True) for k in pair), features)
-    y = y.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 1 + 2 * rank)
-    return y.reshape(n, *grid, -1)
+    x = space_to_depth(x, patch)
+    y = linear(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, features), precision)
+    return y.reshape(*x.shape[:-1], features)
 
 
 # The gradients are written out so that each picks its platform by itself: differentiating through
