@@ -113,8 +113,8 @@ def _attention_with(change: Callable[[jax.Array | None], jax.Array | None]):
     """Attention given another mask than the caller's."""
 
     def make(config: UNETRConfig, **options: Any):
-        def apply(x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
-            return _ATTENTION(config, **options)(x, change(mask), train=train)
+        def apply(x: jax.Array, mask: jax.Array | None, **how: bool):
+            return _ATTENTION(config, **options)(x, change(mask), **how)
 
         return apply
 
