@@ -24,8 +24,8 @@ class VerifyOptions:
     volume: Path | None = None
     """A NIfTI volume to compare on too, its middle cut or filled to the model's window."""
 
-    batch: int = 2
-    """Random volumes."""
+    batch: int = 1
+    """Random volumes. Every module's output is kept for both models."""
 
     seed: int = 0
     """Of the random volumes."""
