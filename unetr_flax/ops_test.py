@@ -186,6 +186,24 @@ def test_vmap_and_second_derivatives():
         assert_close(ours, second_derivative(lax.conv_general_dilated), 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "features"), [(3, 4), (4, 3), (16, 20), (17, 4), (20, 20), (49, 3), (3, 49)]
+)
+@pytest.mark.parametrize("depth", [1, 5])
+def test_what_tpus_run_is_the_same_convolution(monkeypatch, inputs, features, depth):
+    # There is no TPU here, but its lowering runs anywhere.
+    def on_tpu(*operands, tpu=None, default, **others):
+        return (tpu or default)(*operands)
+
+    monkeypatch.setattr(lax, "platform_dependent", on_tpu)
+    with jax.enable_x64(True):
+        x, kernel = random(0, (2, depth, 4, 6, inputs)), random(1, (3, 3, 3, inputs, features))
+        ours = value_and_gradients(ops.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
+        theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b)
+
+
 def test_each_platform_gets_its_own_lowering():
     def loss(x, kernel):
         y = ops.conv_general_dilated(
@@ -197,11 +215,13 @@ def test_each_platform_gets_its_own_lowering():
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4))
     ]
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    for platform, taps in (("cpu", True), ("cuda", False), ("tpu", False)):
+    for platform, taps in (("cpu", True), ("cuda", False), ("tpu", True)):
         text = jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
         # The forward pass is a 2D convolution of 3 x 3 channels, or one with the kernel as it is.
         assert ("tensor<3x3x9x4xf32>) -> tensor<8x6x5x4xf32>" in text) == taps
         assert ("tensor<3x3x3x3x4xf32>) -> tensor<2x4x6x5x4xf32>" in text) != taps
+        # The kernel's gradient is a product on CPU only.
+        assert ("dot_general" in text) == (platform == "cpu")
     jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)
 
 

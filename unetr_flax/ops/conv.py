@@ -20,6 +20,10 @@ from unetr_flax.ops.patches import space_to_depth
 # up to this many voxels go into one product, as sums over so few cost less than adding them up.
 ONE_PRODUCT_SLICE = 100
 
+# Up to this many of a TPU's 128 lanes, joining the depth taps to the channels costs the least
+# traffic, by its compiler's figures; beyond it native convolutions do.
+FILLED_LANES = 48
+
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -97,6 +101,7 @@ def _conv3x3x3(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) ->
         x,
         kernel,
         cpu=functools.partial(_conv3x3x3_by_slices, precision=precision),
+        tpu=functools.partial(_conv3x3x3_by_lanes, precision=precision),
         default=functools.partial(_conv3x3x3_native, precision=precision),
     )
 
@@ -112,6 +117,7 @@ def _conv3x3x3_bwd(precision, residuals, grad):
         x,
         grad,
         cpu=functools.partial(_kernel_grad_by_products, precision=precision),
+        tpu=functools.partial(_kernel_grad_by_lanes, precision=precision),
         default=functools.partial(_kernel_grad_native, precision=precision),
     )
     return _conv3x3x3(grad, mirrored, precision), kernel_grad
@@ -137,16 +143,54 @@ def _kernel_grad_native(x, grad, precision):
     return transpose(grad)[0]
 
 
+def _conv3x3x3_by_lanes(x, kernel, precision):
+    """For TPU, which pads few channels to many: the depth taps join them, or are added up."""
+    n, depth, h, w, inputs = x.shape
+    features = kernel.shape[-1]
+    if 3 * inputs <= FILLED_LANES:
+        kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
+        y = _conv3x3(_depth_taps(x).reshape(n * depth, h, w, -1), kernel, precision, None)
+        return y.reshape(n, depth, h, w, features)
+    if inputs > FILLED_LANES:
+        return _conv3x3x3_native(x, kernel, precision)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    slices = (padded[:, tap : tap + depth].reshape(n * depth, h, w, inputs) for tap in range(3))
+    wide = _sum_dtype(x.dtype)
+    y = sum(_conv3x3(z, kernel[tap], precision, wide) for tap, z in enumerate(slices))
+    return y.reshape(n, depth, h, w, features).astype(x.dtype)
+
+
+def _kernel_grad_by_lanes(x, grad, precision):
+    """The same for the kernel's gradient: the taps join the channels of the narrower side."""
+    n, depth, h, w, inputs = x.shape
+    features = grad.shape[-1]
+    if 3 * min(inputs, features) > FILLED_LANES:
+        return _kernel_grad_native(x, grad, precision)
+    if inputs > features:
+        mirrored = _kernel_grad_by_lanes(grad, x, precision)
+        return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
+    taps = _depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
+    shape = jax.ShapeDtypeStruct((3, 3, 3 * inputs, features), x.dtype)
+    transpose = jax.linear_transpose(lambda k: _conv3x3(taps, k, precision, None), shape)
+    kernel = transpose(grad.reshape(n * depth, h, w, features))[0]
+    return jnp.moveaxis(kernel.reshape(3, 3, 3, inputs, features), 2, 0)
+
+
+def _depth_taps(x):
+    """Each slice with the channels of its two neighbours: [N, D, H, W, I] -> [N, D, H, W, 3 I]."""
+    depth = x.shape[1]
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)
+
+
 def _conv3x3x3_by_slices(x, kernel, precision):
     """One 2D convolution of all slices, with the three depth taps on the side of fewer channels."""
     n, depth, h, w, inputs = x.shape
     features = kernel.shape[-1]
     wide = _sum_dtype(x.dtype)
     if inputs < features:  # each slice sees its neighbours' channels
-        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
-        y = _conv3x3(x.reshape(n * depth, h, w, 3 * inputs), kernel, precision, wide)
+        y = _conv3x3(_depth_taps(x).reshape(n * depth, h, w, -1), kernel, precision, wide)
         return y.reshape(n, depth, h, w, features).astype(x.dtype)
     # Each slice gives its share in its neighbours' results.
     taps = jnp.moveaxis(kernel, 0, -2).reshape(3, 3, inputs, 3 * features)
