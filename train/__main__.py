@@ -11,6 +11,7 @@ from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
 from train.record import OptionError, read_options, resume_command
 from train.run import BadCasesError, run
+from unetr_flax.malloc import keep_freed_memory
 
 
 def main(args: list[str]) -> int:
@@ -18,6 +19,8 @@ def main(args: list[str]) -> int:
     cfg = None
     try:
         cfg = read_options(args)
+        if cfg.run.keep_freed_memory:
+            keep_freed_memory()
         if cfg.run.coordinator_address is not None:
             mesh.connect(cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id)
         return 0 if run(cfg) else EXIT_STATUS

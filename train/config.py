@@ -105,6 +105,9 @@ class RunOptions:
     process_id: int = 0
     """Which of them this is, from 0."""
 
+    keep_freed_memory: bool = False
+    """On CPU with glibc: keep freed memory for later steps, which are faster for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -8,11 +8,11 @@ volumes costs as much as computing them.
 import ctypes
 import platform
 
-# Constants of glibc's malloc.h, and the values that keep blocks of any size in one arena.
+# Constants of glibc's malloc.h, and the values that keep blocks of any size in one heap.
 _OPTIONS = {
-    -3: 1 << 30,  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
-    -1: (1 << 31) - 1,  # M_TRIM_THRESHOLD: the heap's free end is kept
-    -8: 1,  # M_ARENA_MAX: and all threads share it
+    -4: 0,  # M_MMAP_MAX: no block is mapped on its own
+    -1: -1,  # M_TRIM_THRESHOLD: the heap's free end is never given back
+    -8: 1,  # M_ARENA_MAX: all threads share one heap
 }
 
 

@@ -1,0 +1,33 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Makes and frees 100 MB twenty times, and prints how often the kernel had to make a page.
+PROGRAM = """
+import resource, sys
+from unetr_flax.malloc import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+import numpy as np
+
+def touch():
+    array = np.empty(100_000_000, np.uint8)
+    array[::4096] = 1
+
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told")
+def test_freed_memory_is_used_again():
+    faults = {
+        setting: int(subprocess.check_output([sys.executable, "-c", PROGRAM, setting], text=True))
+        for setting in ("kept", "returned")
+    }
+    assert faults["kept"] < 100 < faults["returned"]
