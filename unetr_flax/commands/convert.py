@@ -83,9 +83,10 @@ def describe(model: Model) -> str:
     """What a model is, in a few lines."""
     cfg = model.cfg
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    assumed = " (taken for a cube, --img-size if it is not)" if model.cube_assumed else ""
     lines = [
         f"UNETR of family {cfg.family!r}, {count:,} parameters",
-        f"  window {_sizes(cfg.img_size)}, patches {_sizes(cfg.patch_size)}, "
+        f"  window {_sizes(cfg.img_size)}{assumed}, patches {_sizes(cfg.patch_size)}, "
         f"{cfg.in_channels} -> {cfg.out_channels} channels",
         f"  {cfg.num_layers} blocks of width {cfg.hidden_size}, {cfg.num_heads} heads, "
         f"feed-forward {cfg.mlp_dim}; features after blocks {_list(cfg.skip_layers)}",

@@ -62,7 +62,7 @@ def test_a_checkpoint_becomes_a_folder_and_goes_back(monkeypatch, capsys, tmp_pa
     shown = capsys.readouterr().out
     assert "family 'monai'" in shown
     assert "84 keys that the model never applies dropped" in shown
-    assert "window 32 x 16 x 32" in shown
+    assert "window 32 x 16 x 32, patches" in shown
     cfg, variables = load_pretrained(folder)
     assert cfg == MONAI
     assert_equal(variables, random_variables(MONAI))
@@ -145,3 +145,13 @@ def test_a_folder_needs_nothing_told(says, monkeypatch, tmp_path, file):
     header = folder / "config.json"
     header.write_text(json.dumps({**json.loads(header.read_text()), "version": 9}))
     assert "version 9, must be 1" in says("summary", folder)
+
+
+def test_a_window_that_is_taken_for_a_cube_is_said_to_be(monkeypatch, capsys, tmp_path):
+    cfg = UNETRConfig.monai(16, 2, 3, feature_size=4, hidden_size=8, mlp_dim=12, num_heads=2)
+    file, folder = tmp_path / "a.pt", tmp_path / "model"
+    state_dict = to_torch(random_variables(cfg), cfg)
+    torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, file)
+    assert run(monkeypatch, "convert", file, folder, "--num-heads", "2") == 0
+    assert "window 16 x 16 x 16 (taken for a cube" in capsys.readouterr().out
+    assert load_pretrained(folder)[0] == cfg

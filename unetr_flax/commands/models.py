@@ -61,6 +61,7 @@ class Model:
       variables: its Flax variables, numpy arrays.
       state_dict: what PyTorch has, as it stands in the file; converted back for folders.
       dropped: keys of the PyTorch file that the model never applies.
+      cube_assumed: whether the window is a cube only because its number of tokens allows it.
       preprocessing: what its folder says of it; None for PyTorch files.
       provenance: where the weights came from.
     """
@@ -69,6 +70,7 @@ class Model:
     variables: dict[str, Any]
     state_dict: dict[str, Any]
     dropped: list[str]
+    cube_assumed: bool
     preprocessing: Any
     provenance: Any
 
@@ -94,13 +96,16 @@ def load_model(path: Path, told: Told) -> Model:
             variables,
             state_dict=to_torch(variables, cfg),
             dropped=[],
+            cube_assumed=False,
             preprocessing=metadata["preprocessing"],
             provenance=metadata["provenance"],
         )
     file = read_state_dict(path)
     if CONFIG_METADATA in file.metadata and told == Told():
         cfg = _parsed(path, file.metadata[CONFIG_METADATA])
+        cube_assumed = False
     else:
+        cube_assumed = told.img_size is None
         try:
             cfg = UNETRConfig.from_torch(file.state_dict, **told.keywords())
         except ValueError as error:
@@ -111,7 +116,15 @@ def load_model(path: Path, told: Told) -> Model:
     except ValueError as error:
         raise type(error)(f"{path}: {error}") from None
     provenance = {"source": path.name, "held": file.description, "never_applied": len(dropped)}
-    return Model(cfg, variables, file.state_dict, dropped, None, provenance)
+    return Model(
+        cfg,
+        variables,
+        state_dict=file.state_dict,
+        dropped=dropped,
+        cube_assumed=cube_assumed,
+        preprocessing=None,
+        provenance=provenance,
+    )
 
 
 def _parsed(path: Path, text: str) -> UNETRConfig:
