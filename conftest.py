@@ -2,4 +2,6 @@
 
 import os
 
+# Nor are they kept, or read from what other runs kept.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

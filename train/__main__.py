@@ -11,6 +11,7 @@ from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
 from train.record import OptionError, read_options, resume_command
 from train.run import BadCasesError, run
+from unetr_flax.compilation import CompilationCacheError, keep_compiled_programs
 from unetr_flax.malloc import keep_freed_memory
 
 
@@ -21,10 +22,11 @@ def main(args: list[str]) -> int:
         cfg = read_options(args)
         if cfg.run.keep_freed_memory:
             keep_freed_memory()
+        keep_compiled_programs(cfg.run.compilation_cache)
         if cfg.run.coordinator_address is not None:
             mesh.connect(cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id)
         return 0 if run(cfg) else EXIT_STATUS
-    except OptionError as error:
+    except (OptionError, CompilationCacheError) as error:
         return _fail(error, 2)
     except (DataError, BadCasesError, DivergenceError, mesh.MainProcessError, OSError) as error:
         return _fail(error, 1)

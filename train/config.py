@@ -108,6 +108,9 @@ class RunOptions:
     keep_freed_memory: bool = False
     """On CPU with glibc: keep freed memory for later steps, which are faster for it."""
 
+    compilation_cache: str | None = None
+    """Private folder of compiled programs, '' for none; one in ~/.cache if None."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

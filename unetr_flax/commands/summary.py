@@ -11,6 +11,7 @@ import tyro
 from flax import linen as nn
 
 from unetr_flax.commands.models import Told, load_model
+from unetr_flax.compilation import keep_for_accelerators
 from unetr_flax.config import UNETRConfig
 from unetr_flax.unetr import UNETR
 from unetr_flax.weights import CheckpointError
@@ -78,6 +79,8 @@ def summary(
     tabulate = nn.tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
     print(tabulate(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
     print(f"{forward_flops(net):.4g} FLOPs per volume, forward")
+    if table.batch:
+        keep_for_accelerators()
     for batch in table.batch:
         temporary, total = forward_memory(net, batch)
         print(

@@ -9,6 +9,7 @@ import tyro
 
 from unetr_flax.commands.convert import describe
 from unetr_flax.commands.models import Told, load_model
+from unetr_flax.compilation import keep_for_accelerators
 from unetr_flax.config import UNETRConfig
 from unetr_flax.weights import CheckpointError
 
@@ -59,6 +60,7 @@ def verify(
     model = load_model(source, told)
     print(f"{source}: {describe(model)}")
     volume = None if volumes.volume is None else _window(volumes.volume, model.cfg)
+    keep_for_accelerators()
     rows = parity.verify(
         model.cfg,
         model.state_dict,
