@@ -67,6 +67,8 @@ def keep_compiled_programs(folder: str | None = None) -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(top / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # cuDNN's attention, on several GPUs, is lowered with an address of this very process.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return top
 
 

@@ -46,6 +46,7 @@ def config(monkeypatch):
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
+        "jax_remove_custom_partitioning_ptr_from_cache_key",
     )
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_enable_compilation_cache", True)

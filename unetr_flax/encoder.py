@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unetr_flax import ops
-from unetr_flax.blocks import at_least_float32, call, torch_uniform
+from unetr_flax.blocks import call, torch_uniform
 from unetr_flax.config import UNETRConfig
 
 
@@ -97,17 +97,13 @@ class MultiHeadAttention(nn.Module):
             name="qkv",
         )(x)  # [B, N, 3, H, D]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, N, H, D] each
-        energy = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            query,
-            key,
-            preferred_element_type=at_least_float32(query.dtype),
-        )
-        if mask is not None:
-            energy = jnp.where(mask, energy, jnp.finfo(energy.dtype).min)
-        weights = nn.softmax(energy * cfg.attention_scale, axis=-1).astype(value.dtype)
-        dropped = nn.Dropout(cfg.dropout_rate)(weights, deterministic=not train)
-        out = jnp.einsum("bhqk,bkhd->bqhd", dropped, value)
+        scale = cfg.attention_scale
+        if return_weights or (train and cfg.dropout_rate):
+            weights = ops.attention_weights(query, key, mask, scale=scale)
+            dropped = nn.Dropout(cfg.dropout_rate)(weights, deterministic=not train)
+            out = ops.weighted_values(dropped, value)
+        else:
+            out = ops.dot_product_attention(query, key, value, mask, scale=scale)
         out = nn.DenseGeneral(
             cfg.hidden_size,
             axis=(-2, -1),
