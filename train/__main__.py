@@ -12,6 +12,7 @@ from train.loop import DivergenceError
 from train.record import OptionError, read_options, resume_command
 from train.run import BadCasesError, run
 from unetr_flax.compilation import CompilationCacheError, keep_compiled_programs
+from unetr_flax.cudnn import CudnnError
 from unetr_flax.malloc import keep_freed_memory
 
 
@@ -26,7 +27,7 @@ def main(args: list[str]) -> int:
         if cfg.run.coordinator_address is not None:
             mesh.connect(cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id)
         return 0 if run(cfg) else EXIT_STATUS
-    except (OptionError, CompilationCacheError) as error:
+    except (OptionError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
     except (DataError, BadCasesError, DivergenceError, mesh.MainProcessError, OSError) as error:
         return _fail(error, 1)

@@ -35,6 +35,7 @@ from train.record import OptionError, keep_record, refuse_taken, resume_command
 from train.state import abstract_state, create_state
 from train.step import make_train_step
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.cudnn import refuse_wrong_convolutions
 
 PICTURED_CASES = 4
 LOADERS = 4
@@ -49,10 +50,12 @@ def run(cfg: Config) -> bool:
 
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
+      unetr_flax.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
       BadCasesError: if files of the data cannot be trained on.
       train.data.decathlon.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
     """
+    refuse_wrong_convolutions(cfg.model.dtype)
     console = Console(quiet=not devices.is_main())
     if cfg.data.batch_size % jax.device_count():
         raise OptionError(

@@ -70,6 +70,17 @@ def snapshot(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_cudnn_that_computes_wrongly_is_refused(monkeypatch, capsys, data, tmp_path):
+    monkeypatch.setattr("unetr_flax.cudnn.cuda_devices", lambda: ["gpu"])
+    monkeypatch.setattr("unetr_flax.cudnn.cudnn_version", lambda: (9, 10, 2))
+    out = tmp_path / "run"
+    options = ["--data", str(data), "--out", str(out), "--dtype", "bfloat16", *TINY]
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cuDNN 9.10.2: computes wrong 3D convolutions in bfloat16")
+    assert not out.exists()
+
+
 def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     args = [*TINY, "--out", str(out)]
