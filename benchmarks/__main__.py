@@ -1,22 +1,35 @@
-"""python -m benchmarks: this project against PyTorch and against plain Flax, side by side."""
+"""python -m benchmarks: this project against PyTorch and against plain Flax, side by side.
+
+With --gpu it does all that there is to do on a GPU: is its lowering right, what can the device do
+at most, and how long do all sides take at the usual sizes, in bfloat16.
+"""
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import report
-from benchmarks.cases import FAMILIES, SIDES, Case
-from benchmarks.race import RaceError, race
+from benchmarks import device_parity, report, roofline
+from benchmarks.cases import FAMILIES, GPU_SHAPES, SIDES, Case
+from benchmarks.race import RaceError, Result, race
+from unetr_flax.cudnn import CudnnError
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What is raced, and how often."""
+
+    gpu: bool = False
+    """Other defaults, for a GPU: all sides but naive ones, bfloat16, 96^3 in batches of 1, 2 and 8,
+    128^3 and 224^3; --edges and --batches say otherwise."""
 
     families: tuple[str, ...] = ("reference",)
     """Models: reference (light_r 4), monai."""
@@ -46,30 +59,54 @@ class Options:
     """Folder for report.md, report.json, scaling.png, logs and traces."""
 
 
+GPU = Options(
+    gpu=True,
+    edges=(),
+    batches=(),
+    sides=("ours", "torch", "torch-channels-last", "torch-compile"),
+    dtype="bfloat16",
+    rounds=20,
+    keep_freed_memory=False,
+    out=Path("runs/benchmark-gpu"),
+)
+
+
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0, 1 if a side failed, 2 if options cannot be."""
-    options = tyro.cli(Options, args=args, prog="python -m benchmarks", description=__doc__)
+    """Returns the exit status: 0, 1 if a side or the device failed, 2 if options cannot be."""
+    defaults = GPU if "--gpu" in args else Options()
+    options = tyro.cli(
+        Options, args=args, default=defaults, prog="python -m benchmarks", description=__doc__
+    )
     console = Console()
+
+    def say(line: object) -> None:
+        console.print(str(line), highlight=False, soft_wrap=True)
+
+    # This process looks at the devices and leaves their memory to the sides.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         _check(options)
+        platform = jax.default_backend()
+        if options.gpu and platform != "gpu":
+            raise ValueError(f"--gpu: JAX finds no GPU here, but {platform}")
+        parity = _parity(options, say) if platform != "cpu" else []
+        say("limits of the device")
+        peaks = roofline.measure_elsewhere(options.dtype)
         results = []
-        for family in options.families:
-            for edge in options.edges:
-                for batch in options.batches:
-                    case = Case(family, edge, batch, options.dtype)
-                    name = f"{family}-{edge}-{batch}-{options.dtype}"
-                    results += race(
-                        case,
-                        list(options.sides),
-                        options.rounds,
-                        options.out / name,
-                        keep_freed_memory=options.keep_freed_memory,
-                        profile=options.profile,
-                        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
-                    )
-                    # After every case, so that an interrupted run leaves what it has.
-                    _write(options, results)
-    except RaceError as error:
+        for case in _cases(options):
+            results += race(
+                case,
+                list(options.sides),
+                options.rounds,
+                options.out / f"{case.family}-{case.edge}-{case.batch}-{case.dtype}",
+                device=platform,
+                keep_freed_memory=options.keep_freed_memory,
+                profile=options.profile,
+                say=say,
+            )
+            # After every case, so that an interrupted run leaves what it has.
+            _write(options, parity, peaks, results)
+    except (RaceError, CudnnError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
@@ -80,15 +117,42 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _write(options: Options, results: list) -> None:
+def _parity(options: Options, say: Callable[[object], None]) -> list[str]:
+    """Compares the device's lowering with the CPU's; what was found, in lines."""
+    say("the device's lowering against the CPU's")
+    rows = device_parity.compare_elsewhere(options.dtype)
+    for row in rows:
+        say(row)
+    if failed := [row for row in rows if not row.holds]:
+        raise RaceError(f"the device computes something else: {failed[0]}")
+    return [str(row) for row in rows]
+
+
+def _cases(options: Options) -> list[Case]:
+    shapes = [(edge, batch) for edge in options.edges for batch in options.batches or (1,)]
+    if options.gpu and not options.edges:
+        shapes = [(e, b) for e, b in GPU_SHAPES if b in (options.batches or (b,))]
+    return [
+        Case(family, edge, batch, options.dtype)
+        for family in options.families
+        for edge, batch in shapes
+    ]
+
+
+def _write(
+    options: Options, parity: list[str], peaks: roofline.Peaks, results: list[Result]
+) -> None:
     where = report.machine()
     kept = "kept" if options.keep_freed_memory else "returned"
     settings = (
-        f"{options.rounds} turns each, medians; freed memory {kept} by malloc on all sides; AdamW, "
+        f"{options.rounds} calls each, medians; freed memory {kept} by malloc on all sides; AdamW, "
         "Dice and cross-entropy"
     )
-    (options.out / "report.md").write_text(report.markdown(results, where, settings))
-    as_json = report.as_json(results, where, settings)
+    if parity:
+        settings += f". Errors against float64: {'; '.join(parity)}"
+    text = report.markdown(results, where, settings, peaks)
+    (options.out / "report.md").write_text(text)
+    as_json = report.as_json(results, where, settings, peaks)
     (options.out / "report.json").write_text(json.dumps(as_json, indent=1) + "\n")
     report.plot(results, options.out / "scaling.png")
 
@@ -103,8 +167,10 @@ def _check(options: Options) -> None:
             raise ValueError(f"{name} {', '.join(sorted(unknown))}: must be among {allowed}")
         if not values:
             raise ValueError(f"{name}: needs at least one of {allowed}")
-    if options.rounds < 2 or not options.edges or not options.batches:
-        raise ValueError("--rounds must be at least 2, --edges and --batches must not be empty")
+    if options.rounds < 2:
+        raise ValueError(f"--rounds {options.rounds}: must be at least 2")
+    if not _cases(options):
+        raise ValueError("--edges and --batches: name no shape")
     for edge in options.edges:
         if edge < 16 or edge % 16:
             raise ValueError(f"--edges {edge}: must be a multiple of 16")

@@ -1,6 +1,7 @@
 """What is measured: a model, a shape of input, and the sides that compute it."""
 
 import dataclasses
+import os
 
 from unetr_flax import UNETRConfig
 
@@ -14,6 +15,9 @@ SIDES = {
     "torch-compile": "PyTorch, torch.compile, channels_last_3d",
 }
 FAMILIES = ("reference", "monai")
+
+# What is run on a GPU if nothing else is asked for: edge and batch.
+GPU_SHAPES = ((96, 1), (96, 2), (96, 8), (128, 1), (224, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +44,11 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.family}, {self.edge}^3, batch {self.batch}, {self.dtype}"
+
+
+def environment(side: str) -> dict[str, str]:
+    """Variables of a worker's process: JAX takes GPU memory as it needs it, PyTorch's side none."""
+    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if side.startswith("torch"):
+        own["JAX_PLATFORMS"] = "cpu"
+    return {**os.environ, **own}

@@ -14,10 +14,12 @@ import optax
 from jax import lax
 
 from benchmarks.cases import Case
+from benchmarks.roofline import Cost, cost_of
 from train.losses import dice_cross_entropy_loss
 from train.state import TrainState
 from train.step import make_predict, make_train_step
-from unetr_flax import UNETR, blocks, encoder
+from unetr_flax import UNETR, blocks, encoder, ops
+from unetr_flax.cudnn import refuse_wrong_convolutions
 from unetr_flax.weights import from_torch
 
 
@@ -31,6 +33,9 @@ class FlaxSide:
       labels: [B, *img_size].
       learning_rate: of AdamW.
       remat: whether to compute activations again in the backward pass.
+
+    Raises:
+      CudnnError: if this machine's cuDNN computes wrongly in the case's dtype.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class FlaxSide:
         *,
         remat: bool = False,
     ):
+        refuse_wrong_convolutions(case.dtype)
+        self.device = jax.default_backend()
         cfg = case.cfg
         model = UNETR(cfg, dtype=jnp.dtype(case.dtype), remat=remat)
         variables = jax.tree.map(jnp.asarray, from_torch(state_dict, cfg))
@@ -54,28 +61,63 @@ class FlaxSide:
             opt_state=update.init(variables["params"]),
             rng=jax.random.key_data(jax.random.key(0)),
         )
-        self._predict = make_predict(model)
-        self._train_step = make_train_step(model, update, dice_cross_entropy_loss)
+        self._functions = {
+            "forward": make_predict(model),
+            "step": make_train_step(model, update, dice_cross_entropy_loss),
+        }
+        self._compiled: dict[str, jax.stages.Compiled] = {}
         self._batch = {"image": jnp.asarray(image), "label": jnp.asarray(labels)}
 
-    def forward(self) -> np.ndarray:
-        """Logits [B, *img_size, K] in evaluation mode."""
-        logits = self._predict(self._state.variables, self._batch["image"])
-        return np.asarray(jax.block_until_ready(logits), np.float32)
+    def forward(self) -> jax.Array:
+        """Logits [B, *img_size, K] in evaluation mode, on the device."""
+        return jax.block_until_ready(self._program("forward")(*self._arguments("forward")))
 
     def step(self) -> float:
         """Takes a training step; its loss."""
-        self._state, metrics = self._train_step(self._state, self._batch)
+        self._state, metrics = self._program("step")(*self._arguments("step"))
         jax.block_until_ready(self._state)
         return float(metrics["loss"])
+
+    def to_host(self, logits: jax.Array) -> np.ndarray:
+        """What `forward` returned, float32."""
+        return np.asarray(logits, np.float32)
+
+    def cost(self, what: str) -> Cost | None:
+        """What XLA counts in the program of "forward" or "step"."""
+        return cost_of(self._functions[what], self._program(what), *self._arguments(what))
+
+    def peak_of_step(self) -> int | None:
+        """Bytes of the accelerator at most so far and in one more step; None on CPU."""
+        self.step()
+        statistics = jax.devices()[0].memory_stats()
+        return statistics and statistics.get("peak_bytes_in_use")
+
+    def _arguments(self, what: str) -> tuple[Any, ...]:
+        if what == "forward":
+            return self._state.variables, self._batch["image"]
+        return self._state, self._batch
+
+    def _program(self, what: str) -> jax.stages.Compiled:
+        if what not in self._compiled:
+            self._compiled[what] = self._functions[what].lower(*self._arguments(what)).compile()
+        return self._compiled[what]
 
 
 @contextlib.contextmanager
 def plain_modules() -> Iterator[None]:
     """The model in modules as Flax has them, lowered by XLA alone."""
-    plain = types.SimpleNamespace(
-        conv_general_dilated=lax.conv_general_dilated, ConvTranspose=nn.ConvTranspose
-    )
+
+    def attention(query, key, value, mask=None, *, scale):
+        return ops.weighted_values(ops.attention_weights(query, key, mask, scale=scale), value)
+
+    native = {
+        "Conv": nn.Conv,
+        "ConvTranspose": nn.ConvTranspose,
+        "conv_general_dilated": lax.conv_general_dilated,
+        "dot_general": lax.dot_general,
+        "dot_product_attention": attention,
+    }
+    plain = types.SimpleNamespace(**{**vars(ops), **native})
 
     class BatchNorm(nn.Module):
         dtype: Any = None

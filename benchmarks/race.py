@@ -1,21 +1,34 @@
-"""Sides that take turns, so that whatever slows the machine slows all of them."""
+"""Sides that compute the same, timed.
 
+On CPU they take turns, so that whatever slows the machine slows all of them. On an accelerator each
+has the device to itself, so that the memory which one keeps is not missing to another.
+"""
+
+import contextlib
 import dataclasses
 import json
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, environment
+from benchmarks.roofline import Cost
 
 # Logits and losses of two sides that compute the same differ by rounding only.
 AGREEMENT = {"float32": 1e-4, "bfloat16": 3e-2}
+WHAT = ("forward", "step")
+OUT_OF_MEMORY = "out of memory"
 
 
 class RaceError(Exception):
     """A side that fell over, or computes something else; the message says which."""
+
+
+class SideError(Exception):
+    """A side that cannot do a case, as its memory does not suffice; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +43,19 @@ class Result:
       walls: seconds of each later call.
       cpus: seconds of all cores of each later call.
       peak: bytes at most while a step runs; None for "forward".
+      cost: what the program asks of the device; None for PyTorch, and where XLA does not tell.
+      failure: why there are no times; None if there are.
     """
 
     case: Case
     side: str
     what: str
-    first: float
-    walls: list[float]
-    cpus: list[float]
-    peak: int | None
+    first: float = 0.0
+    walls: list[float] = dataclasses.field(default_factory=list)
+    cpus: list[float] = dataclasses.field(default_factory=list)
+    peak: int | None = None
+    cost: Cost | None = None
+    failure: str | None = None
 
     @property
     def median(self) -> float:
@@ -51,6 +68,11 @@ class Result:
         low, _, high = statistics.quantiles(self.walls, n=4)
         return (high - low) / 2 / self.median
 
+    @property
+    def volumes_per_second(self) -> float:
+        """Volumes of the batch over the median."""
+        return self.case.batch / self.median
+
 
 class Side:
     """A worker's process.
@@ -60,6 +82,13 @@ class Side:
       case: what it computes.
       log: file for what it prints besides answers.
       keep_freed_memory: whether its malloc keeps freed memory.
+
+    Attributes:
+      device: what it computes on: "cpu", "gpu" or "tpu".
+
+    Raises:
+      RaceError: if it fell over.
+      SideError: if the model does not even fit.
     """
 
     def __init__(self, name: str, case: Case, log: Path, keep_freed_memory: bool):
@@ -75,29 +104,47 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=environment(name),
             )
-        self._answer()
+        try:
+            self.device = self._answer()["device"]
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, command: str) -> dict:
         """Has the worker do one thing.
 
         Raises:
           RaceError: if it fell over.
+          SideError: if its memory does not suffice.
         """
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
+        # A worker that is gone says so by not answering.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
         """Ends the worker."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
+            # What the kernel does to whoever takes the last of its memory.
+            if self._process.wait() == -signal.SIGKILL:
+                raise SideError(OUT_OF_MEMORY)
             raise RaceError(f"{self.name}: fell over, {self._log} says why")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "failure" in answer:
+            raise SideError(answer["failure"])
+        if "error" in answer:
+            raise RaceError(f"{self.name}: {answer['error']}")
+        return answer
 
 
 def race(
@@ -106,64 +153,134 @@ def race(
     rounds: int,
     out: Path,
     *,
+    device: str,
     keep_freed_memory: bool,
     profile: bool,
     say: Callable[[str], None],
 ) -> list[Result]:
-    """Lets the sides of a case take turns.
+    """Times the sides of a case.
 
     Args:
       case: what is computed.
       names: the sides, in the order of their turns.
       rounds: timed calls of each side.
       out: folder for logs and traces.
+      device: "cpu", "gpu" or "tpu", on which all sides must be.
       keep_freed_memory: the same setting of malloc for all sides.
       profile: whether to trace one step of each side at the end.
       say: takes a line of progress.
+
+    Returns:
+      The results, "forward" of all sides first; those without times of sides that do not fit.
 
     Raises:
       RaceError: if a side falls over, or computes something else than the first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    sides: list[Side] = []
-    try:
-        for name in names:
-            say(f"{case}: {name} starts")
-            sides.append(Side(name, case, out / f"{name}.log", keep_freed_memory))
-        results = []
-        for what in ("forward", "step"):
-            first = {side.name: side.ask(what) for side in sides}
-            _check_agreement(case, what, {name: answer["value"] for name, answer in first.items()})
-            for side in sides:
-                side.ask(what)
-            answers: dict[str, list[dict]] = {name: [] for name in names}
-            for turn in range(rounds):
-                say(f"{case}: {what} {turn + 1}/{rounds}")
-                for side in sides:
-                    answers[side.name].append(side.ask(what))
-            results += [
-                Result(
-                    case=case,
-                    side=side.name,
-                    what=what,
-                    first=first[side.name]["wall"],
-                    walls=[answer["wall"] for answer in answers[side.name]],
-                    cpus=[answer["cpu"] for answer in answers[side.name]],
-                    peak=side.ask("peak")["peak"] if what == "step" else None,
-                )
-                for side in sides
-            ]
-        if profile:
-            for side in sides:
-                say(f"{case}: trace {side.ask(f'profile {out / side.name}')['trace']}")
-        return results
-    finally:
-        for side in sides:
-            side.close()
+    results, values = {}, {}
+    for group in [names] if device == "cpu" else [[name] for name in names]:
+        heat = _Heat(case, group, rounds, out, device, keep_freed_memory, profile, say)
+        found, came_out = heat.run()
+        results |= found
+        values |= came_out
+    for what in WHAT:
+        _check_agreement(
+            case, what, {name: values[name, what] for name in names if (name, what) in values}
+        )
+    return [results[name, what] for what in WHAT for name in names]
+
+
+@dataclasses.dataclass
+class _Heat:
+    """Sides that run at the same time; the fields are the arguments of `race`."""
+
+    case: Case
+    names: list[str]
+    rounds: int
+    out: Path
+    device: str
+    keep_freed_memory: bool
+    profile: bool
+    say: Callable[[str], None]
+
+    def run(self) -> tuple[dict, dict]:
+        """Results, and what came out of the first call, each by side and "forward" or "step"."""
+        self._results: dict[tuple[str, str], Result] = {}
+        self._sides: dict[str, Side] = {}
+        values = {}
+        try:
+            for name in self.names:
+                self.say(f"{self.case}: {name} starts")
+                log = self.out / f"{name}.log"
+                try:
+                    self._sides[name] = Side(name, self.case, log, self.keep_freed_memory)
+                except SideError as error:
+                    self._fail(name, WHAT, error)
+            for side in self._sides.values():
+                if side.device != self.device:
+                    raise RaceError(
+                        f"{side.name}: computes on {side.device}, the race is on {self.device}"
+                    )
+            for what in WHAT:
+                first = self._ask_all(what, what)
+                values |= {(name, what): answer["value"] for name, answer in first.items()}
+                _check_agreement(self.case, what, {n: a["value"] for n, a in first.items()})
+                self._time(what, first)
+            if self.profile:
+                for name in list(self._sides):
+                    trace = self._ask(name, f"profile {self.out / name}", "step")
+                    if trace:
+                        self.say(f"{self.case}: trace {trace['trace']}")
+        finally:
+            for side in self._sides.values():
+                side.close()
+        return self._results, values
+
+    def _time(self, what: str, first: dict[str, dict]) -> None:
+        self._ask_all(what, what)
+        turns = []
+        for turn in range(self.rounds):
+            self.say(f"{self.case}: {what} {turn + 1}/{self.rounds}")
+            turns.append(self._ask_all(what, what))
+        for name in list(self._sides):
+            peak = self._ask(name, "peak", what) if what == "step" else {"peak": None}
+            cost = self._ask(name, f"cost {what}", what)
+            if peak is None or cost is None:
+                continue
+            self._results[name, what] = Result(
+                case=self.case,
+                side=name,
+                what=what,
+                first=first[name]["wall"],
+                walls=[answers[name]["wall"] for answers in turns],
+                cpus=[answers[name]["cpu"] for answers in turns],
+                peak=peak["peak"],
+                cost=Cost(**cost) if cost else None,
+            )
+
+    def _ask_all(self, command: str, what: str) -> dict[str, dict]:
+        answers = {name: self._ask(name, command, what) for name in list(self._sides)}
+        return {name: answer for name, answer in answers.items() if answer is not None}
+
+    def _ask(self, name: str, command: str, what: str) -> dict | None:
+        """The side's answer; None, and it is out of the race, if its memory does not suffice."""
+        try:
+            return self._sides[name].ask(command)
+        except SideError as error:
+            self._sides.pop(name).close()
+            self._fail(name, WHAT[WHAT.index(what) :], error)
+            return None
+
+    def _fail(self, name: str, whats: tuple[str, ...], error: SideError) -> None:
+        self.say(f"{self.case}: {name}: {error}")
+        for what in whats:
+            self._results[name, what] = Result(self.case, name, what, failure=str(error))
 
 
 def _check_agreement(case: Case, what: str, values: dict[str, list[float]]) -> None:
     """Raises if a side does not compute what the first does."""
+    if not values:
+        return
     reference_name, reference = next(iter(values.items()))
     for name, value in values.items():
         for ours, theirs in zip(reference, value, strict=True):

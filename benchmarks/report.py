@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.race import Result
+from benchmarks.roofline import Peaks
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "monai")
 
@@ -35,41 +36,96 @@ def best_of_torch(results: list[Result], result: Result) -> float | None:
     rivals = [
         r.median
         for r in results
-        if (r.case, r.what) == (result.case, result.what) and r.side.startswith("torch")
+        if (r.case, r.what) == (result.case, result.what)
+        and r.side.startswith("torch")
+        and r.failure is None
     ]
     return min(rivals, default=None)
 
 
-def markdown(results: list[Result], where: dict[str, Any], settings: str) -> str:
-    """The table, and the machine and versions that it holds for."""
+def markdown(
+    results: list[Result], where: dict[str, Any], settings: str, peaks: Peaks | None = None
+) -> str:
+    """The tables, and the machine and versions that they hold for.
+
+    Args:
+      results: what was measured.
+      where: see `machine`.
+      settings: how it was measured.
+      peaks: limits of the device, for the roofline; none without.
+    """
     lines = [
         f"{', '.join(where['devices'])}; {where['processor']}, {where['cores']} cores; "
         + ", ".join(f"{name} {where[name]}" for name in ("python", *PACKAGES)),
         "",
         settings,
         "",
-        "| model and shape | what | side | first call | median | spread | against the best PyTorch "
-        "| peak |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model and shape | what | side | first call | median | spread | volumes/s "
+        "| against the best PyTorch | peak |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(results, result) for result in results),
     ]
-    for result in results:
-        rival = best_of_torch(results, result)
-        ratio = "" if rival is None else f"{rival / result.median:.2f} x"
-        peak = "" if result.peak is None else f"{result.peak / 2**30:.2f} GiB"
-        lines.append(
-            f"| {result.case} | {result.what} | {result.side} | {result.first:.1f} s "
-            f"| {result.median:.3f} s | {result.spread:.0%} | {ratio} | {peak} |"
-        )
+    if peaks is not None:
+        lines += ["", *_roofline(results, peaks)]
     return "\n".join(lines) + "\n"
 
 
-def as_json(results: list[Result], where: dict[str, Any], settings: str) -> dict[str, Any]:
-    """Everything that was measured."""
-    rows = [
-        {**dataclasses.asdict(result), "median": result.median, "spread": result.spread}
-        for result in results
+def _row(results: list[Result], result: Result) -> str:
+    start = f"| {result.case} | {result.what} | {result.side} | "
+    if result.failure is not None:
+        return start + f"{result.failure} |  |  |  |  |  |"
+    rival = best_of_torch(results, result)
+    ratio = "" if rival is None else f"{rival / result.median:.2f} x"
+    peak = "" if result.peak is None else f"{result.peak / 2**30:.2f} GiB"
+    return start + (
+        f"{result.first:.1f} s | {seconds(result.median)} | {result.spread:.0%} "
+        f"| {result.volumes_per_second:.3g} | {ratio} | {peak} |"
+    )
+
+
+def _roofline(results: list[Result], peaks: Peaks) -> list[str]:
+    """What programs asked of the device in the time they took, against what it can do."""
+    lines = [
+        f"Measured on this device: {peaks.flops / 1e12:.3g} TFLOP/s in a product of matrices, "
+        f"{peaks.bandwidth / 1e9:.4g} GB/s in a copy. The roofline is the least time that either "
+        "allows.",
+        "",
+        "| model and shape | what | side | operations | traffic | TFLOP/s | of the peak | GB/s "
+        "| of the peak | of the roofline | program's memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return {"machine": where, "settings": settings, "results": rows}
+    for result in results:
+        if result.cost is None:
+            continue
+        cost, median = result.cost, result.median
+        flops, bandwidth = cost.flops / median, cost.traffic / median
+        lines.append(
+            f"| {result.case} | {result.what} | {result.side} | {cost.flops / 1e12:.3g} T "
+            f"| {cost.traffic / 2**30:.3g} GiB | {flops / 1e12:.3g} | {flops / peaks.flops:.0%} "
+            f"| {bandwidth / 1e9:.4g} | {bandwidth / peaks.bandwidth:.0%} "
+            f"| {peaks.seconds(cost) / median:.0%} | {cost.needed / 2**30:.2f} GiB |"
+        )
+    return lines
+
+
+def seconds(value: float) -> str:
+    """A time, in milliseconds if it is short."""
+    return f"{value:.3f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
+
+
+def as_json(
+    results: list[Result], where: dict[str, Any], settings: str, peaks: Peaks | None = None
+) -> dict[str, Any]:
+    """Everything that was measured."""
+    rows = []
+    for result in results:
+        row = dataclasses.asdict(result)
+        if result.failure is None:
+            for name in ("median", "spread", "volumes_per_second"):
+                row[name] = getattr(result, name)
+        rows.append(row)
+    found = {"machine": where, "settings": settings, "results": rows}
+    return found if peaks is None else found | {"peaks": dataclasses.asdict(peaks)}
 
 
 def plot(results: list[Result], path: Path) -> None:
@@ -83,7 +139,7 @@ def plot(results: list[Result], path: Path) -> None:
     for axis, (what, title, value) in zip(axes, panels, strict=True):
         groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for result in results:
-            if result.what == what:
+            if result.what == what and result.failure is None:
                 voxels = result.case.batch * result.case.edge**3
                 key = (result.case.family, result.side)
                 groups.setdefault(key, []).append((voxels, value(result)))
@@ -92,7 +148,8 @@ def plot(results: list[Result], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", label=f"{side}, {family}")
         axis.set(xscale="log", yscale="log", xlabel="voxels in the batch", title=title)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    if any(result.failure is None for result in results):
+        axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -36,6 +36,11 @@ class TorchSide:
         compile: bool = False,
     ):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "gpu" if self._device == "cuda" else "cpu"
+        if self._device == "cuda":
+            # As XLA does: convolutions are chosen by trying, and float32 products may be TF32's.
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         model = pytorch_original(case.cfg)
         model.load_state_dict(state_dict)
@@ -48,12 +53,13 @@ class TorchSide:
         )
         self._autocast = case.dtype == "bfloat16"
 
-    def forward(self) -> np.ndarray:
-        """Logits [B, *img_size, K] in evaluation mode."""
+    def forward(self) -> torch.Tensor:
+        """Logits [B, K, *img_size] in evaluation mode, on the device."""
         self._module.eval()
         with torch.no_grad():
-            logits = self._run().float()
-        return np.moveaxis(logits.cpu().numpy(), 1, -1)
+            logits = self._run()
+        self._wait()
+        return logits
 
     def step(self) -> float:
         """Takes a training step; its loss."""
@@ -62,10 +68,29 @@ class TorchSide:
         loss = dice_cross_entropy(self._run().float(), self._labels)
         loss.backward()
         self._optimizer.step()
-        # Reading the loss waits for the device, and the parameters are updated before it.
+        # The parameters are updated after the loss is known.
+        self._wait()
+        return float(loss.detach())
+
+    def to_host(self, logits: torch.Tensor) -> np.ndarray:
+        """What `forward` returned, channels last and float32."""
+        return np.moveaxis(logits.float().cpu().numpy(), 1, -1)
+
+    def cost(self, what: str) -> None:
+        """Nobody counts for PyTorch what it does."""
+
+    def peak_of_step(self) -> int | None:
+        """Bytes of the accelerator at most in one more step; None on CPU."""
+        if self._device == "cpu":
+            self.step()
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        self.step()
+        return torch.cuda.max_memory_allocated()
+
+    def _wait(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
-        return float(loss.detach())
 
     def _run(self) -> torch.Tensor:
         with torch.autocast(self._device, torch.bfloat16, enabled=self._autocast):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -10,15 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import torch
 
 from benchmarks.cases import SIDES, Case
+from unetr_flax.cudnn import CudnnError
 from unetr_flax.malloc import keep_freed_memory
-from unetr_flax.parity.originals import pytorch_original
 
 LEARNING_RATE = 1e-4
 CLASSES = 4
+# How JAX, PyTorch, cuDNN and Python say that memory does not suffice.
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 def main() -> None:
@@ -37,20 +40,54 @@ def main() -> None:
         keep_freed_memory()
     case = Case(options.family, options.edge, options.batch, options.dtype)
     with contextlib.ExitStack() as stack:
-        side = make_side(options.side, case, stack)
-        say(answers, resident=resident_bytes())
+        try:
+            side = make_side(options.side, case, stack)
+        except Exception as error:
+            say(answers, **told(error))
+            return
+        say(answers, device=side.device)
         for line in sys.stdin:
-            command = line.strip()
-            if command == "peak":
-                say(answers, peak=peak_of_step(side))
-            elif command.startswith("profile "):
-                say(answers, **profile(side, Path(command.removeprefix("profile "))))
-            else:
-                say(answers, **timed(side, command))
+            try:
+                answer = answer_to(line.strip(), side)
+            except Exception as error:
+                answer = told(error)
+            say(answers, **answer)
+
+
+def answer_to(command: str, side: Any) -> dict[str, Any]:
+    """Does what a command says: "forward", "step", "peak", "cost WHAT" or "profile FOLDER"."""
+    verb, _, rest = command.partition(" ")
+    if verb == "peak":
+        return {"peak": peak_of_step(side)}
+    if verb == "cost":
+        cost = side.cost(rest)
+        return {} if cost is None else dataclasses.asdict(cost)
+    if verb == "profile":
+        return profile(side, Path(rest))
+    return timed(side, verb)
+
+
+def told(error: Exception) -> dict[str, str]:
+    """The answer that an error is.
+
+    Raises:
+      Exception: the error itself, if it is one that nobody foresaw.
+    """
+    if isinstance(error, CudnnError):
+        return {"error": str(error)}
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
+        return {"failure": "out of memory"}
+    raise error
 
 
 def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
     """The side, with weights and a batch that are the same for all sides of a case."""
+    # Of two that are installed the cuDNN that is loaded first is everybody's: here JAX's.
+    jax.devices()
+    import torch
+
+    from unetr_flax.parity.originals import pytorch_original
+
     torch.manual_seed(0)
     state_dict = pytorch_original(case.cfg).state_dict()
     rng = np.random.default_rng(0)
@@ -74,15 +111,17 @@ def timed(side: Any, command: str) -> dict[str, float]:
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     wall, cpu = time.perf_counter(), time.process_time()
     value = side.forward() if command == "forward" else side.step()
-    return {
+    answer = {
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
         "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
-        # Enough of the logits to see that two sides agree.
-        "value": [float(np.abs(value).mean()), float(value.std())]
-        if command == "forward"
-        else [value],
+        "value": [value],
     }
+    if command == "forward":
+        # Enough of the logits to see that two sides agree.
+        logits = side.to_host(value)
+        answer["value"] = [float(np.abs(logits).mean()), float(logits.std())]
+    return answer
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
@@ -95,32 +134,22 @@ def resident_bytes(field: str = "VmRSS") -> int:
 
 def peak_of_step(side: Any) -> int:
     """Bytes at most in one more step: on the accelerator if there is one, else of the process."""
-    import jax
-
-    if torch.cuda.is_available() and hasattr(side, "_device"):
-        torch.cuda.reset_peak_memory_stats()
-        side.step()
-        return torch.cuda.max_memory_allocated()
-    device = jax.devices()[0]
-    if device.platform != "cpu" and not hasattr(side, "_device"):
-        side.step()
-        return device.memory_stats()["peak_bytes_in_use"]
     Path("/proc/self/clear_refs").write_text("5")
-    side.step()
-    return resident_bytes("VmHWM")
+    on_device = side.peak_of_step()
+    return resident_bytes("VmHWM") if on_device is None else on_device
 
 
 def profile(side: Any, folder: Path) -> dict[str, str]:
     """Traces one step; where the trace is."""
     if hasattr(side, "_device"):
+        import torch
+
         with torch.profiler.profile() as trace:
             side.step()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "operations.txt"
         path.write_text(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
         return {"trace": str(path)}
-    import jax
-
     with jax.profiler.trace(str(folder)):
         side.step()
     return {"trace": str(folder)}

@@ -1,0 +1,156 @@
+"""python -m benchmarks.device_parity: a device's lowering against the CPU's, before it is timed.
+
+Logits and gradients of a small model are computed by CPU in float64, and by device and CPU in a
+narrower dtype. The device's errors must be of the size of the CPU's: whoever computes something
+else, be it this project's lowering or a library, is off by far more.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import environment
+from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.cudnn import CudnnError, refuse_wrong_convolutions
+
+# How much larger than the CPU's the device's error may be, and below what any error is rounding.
+FACTOR = 4
+FLOOR = {"float32": 1e-6, "bfloat16": 1e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Relative error |a - b| / |b| of logits or of all gradients against float64.
+
+    Attributes:
+      what: "logits" or "gradients".
+      dtype: that of the computation; float32 at the highest precision of products.
+      device: the error on the device.
+      cpu: the error on CPU.
+    """
+
+    what: str
+    dtype: str
+    device: float
+    cpu: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the device rounds as the CPU does."""
+        return self.device <= max(FACTOR * self.cpu, FLOOR[self.dtype])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}, {self.dtype}: {self.device:.1e} on the device, {self.cpu:.1e} on CPU, "
+            f"{'holds' if self.holds else 'DOES NOT HOLD'}"
+        )
+
+
+def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[Row]:
+    """Compares a device with the CPU.
+
+    Args:
+      device: which.
+      dtypes: of "float32" and "bfloat16".
+      **sizes: of the model, if not those of the reference with four layers.
+
+    Raises:
+      CudnnError: if this machine's cuDNN is known to compute wrongly in one of the dtypes.
+    """
+    for dtype in dtypes:
+        refuse_wrong_convolutions(dtype)
+    cfg = UNETRConfig.reference(
+        **{"img_size": (32, 64, 48), "in_channels": 1, "out_channels": 4, "num_layers": 4} | sizes
+    )
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((2, *cfg.img_size, cfg.in_channels))
+    # The gradients are those of a weighted sum: a loss would take differences of what is near.
+    weights = rng.standard_normal((2, *cfg.img_size, cfg.out_channels))
+    cpu = jax.devices("cpu")[0]
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image.astype(np.float32))
+        variables = jax.tree.map(lambda leaf: _random(rng, leaf.shape), shapes)
+
+        def run(device: jax.Device, dtype: str) -> tuple[np.ndarray, Any]:
+            narrow = jnp.float64 if dtype == "float64" else jnp.float32
+            model = UNETR(cfg, dtype=jnp.dtype(dtype), param_dtype=narrow)
+            given = jax.device_put(jax.tree.map(narrow, (variables, image, weights)), device)
+
+            @jax.jit
+            def compute(variables, image, weights):
+                def weighted_sum(params):
+                    logits = model.apply({**variables, "params": params}, image)
+                    return (logits.astype(narrow) * weights).sum(), logits
+
+                grads, logits = jax.grad(weighted_sum, has_aux=True)(variables["params"])
+                return logits, grads
+
+            with jax.default_matmul_precision("highest"):
+                found = compute(*given)
+            return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+
+        exact = run(cpu, "float64")
+        rows = []
+        for dtype in dtypes:
+            pairs = zip(run(device, dtype), run(cpu, dtype), exact, strict=True)
+            for what, (there, here, truth) in zip(("logits", "gradients"), pairs, strict=True):
+                rows.append(Row(what, dtype, _error(there, truth), _error(here, truth)))
+    return rows
+
+
+def compare_elsewhere(dtype: str) -> list[Row]:
+    """The rows of this machine's first device, from a process of its own.
+
+    Args:
+      dtype: what will be timed; float32 is compared in any case.
+
+    Raises:
+      CudnnError: see `compare`.
+      subprocess.CalledProcessError: if it fell over.
+    """
+    command = [sys.executable, "-m", "benchmarks.device_parity", "--json", dtype]
+    answer = json.loads(subprocess.check_output(command, text=True, env=environment("ours")))
+    if isinstance(answer, str):
+        raise CudnnError(answer)
+    return [Row(**row) for row in answer]
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Parameters that keep the size of what goes through them; variances are those of 1."""
+    if len(shape) < 2:
+        return 1 + 0.1 * np.abs(rng.standard_normal(shape))
+    return rng.standard_normal(shape) * np.prod(shape[:-1]) ** -0.5
+
+
+def _error(found: Any, truth: Any) -> float:
+    """|a - b| / |b| of all arrays as one vector."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True)
+    difference, size = np.sum([(np.sum((a - b) ** 2), np.sum(b**2)) for a, b in pairs], axis=0)
+    return float(np.sqrt(difference / size))
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit status: 0, or 1 if the device computes something else."""
+    as_json = "--json" in args
+    wanted = [arg for arg in args if arg != "--json"] or ["bfloat16"]
+    try:
+        rows = compare(jax.devices()[0], tuple(dict.fromkeys(["float32", *wanted])))
+    except CudnnError as error:
+        print(json.dumps(str(error)) if as_json else error)
+        return 0 if as_json else 1
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    for row in rows:
+        print(row)
+    return 0 if all(row.holds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

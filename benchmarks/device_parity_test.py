@@ -1,0 +1,76 @@
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import device_parity
+from benchmarks.device_parity import Row, compare, main
+
+SIZES = {"img_size": (8, 16, 8), "patch_size": 8, "hidden_size": 8, "num_heads": 2}
+
+
+class Small(nn.Module):
+    """A stand-in for UNETR, that compiles fast."""
+
+    config: object
+    dtype: object = None
+    param_dtype: object = jnp.float32
+    factor = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.gelu(nn.Conv(8, (3, 3, 3), **options)(x)) * jnp.asarray(self.factor, self.dtype)
+        return nn.Conv(self.config.out_channels, (1, 1, 1), **options)(x)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(device_parity, "UNETR", Small)
+
+
+def test_a_device_that_rounds_as_the_cpu_does_holds():
+    rows = compare(jax.devices()[0], ("float32", "bfloat16"), **SIZES)
+    assert [(row.what, row.dtype) for row in rows] == [
+        (what, dtype) for dtype in ("float32", "bfloat16") for what in ("logits", "gradients")
+    ]
+    assert all(row.holds for row in rows)
+    assert all(0 < row.cpu < 1e-5 for row in rows[:2])
+    assert all(1e-4 < row.cpu < 0.05 for row in rows[2:])
+
+
+def test_a_device_that_computes_something_else_does_not(monkeypatch):
+    put = jax.device_put
+    calls = []
+
+    def elsewhere(x, device):
+        # The second run, of three, is the device's.
+        calls.append(device)
+        monkeypatch.setattr(Small, "factor", 1.001 if len(calls) == 2 else 1.0)
+        return put(x, device)
+
+    monkeypatch.setattr(jax, "device_put", elsewhere)
+    rows = compare(jax.devices()[0], ("float32",), **SIZES)
+    assert len(calls) == 3
+    assert not any(row.holds for row in rows)
+
+
+def test_errors_are_judged_by_the_cpus():
+    assert Row("logits", "float32", device=3e-5, cpu=1e-5).holds
+    assert not Row("logits", "float32", device=5e-5, cpu=1e-5).holds
+    assert Row("logits", "float32", device=1e-7, cpu=1e-9).holds
+    assert not Row("logits", "float32", device=float("nan"), cpu=1e-5).holds
+
+
+def test_the_command_tells_people_and_programs(monkeypatch, capsys):
+    rows = [Row("logits", "float32", 1e-7, 1e-7), Row("logits", "bfloat16", 1.0, 1e-3)]
+    monkeypatch.setattr(device_parity, "compare", lambda device, dtypes: rows)
+    assert main([]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "logits, float32: 1.0e-07 on the device, 1.0e-07 on CPU, holds",
+        "logits, bfloat16: 1.0e+00 on the device, 1.0e-03 on CPU, DOES NOT HOLD",
+    ]
+    assert main(["--json", "bfloat16"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["device"] == 1.0
