@@ -43,18 +43,18 @@ def test_a_device_that_rounds_as_the_cpu_does_holds():
 
 def test_a_device_that_computes_something_else_does_not(monkeypatch):
     put = jax.device_put
-    calls = []
+    used = []
 
-    def elsewhere(x, device):
-        # The second run, of three, is the device's.
-        calls.append(device)
-        monkeypatch.setattr(Small, "factor", 1.001 if len(calls) == 2 else 1.0)
-        return put(x, device)
+    def there_or_here(x, device):
+        used.append("there" if device == "there" else "here")
+        monkeypatch.setattr(Small, "factor", 1.001 if device == "there" else 1.0)
+        return put(x, jax.devices("cpu")[0])
 
-    monkeypatch.setattr(jax, "device_put", elsewhere)
-    rows = compare(jax.devices()[0], ("float32",), **SIZES)
-    assert len(calls) == 3
+    monkeypatch.setattr(jax, "device_put", there_or_here)
+    rows = compare("there", ("float32",), **SIZES)
+    assert used == ["here", "there", "here"]
     assert not any(row.holds for row in rows)
+    assert all(row.cpu < 1e-6 < 1e-4 < row.device for row in rows)
 
 
 def test_errors_are_judged_by_the_cpus():
