@@ -28,15 +28,10 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     return init
 
 
-def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """The precision for sums over many numbers of a dtype: narrower ones would lose digits."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def call(block: nn.Module, x: jax.Array, *, remat: bool, **options: Any) -> jax.Array:
+def call(block: nn.Module, x: ops.Features, *, remat: bool, **options: Any) -> jax.Array:
     """`block(x, **options)`; with `remat` the backward pass computes its inside again."""
 
-    def apply(block: nn.Module, x: jax.Array) -> jax.Array:
+    def apply(block: nn.Module, x: ops.Features) -> jax.Array:
         return block(x, **options)
 
     return nn.remat(apply)(block, x) if remat else apply(block, x)
@@ -52,10 +47,10 @@ class SingleConv3DBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel_size = (self.kernel_size,) * (x.ndim - 2)
-        init = torch_uniform(math.prod(kernel_size) * x.shape[-1])
-        conv = nn.Conv(
+    def __call__(self, x: ops.Features) -> jax.Array:
+        kernel_size = (self.kernel_size,) * ops.rank(x)
+        init = torch_uniform(math.prod(kernel_size) * ops.channels(x))
+        conv = ops.Conv(
             self.features,
             kernel_size,
             padding="SAME",
@@ -64,23 +59,27 @@ class SingleConv3DBlock(nn.Module):
             bias_init=init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            conv_general_dilated=ops.conv_general_dilated,
         )
         nn.share_scope(self, conv)
         return conv(x)
 
 
 class SingleDeconv3DBlock(nn.Module):
-    """A deconvolution of kernel = stride: [B, *spatial, C] -> [B, *up-sampled, features]."""
+    """A deconvolution of kernel = stride: [B, *spatial, C] -> [B, *up-sampled, features].
+
+    Attributes:
+      deferred: whether the convolution that follows computes it, so that the result is no array.
+    """
 
     features: int
     strides: tuple[int, ...]
     use_bias: bool = True
+    deferred: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> ops.Features:
         # PyTorch takes a deconvolution's fan-in from its output channels.
         init = torch_uniform(math.prod(self.strides) * self.features)
         deconv = ops.ConvTranspose(
@@ -95,7 +94,7 @@ class SingleDeconv3DBlock(nn.Module):
             param_dtype=self.param_dtype,
         )
         nn.share_scope(self, deconv)
-        return deconv(x)
+        return deconv(x, deferred=self.deferred)
 
 
 class BatchNorm(nn.Module):
@@ -103,11 +102,15 @@ class BatchNorm(nn.Module):
 
     Unlike `nn.BatchNorm`, the running variance is the unbiased one and the epsilon 1e-5. Under
     `jax.jit` a batch sharded over devices is normalised as the one global batch that it is.
+
+    Attributes:
+      negative_slope: of the LeakyReLU that follows: 0 for ReLU, 1 for none.
     """
 
     momentum: float = 0.1
     epsilon: float = 1e-5
     affine: bool = True
+    negative_slope: float = 1.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -126,14 +129,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), self.param_dtype)
 
         out_dtype = x.dtype if self.dtype is None else self.dtype
-        x = x.astype(at_least_float32(x.dtype))
         if train:
             count = x.size // features
             if count < 2:
                 raise ValueError(
                     f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
                 )
-            y, mean, var = ops.normalize(x, scale, bias, self.epsilon, False)
+            y, mean, var = ops.normalize(x, scale, bias, self.epsilon, False, self.negative_slope)
             if not self.is_initializing():
                 for running, batch in (
                     (running_mean, mean[0]),
@@ -144,6 +146,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
             y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+            y = _leaky_relu(y, self.negative_slope)
         return y.astype(out_dtype)
 
 
@@ -156,11 +159,13 @@ class GroupNorm(nn.Module):
       num_groups: how many groups; each channel is one if None, which is instance normalisation
         (Ulyanov et al. 2016).
       affine: whether to scale and shift each channel.
+      negative_slope: of the LeakyReLU that follows; 1 for none.
     """
 
     num_groups: int | None = None
     epsilon: float = 1e-5
     affine: bool = True
+    negative_slope: float = 1.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -169,16 +174,23 @@ class GroupNorm(nn.Module):
         """[B, *spatial, C] -> [B, *spatial, C]."""
         features = x.shape[-1]
         out_dtype = x.dtype if self.dtype is None else self.dtype
-        x = x.astype(at_least_float32(x.dtype))
         scale, bias = _affine(self, features)
         if self.num_groups is None:
-            y, _, _ = ops.normalize(x, scale, bias, self.epsilon, True)
+            y, _, _ = ops.normalize(x, scale, bias, self.epsilon, True, self.negative_slope)
             return y.astype(out_dtype)
         # A group's channels become voxels of one channel.
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1).swapaxes(-1, -2)
-        ones = jnp.ones(self.num_groups, x.dtype)
+        ones = jnp.ones(self.num_groups, scale.dtype)
         y, _, _ = ops.normalize(grouped, ones, jnp.zeros_like(ones), self.epsilon, True)
-        return (y.swapaxes(-1, -2).reshape(x.shape) * scale + bias).astype(out_dtype)
+        y = y.swapaxes(-1, -2).reshape(x.shape) * scale + bias
+        return _leaky_relu(y, self.negative_slope).astype(out_dtype)
+
+
+def _leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
+    """LeakyReLU; ReLU if the slope is 0, x if it is 1."""
+    if negative_slope == 1:
+        return x
+    return nn.leaky_relu(x, negative_slope) if negative_slope else nn.relu(x)
 
 
 def _affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array]:
@@ -201,11 +213,15 @@ class Conv3DBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
         """[B, *spatial, C] -> [B, *spatial, features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")(x)
-        return nn.relu(BatchNorm(**types, name="norm")(x, train=train))
+        return BatchNorm(negative_slope=0.0, **types, name="norm")(x, train=train)
+
+
+# Of MONAI's LeakyReLU.
+SLOPE = 0.01
 
 
 class UNetBlock(nn.Module):
@@ -221,29 +237,28 @@ class UNetBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
         """[B, *spatial, C] -> [B, *spatial, features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(
             SingleConv3DBlock, self.features, use_bias=self.style.use_bias, **types
         )
         norm = functools.partial(_normalise, style=self.style, train=train, **types)
-        y = nn.leaky_relu(norm(conv(name="conv1")(x), name="norm1"), 0.01)
-        y = norm(conv(name="conv2")(y), name="norm2")
-        if self.style.block == "residual":
-            if x.shape[-1] != self.features:
-                x = norm(conv(kernel_size=1, name="conv3")(x), name="norm3")
-            y += x
-        return nn.leaky_relu(y, 0.01)
+        y = norm(conv(name="conv1")(x), negative_slope=SLOPE, name="norm1")
+        y = conv(name="conv2")(y)
+        if self.style.block == "basic":
+            return norm(y, negative_slope=SLOPE, name="norm2")
+        y = norm(y, name="norm2")
+        if ops.channels(x) != self.features:
+            x = norm(conv(kernel_size=1, name="conv3")(x), name="norm3")
+        return nn.leaky_relu(y + ops.joined(x), SLOPE)
 
 
-def _normalise(
-    x: jax.Array, *, style: BlockStyle, train: bool, name: str, **types: Any
-) -> jax.Array:
+def _normalise(x: jax.Array, *, style: BlockStyle, train: bool, **fields: Any) -> jax.Array:
     """The norm that a style names, as a module of the caller's."""
     if style.norm == "batch":
-        return BatchNorm(affine=style.norm_affine, **types, name=name)(x, train=train)
-    return GroupNorm(style.norm_groups, affine=style.norm_affine, **types, name=name)(x)
+        return BatchNorm(affine=style.norm_affine, **fields)(x, train=train)
+    return GroupNorm(style.norm_groups, affine=style.norm_affine, **fields)(x)
 
 
 def conv_block(features: int, style: BlockStyle, **fields: Any) -> nn.Module:
@@ -267,7 +282,7 @@ class Deconv3DBlock(nn.Module):
         """[B, *spatial, C] -> [B, *(spatial * strides), features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         deconv = SingleDeconv3DBlock(
-            self.features, self.strides, self.style.use_bias, **types, name="deconv"
+            self.features, self.strides, self.style.use_bias, deferred=True, **types, name="deconv"
         )
         block = conv_block(self.features, self.style, **types)
         nn.share_scope(self, block)

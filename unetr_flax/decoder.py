@@ -37,7 +37,7 @@ class Stage(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         plan, style = self.plan, self.style
         x = SingleDeconv3DBlock(
-            plan.channels, plan.strides, style.use_bias, **types, name="upsample"
+            plan.channels, plan.strides, style.use_bias, deferred=True, **types, name="upsample"
         )(x)
         if plan.skip_strides:
             skip = self._upsampled(skip, train)
@@ -45,7 +45,7 @@ class Stage(nn.Module):
             for i, channels in enumerate(plan.skip_channels):
                 block = conv_block(channels, style, **types, name=f"skip_{i}")
                 skip = call(block, skip, remat=self.remat, train=train)
-        x = jnp.concatenate([skip, x], axis=-1)
+        x = (skip, x)
         for i, channels in enumerate(plan.fuse_channels):
             block = conv_block(channels, style, **types, name=f"fuse_{i}")
             x = call(block, x, remat=self.remat, train=train)

@@ -30,7 +30,7 @@ class PatchEmbedding(nn.Module):
         kernel_init = bias_init = torch_uniform(math.prod(cfg.patch_size) * cfg.in_channels)
         if cfg.proj_type == "perceptron":
             kernel_init, bias_init = nn.initializers.normal(0.02), nn.initializers.zeros
-        x = nn.Conv(
+        x = ops.Conv(
             cfg.hidden_size,
             kernel_size=cfg.patch_size,
             strides=cfg.patch_size,
@@ -39,7 +39,6 @@ class PatchEmbedding(nn.Module):
             bias_init=bias_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            conv_general_dilated=ops.conv_general_dilated,
             name="projection",
         )(image)  # [B, *grid_size, E]
         x = x.reshape(x.shape[0], cfg.num_patches, cfg.hidden_size)

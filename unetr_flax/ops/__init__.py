@@ -1,17 +1,22 @@
 """How the model's operations are lowered on CPU, GPU and TPU; nothing else knows."""
 
 from unetr_flax.ops.attention import attention_weights, dot_product_attention, weighted_values
-from unetr_flax.ops.conv import conv_general_dilated
+from unetr_flax.ops.conv import Conv
+from unetr_flax.ops.conv_transpose import ConvTranspose
+from unetr_flax.ops.features import Features, channels, joined, rank
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
-from unetr_flax.ops.upsample import ConvTranspose
 
 __all__ = [
+    "Conv",
     "ConvTranspose",
+    "Features",
     "attention_weights",
-    "conv_general_dilated",
+    "channels",
     "dot_general",
     "dot_product_attention",
+    "joined",
     "normalize",
+    "rank",
     "weighted_values",
 ]

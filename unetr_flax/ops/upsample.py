@@ -1,9 +1,7 @@
 """Up-sampling by deconvolutions whose windows do not overlap."""
 
 import functools
-import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,48 +10,8 @@ from jax.typing import DTypeLike
 from unetr_flax.ops.patches import depth_to_space, space_to_depth
 
 
-class ConvTranspose(nn.ConvTranspose):
-    """`nn.ConvTranspose` whose kernel is its stride: one matrix product, then one transposition.
-
-    Fields, parameters and result are those of `nn.ConvTranspose`.
-
-    Raises:
-      ValueError: if the kernel is not the stride, or padding not "VALID", or masks, dilation or a
-        transposed kernel are asked for.
-    """
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features]."""
-        kernel_size = self.kernel_size
-        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        strides = 1 if self.strides is None else self.strides
-        strides = (strides,) * len(kernel_size) if isinstance(strides, int) else tuple(strides)
-        if strides != kernel_size or self.padding != "VALID":
-            raise ValueError(
-                f"strides={self.strides}, padding={self.padding!r}: must be kernel_size="
-                f"{kernel_size} and 'VALID'"
-            )
-        dilation = self.kernel_dilation
-        if self.mask is not None or dilation not in (None, 1) or self.transpose_kernel:
-            raise ValueError("mask, kernel_dilation, transpose_kernel: must be left out")
-        shape = (*kernel_size, inputs.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        batch = inputs.shape[: -len(shape) + 1]
-        inputs = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
-        # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
-        kernel = jnp.flip(kernel, range(len(kernel_size)))
-        y = _upsample(inputs, kernel, self.precision, self.preferred_element_type)
-        y = y.reshape(*batch, *y.shape[1:])
-        return y if bias is None else y + bias
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _upsample(
+def upsample(
     x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike, result: DTypeLike | None
 ) -> jax.Array:
     """out[2i + a] = x[i] kernel[a] on each axis: [N, *S, I], [*P, I, O] -> [N, *(S * P), O]."""
@@ -64,7 +22,7 @@ def _upsample(
 
 
 def _upsample_fwd(x, kernel, precision, result):
-    return _upsample(x, kernel, precision, result), (x, kernel)
+    return upsample(x, kernel, precision, result), (x, kernel)
 
 
 def _upsample_bwd(precision, result, residuals, grad):
@@ -80,4 +38,4 @@ def _upsample_bwd(precision, result, residuals, grad):
     return x_grad, jnp.moveaxis(columns_grad.reshape(inputs, *patch, features), 0, -2)
 
 
-_upsample.defvjp(_upsample_fwd, _upsample_bwd)
+upsample.defvjp(_upsample_fwd, _upsample_bwd)

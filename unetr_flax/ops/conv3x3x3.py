@@ -1,0 +1,40 @@
+"""The 3x3x3 convolution of stride 1, as each platform does it best."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from unetr_flax.ops import conv3x3x3_cpu, conv3x3x3_gpu, conv3x3x3_tpu
+from unetr_flax.ops.operands import Operands
+
+PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gpu}
+
+
+# The gradients are written out so that each picks its platform by itself: differentiating through
+# the choice would keep the intermediate results of every platform.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
+    """Stride 1, SAME padding: -> [N, D, H, W, O]. It has reverse-mode derivatives only."""
+    return _on_each("forward", precision)(operands)
+
+
+def _forward(operands, precision):
+    return conv3x3x3(operands, precision), operands
+
+
+def _backward(precision, operands, grad):
+    return (_on_each("backward", precision)(operands, grad),)
+
+
+conv3x3x3.defvjp(_forward, _backward)
+
+
+def _on_each(name: str, precision: lax.PrecisionLike) -> Callable:
+    """A function of the platforms' modules, whose platform is that which the program runs on."""
+    branches = {
+        platform: functools.partial(getattr(module, name), precision=precision)
+        for platform, module in PLATFORMS.items()
+    }
+    return functools.partial(lax.platform_dependent, **branches)

@@ -1,0 +1,171 @@
+"""The 3x3x3 convolution on CPU.
+
+XLA's own is several times slower there than PyTorch's, its kernel's gradient more so; but 2D
+convolutions and products are as fast as the processor.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops import subpixel
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.norm import channel_sums
+from unetr_flax.ops.once import once
+from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
+
+# The kernel's gradient is a scan over depth, whose operands stay in the caches; but slices of up to
+# this many voxels go into one product, as sums over so few cost less than adding them up.
+ONE_PRODUCT_SLICE = 100
+
+
+def forward(operands: Operands, *, precision: lax.PrecisionLike) -> jax.Array:
+    """[N, D, H, W, O]."""
+    if not _pays(operands):
+        operands = operands.as_one()
+    x, up, kernel, bias = operands
+    own, further = _split(kernel, up)
+    shares = []
+    if x is not None:
+        shares.append(_by_slices(x, own, precision))
+    if up is not None:
+        composed = subpixel.compose(up.kernel, up.bias, further)
+        inputs = subpixel.windows(up.x, up.bias is not None)
+        shares.append((subpixel.to_fine, subpixel.forward(inputs, composed, precision)))
+    return _total(shares, kernel, bias)
+
+
+def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
+    """The gradients of the operands."""
+    if operands.up is not None and not _pays(operands):
+        return backward_as_one(functools.partial(backward, precision=precision), operands, grad)
+    x, up, kernel, bias = operands
+    own, further = _split(kernel, up)
+    x_grad, up_grad, kernel_grads = None, None, []
+    if x is not None:
+        x_grad = _total([_by_slices(grad, mirrored(own), precision)], kernel, None)
+        kernel_grads.append(kernel_grad(x, grad, precision))
+    if up is not None:
+        up_grad, further_grad = _up_grad(up, further, grad, precision)
+        kernel_grads.append(further_grad)
+    return Operands(
+        x_grad,
+        up_grad,
+        jnp.concatenate(kernel_grads, axis=-2),
+        None if bias is None else channel_sums(grad).astype(bias.dtype),
+    )
+
+
+def _pays(operands: Operands) -> bool:
+    up = operands.up
+    return up is not None and subpixel.pays(up.x, up.kernel, _split(operands.kernel, up)[1])
+
+
+def _split(kernel: jax.Array, up: Upsampled | None) -> tuple[jax.Array, jax.Array | None]:
+    """The kernel of the array's channels and that of the up-sampled ones."""
+    if up is None:
+        return kernel, None
+    own = kernel.shape[-2] - up.shape[-1]
+    return kernel[..., :own, :], kernel[..., own:, :]
+
+
+def _total(shares, kernel, bias):
+    """The sum of what each share's function makes of its numbers, plus the bias."""
+    functions, numbers = zip(*shares, strict=True)
+    dtype = kernel.dtype
+    if bias is None and functions == (_nothing_left,):
+        return numbers[0].astype(dtype)
+
+    def add_up(*numbers):
+        total = sum(f(z) for f, z in zip(functions, numbers, strict=False))
+        return (total if bias is None else total + numbers[-1]).astype(dtype)
+
+    return once(add_up, kernel, *numbers, *(() if bias is None else (bias,)))
+
+
+def _by_slices(x, kernel, precision):
+    """One 2D convolution of all slices, with the three depth taps on the side of fewer channels.
+
+    What is left to do with its result, as a function, and the result.
+    """
+    n, depth, h, w, inputs = x.shape
+    features = kernel.shape[-1]
+    wide = at_least_float32(x.dtype)
+    if inputs < features:  # each slice sees its neighbours' channels
+        kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
+        taps = depth_taps(x).reshape(n * depth, h, w, -1)
+        y = conv2d(taps, kernel, "SAME", precision, wide)
+        return _nothing_left, y.reshape(n, depth, h, w, features)
+    # Each slice gives its share in its neighbours' results.
+    kernel = jnp.moveaxis(kernel, 0, -2).reshape(3, 3, inputs, 3 * features)
+    y = conv2d(x.reshape(n * depth, h, w, inputs), kernel, "SAME", precision, wide)
+    return _add_taps, y.reshape(n, depth, h, w, 3, features)
+
+
+def _nothing_left(y):
+    return y
+
+
+def _add_taps(y):
+    """Shares in the results of the slice above, itself and below -> results."""
+    zero = jnp.zeros_like(y[:, :1, ..., 0, :])
+    below = jnp.concatenate([zero, y[:, :-1, ..., 0, :]], axis=1)
+    above = jnp.concatenate([y[:, 1:, ..., 2, :], zero], axis=1)
+    return below + y[..., 1, :] + above
+
+
+def _up_grad(up, kernel, grad, precision):
+    """The gradients of an up-sampled input and of its kernel."""
+    composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
+    z_grad = subpixel.to_coarse(grad, kernel)
+    windows = subpixel.windows(up.x, up.bias is not None)
+    composed_grad = subpixel.composed_grad(windows, z_grad, composed.shape, precision)
+    up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
+    inner = composed[:, :, :, : up.x.shape[-1]]
+    x_grad = subpixel.x_grad(z_grad, inner, precision)
+    return Upsampled(x_grad, up_kernel_grad, up_bias_grad, up.precision), further_grad
+
+
+def kernel_grad(x, grad, precision):
+    """Sums [9 I, voxels] @ [voxels, 3 O] over slices: 9 in-plane shifts of x, 3 depths of grad.
+
+    Channels come first and rows are padded, so that every shift is an offset in a flat slice. The
+    batch stays an axis to the end: devices that share it exchange nothing but the sum.
+    """
+    n, depth, h, w, inputs = x.shape
+    features = grad.shape[-1]
+    if inputs > features:  # shift the smaller of both: their parts are symmetric, but mirrored
+        mirrored = kernel_grad(grad, x, precision)
+        return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
+    row = w + 2
+    # One more row at the end, so that the last shift ends within the slice.
+    x_slices = jnp.pad(x, ((0, 0), (0, 0), (1, 2), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
+    x_slices = x_slices.reshape(n, depth, inputs, (h + 3) * row)
+    grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
+    grad = grad.reshape(n, depth + 2, features, h * row)
+
+    def columns(slices):
+        offsets = [i * row + j for i in range(3) for j in range(3)]
+        return jnp.concatenate([slices[..., o : o + h * row] for o in offsets], axis=-2)
+
+    wide = at_least_float32(x.dtype)
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    if h * w <= ONE_PRODUCT_SLICE:
+        depths = jnp.concatenate([grad[:, tap : tap + depth] for tap in range(3)], axis=2)
+        total = product("ndiv,ndov->io", columns(x_slices), depths)
+    else:
+
+        def add_slice(total, i):
+            x_slice = lax.dynamic_index_in_dim(x_slices, i, axis=1, keepdims=False)
+            depths = lax.dynamic_slice_in_dim(grad, i, 3, axis=1).reshape(n, 3 * features, -1)
+            return total + product("niv,nov->nio", columns(x_slice), depths), None
+
+        zero = jnp.zeros((n, 9 * inputs, 3 * features), wide)
+        total = lax.scan(add_slice, zero, jnp.arange(depth))[0].sum(0)
+    total = total.reshape(3, 3, inputs, 3, features).astype(x.dtype)
+    # Slice i of x meets slice i - 1 of the gradient first, to which it is the last depth tap.
+    return jnp.flip(jnp.moveaxis(total, 3, 0), 0)

@@ -1,0 +1,71 @@
+"""The 3x3x3 convolution on TPU, which pads few channels to many."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.conv3x3x3_gpu import native, native_kernel_grad
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.norm import channel_sums
+from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
+
+# Up to this many of a TPU's 128 lanes, joining the depth taps to the channels costs the least
+# traffic, by its compiler's figures; beyond it native convolutions do.
+FILLED_LANES = 48
+
+
+def forward(operands: Operands, *, precision: lax.PrecisionLike) -> jax.Array:
+    """[N, D, H, W, O]."""
+    x, _, kernel, bias = operands.as_one()
+    y = _conv(x, kernel, precision)
+    return y if bias is None else y + bias
+
+
+def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
+    """The gradients of the operands."""
+
+    def gradients(operands, grad):
+        x, _, kernel, bias = operands
+        return Operands(
+            _conv(grad, mirrored(kernel), precision),
+            None,
+            _kernel_grad(x, grad, precision),
+            None if bias is None else channel_sums(grad).astype(bias.dtype),
+        )
+
+    return backward_as_one(gradients, operands, grad)
+
+
+def _conv(x, kernel, precision):
+    """The depth taps join the channels, or are added up."""
+    n, depth, h, w, inputs = x.shape
+    features = kernel.shape[-1]
+    if 3 * inputs <= FILLED_LANES:
+        kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
+        taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
+        y = conv2d(taps, kernel, "SAME", precision, None)
+        return y.reshape(n, depth, h, w, features)
+    if inputs > FILLED_LANES:
+        return native(x, kernel, precision)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    slices = (padded[:, tap : tap + depth].reshape(n * depth, h, w, inputs) for tap in range(3))
+    wide = at_least_float32(x.dtype)
+    y = sum(conv2d(z, kernel[tap], "SAME", precision, wide) for tap, z in enumerate(slices))
+    return y.reshape(n, depth, h, w, features).astype(x.dtype)
+
+
+def _kernel_grad(x, grad, precision):
+    """The same for the kernel's gradient: the taps join the channels of the narrower side."""
+    n, depth, h, w, inputs = x.shape
+    features = grad.shape[-1]
+    if 3 * min(inputs, features) > FILLED_LANES:
+        return native_kernel_grad(x, grad, precision)
+    if inputs > features:
+        mirrored = _kernel_grad(grad, x, precision)
+        return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
+    taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
+    shape = jax.ShapeDtypeStruct((3, 3, 3 * inputs, features), x.dtype)
+    transpose = jax.linear_transpose(lambda k: conv2d(taps, k, "SAME", precision, None), shape)
+    kernel = transpose(grad.reshape(n * depth, h, w, features))[0]
+    return jnp.moveaxis(kernel.reshape(3, 3, 3, inputs, features), 2, 0)

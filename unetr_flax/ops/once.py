@@ -1,0 +1,35 @@
+"""Results that XLA:CPU computes once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def once(compute: Callable[..., jax.Array], witness: jax.Array, *operands: jax.Array) -> jax.Array:
+    """`compute(*operands)`, which XLA:CPU keeps in memory.
+
+    Elsewhere XLA decides by itself. On CPU it fuses what is cheap by count into each of its uses,
+    and so reads all that leads to it again and again, optimisation barriers or not. It keeps the
+    result of a conditional, which this becomes there.
+
+    Args:
+      compute: elementwise operations, sums and the like.
+      witness: floating-point numbers that are the same on all devices and known at run time only.
+        Results are NaN if the first of them is.
+      *operands: arguments of `compute`.
+    """
+
+    def kept(witness, *operands):
+        def fail(*operands):
+            result = jax.eval_shape(compute, *operands)
+            return jnp.full(result.shape, jnp.nan, result.dtype)
+
+        first = witness.reshape(-1)[0]
+        return lax.cond(first == first, compute, fail, *operands)
+
+    def free(witness, *operands):
+        return compute(*operands)
+
+    return lax.platform_dependent(witness, *operands, cpu=kept, default=free)

@@ -1,0 +1,123 @@
+"""A 3x3x3 convolution of an up-sampled volume, computed on the coarse grid.
+
+A deconvolution of kernel and stride 2 makes 2x2x2 fine voxels of a coarse one, and a 3x3x3
+convolution sees two coarse voxels along an axis. Both together are a convolution of 2x2x2 coarse
+voxels with eight results, one for each fine voxel in their middle (Shi et al. 2016, section 3.2,
+and "Is the deconvolution layer the same as a convolutional layer?"). It needs about half of the
+operations, and the up-sampled volume is never made.
+
+Shapes: N batch; D, H, W coarse grid; I channels there, M after the deconvolution, O results.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.once import once
+from unetr_flax.ops.patches import depth_to_space, space_to_depth
+
+
+def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
+    """Whether this takes fewer multiplications than one operation after the other."""
+    *strides, inputs, middle = up_kernel.shape
+    features = kernel.shape[-1]
+    coarse = x.size // inputs
+    apart = 8 * coarse * (27 * middle * features + inputs * middle)
+    together = 64 * coarse * inputs * features + 512 * inputs * middle * features
+    return strides == [2, 2, 2] and together < apart
+
+
+def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) -> jax.Array:
+    """[2, 2, 2, I, M], [M], [3, 3, 3, M, O] -> [2, 2, 2, I, 2, 2, 2, O].
+
+    A bias becomes the kernel of one more input, which is 1 inside the volume: the convolution sees
+    zeros outside, not the bias.
+    """
+    if up_bias is not None:
+        row = jnp.broadcast_to(up_bias, (*up_kernel.shape[:3], 1, up_bias.size))
+        up_kernel = jnp.concatenate([up_kernel, row], axis=-2)
+    for axis in range(0, 9, 3):  # taps of one axis: [result, coarse voxel, fine voxel in it]
+        kernel = jnp.stack(
+            [
+                jnp.pad(kernel, [(0, 0)] * axis + [pad] + [(0, 0)] * (kernel.ndim - axis - 1))
+                for pad in ((0, 1), (1, 0))
+            ],
+            axis=axis,
+        )
+        shape = kernel.shape
+        kernel = kernel.reshape(*shape[: axis + 1], 2, 2, *shape[axis + 2 :])
+    return jnp.einsum("uqavrbwscmo,abcim->qrsiuvwo", kernel, up_kernel, precision="highest")
+
+
+def windows(x: jax.Array, with_one: bool) -> jax.Array:
+    """[N, D, H, W, I] -> [N, D + 2, H + 2, W + 2, I], or with one more channel of ones."""
+    if with_one:
+        x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+
+
+def forward(x: jax.Array, composed: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+    """Windows [N, D + 2, H + 2, W + 2, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
+    n, d, h, w, inputs = x.shape
+    taps = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1).reshape(n * (d - 1), h, w, 2 * inputs)
+    kernel = jnp.moveaxis(composed, 0, 2).reshape(2, 2, 2 * inputs, -1)
+    z = conv2d(taps, kernel, "VALID", precision, at_least_float32(x.dtype))
+    return z.reshape(n, d - 1, h - 1, w - 1, -1)
+
+
+def to_fine(z: jax.Array) -> jax.Array:
+    """[N, D + 1, H + 1, W + 1, 8 O] -> [N, 2 D, 2 H, 2 W, O]: each window's eight results."""
+    return depth_to_space(z, (2, 2, 2), z.shape[-1] // 8)[:, 1:-1, 1:-1, 1:-1]
+
+
+def to_coarse(grad: jax.Array, witness: jax.Array) -> jax.Array:
+    """The transpose of `to_fine`."""
+
+    def call(grad):
+        return space_to_depth(jnp.pad(grad, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))), (2, 2, 2))
+
+    return once(call, witness, grad)
+
+
+def x_grad(z_grad: jax.Array, composed: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+    """[N, D + 1, H + 1, W + 1, 8 O] -> [N, D, H, W, I], of the inner windows."""
+    n, d, h, w, features = z_grad.shape
+    inputs = composed.shape[3]
+    # Each slice of windows gives its share in the slices on both sides.
+    kernel = jnp.flip(composed, (0, 1, 2)).reshape(2, 2, 2, inputs, features)
+    kernel = kernel.transpose(1, 2, 4, 0, 3).reshape(2, 2, features, 2 * inputs)
+    wide = at_least_float32(z_grad.dtype)
+    y = conv2d(z_grad.reshape(n * d, h, w, features), kernel, "VALID", precision, wide)
+    y = y.reshape(n, d, h - 1, w - 1, 2, inputs)
+
+    def add_up(y):
+        return (y[:, :-1, ..., 0, :] + y[:, 1:, ..., 1, :]).astype(z_grad.dtype)
+
+    return once(add_up, composed, y)
+
+
+def composed_grad(
+    x: jax.Array, z_grad: jax.Array, shape: tuple[int, ...], precision: lax.PrecisionLike
+) -> jax.Array:
+    """Windows and the gradient of their results -> the gradient of the composed kernel."""
+    n, d, h, w, features = z_grad.shape
+    wide = at_least_float32(x.dtype)
+
+    def add_slice(total, i):
+        pair = lax.dynamic_slice_in_dim(x, i, 2, axis=1)
+        columns = [pair[:, a, b : b + h, c : c + w] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+        columns = jnp.concatenate(columns, axis=-1).reshape(n, h * w, -1)
+        grad = lax.dynamic_index_in_dim(z_grad, i, axis=1, keepdims=False)
+        product = jnp.einsum(
+            "nvi,nvo->nio",
+            columns,
+            grad.reshape(n, h * w, features),
+            precision=precision,
+            preferred_element_type=wide,
+        )
+        return total + product, None
+
+    zero = jnp.zeros((n, 8 * x.shape[-1], features), wide)
+    return lax.scan(add_slice, zero, jnp.arange(d))[0].sum(0).reshape(shape).astype(x.dtype)
