@@ -110,22 +110,23 @@ def plain_modules() -> Iterator[None]:
     def attention(query, key, value, mask=None, *, scale):
         return ops.weighted_values(ops.attention_weights(query, key, mask, scale=scale), value)
 
-    native = {
-        "Conv": nn.Conv,
-        "ConvTranspose": nn.ConvTranspose,
-        "conv_general_dilated": lax.conv_general_dilated,
-        "dot_general": lax.dot_general,
-        "dot_product_attention": attention,
-    }
-    plain = types.SimpleNamespace(**{**vars(ops), **native})
+    class Conv(nn.Conv):
+        def __call__(self, x):
+            return super().__call__(ops.joined(x))
+
+    class ConvTranspose(nn.ConvTranspose):
+        def __call__(self, x, deferred):
+            del deferred  # it is computed here
+            return super().__call__(x)
 
     class BatchNorm(nn.Module):
+        affine: bool = True
+        negative_slope: float = 1.0
         dtype: Any = None
         param_dtype: Any = jnp.float32
-        affine: bool = True
 
         @nn.compact
-        def __call__(self, x, *, train=False, **_):
+        def __call__(self, x, *, train=False):
             norm = nn.BatchNorm(
                 not train,
                 momentum=0.9,
@@ -137,11 +138,42 @@ def plain_modules() -> Iterator[None]:
                 param_dtype=self.param_dtype,
             )
             nn.share_scope(self, norm)
-            return norm(x)
+            return nn.leaky_relu(norm(x), self.negative_slope)
+
+    class GroupNorm(nn.Module):
+        num_groups: int | None = None
+        affine: bool = True
+        negative_slope: float = 1.0
+        dtype: Any = None
+        param_dtype: Any = jnp.float32
+
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.GroupNorm(
+                self.num_groups,
+                1 if self.num_groups is None else None,
+                epsilon=1e-5,
+                use_fast_variance=False,
+                use_scale=self.affine,
+                use_bias=self.affine,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+            nn.share_scope(self, norm)
+            return nn.leaky_relu(norm(x), self.negative_slope)
+
+    native = {
+        "Conv": Conv,
+        "ConvTranspose": ConvTranspose,
+        "dot_general": lax.dot_general,
+        "dot_product_attention": attention,
+    }
+    plain = types.SimpleNamespace(**{**vars(ops), **native})
 
     with (
         mock.patch.object(blocks, "ops", plain),
         mock.patch.object(encoder, "ops", plain),
         mock.patch.object(blocks, "BatchNorm", BatchNorm),
+        mock.patch.object(blocks, "GroupNorm", GroupNorm),
     ):
         yield

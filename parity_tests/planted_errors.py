@@ -5,14 +5,12 @@ Each is a context in which one thing is wrong; the parity ladder must then fail,
 
 import contextlib
 import dataclasses
-import types
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 
 from parity_tests import trajectory
@@ -44,6 +42,7 @@ HIDDEN_SIZE = 24
 # The originals, which stand-ins call while they are in the originals' place.
 _DECODER, _ENCODER = decoder.Decoder, encoder.VisionTransformer
 _ATTENTION, _PATCH_EMBEDDING = encoder.MultiHeadAttention, encoder.PatchEmbedding
+_CALL = decoder.call
 _GELU = nn.gelu
 
 
@@ -78,10 +77,11 @@ def _both(first: Callable, second: Callable):
 def _flax_batch_norm(**options: Any):
     """A stand-in for `blocks.BatchNorm` that is Flax's own with PyTorch's epsilon and momentum."""
 
-    def make(**types: Any):
+    def make(negative_slope: float, **types: Any):
         def apply(x: jax.Array, train: bool) -> jax.Array:
             settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
-            return nn.BatchNorm(**{**settings, **options}, **types)(x)
+            y = nn.BatchNorm(**{**settings, **options}, **types)(x)
+            return nn.leaky_relu(y, negative_slope)
 
         return apply
 
@@ -136,8 +136,8 @@ def _softmax_before_scale(scaled: jax.Array, axis: int) -> jax.Array:
     return jax.nn.softmax(scaled / scale, axis=axis) * scale
 
 
-def _up_before_skip(arrays: list, axis: int) -> jax.Array:
-    return jnp.concatenate(arrays[::-1], axis=axis)
+def _up_before_skip(block: Any, x: Any, **options: Any) -> jax.Array:
+    return _CALL(block, x[::-1] if isinstance(x, tuple) else x, **options)
 
 
 def _coupled_adamw(
@@ -217,7 +217,7 @@ PLANTED_ERRORS = tuple(
         (
             "joined in the other order",
             "activations",
-            _replace(decoder, "jnp", types.SimpleNamespace(concatenate=_up_before_skip)),
+            _replace(decoder, "call", _up_before_skip),
         ),
         (
             "mask ignored",

@@ -1,4 +1,3 @@
-import functools
 import itertools
 import os
 import subprocess
@@ -12,6 +11,11 @@ import pytest
 from jax import lax
 
 from unetr_flax import ops
+from unetr_flax.ops import conv3x3x3_tpu, subpixel
+from unetr_flax.ops.conv import conv
+from unetr_flax.ops.conv3x3x3 import PLATFORMS
+from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.once import once
 
 
 def random(seed, shape, dtype=jnp.float64):
@@ -31,12 +35,23 @@ def dimension_numbers(ndim):
     )
 
 
-def value_and_gradients(conv, x, kernel, strides, padding):
-    def call(x, kernel):
-        return conv(x, kernel, strides, padding, dimension_numbers=dimension_numbers(x.ndim))
+def plain_conv(x, kernel, bias, strides, padding, precision=None):
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=dimension_numbers(x.ndim),
+        precision=precision,
+    )
+    return y if bias is None else y + bias
 
-    y, vjp = jax.vjp(jax.jit(call), x, kernel)
-    return (y, *vjp(random(9, y.shape, y.dtype)))
+
+def value_and_gradients(conv, x, kernel, bias, strides, padding):
+    y, vjp = jax.vjp(
+        jax.jit(lambda *operands: conv(*operands, strides, padding, None)), x, kernel, bias
+    )
+    return jax.tree.leaves((y, *vjp(random(9, y.shape, y.dtype))))
 
 
 CONVOLUTIONS = {
@@ -54,17 +69,18 @@ CONVOLUTIONS = {
     "1D": ((2, 6, 3), (3, 3, 4), (1,), "SAME"),
     "strided": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (2, 1, 1), "SAME"),
     "unpadded": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), "VALID"),
-    "padded by hand": ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((0, 1), (1, 2), (0, 0))),
 }
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_and_its_gradients_are_those_of_jax(name):
+def test_convolution_and_its_gradients_are_those_of_jax(name, use_bias):
     x_shape, kernel_shape, strides, padding = CONVOLUTIONS[name]
     with jax.enable_x64(True):
         x, kernel = random(0, x_shape), random(1, kernel_shape)
-        ours = value_and_gradients(ops.conv_general_dilated, x, kernel, strides, padding)
-        theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, strides, padding)
+        bias = random(2, kernel_shape[-1:]) if use_bias else None
+        ours = value_and_gradients(conv, x, kernel, bias, strides, padding)
+        theirs = value_and_gradients(plain_conv, x, kernel, bias, strides, padding)
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b)
 
@@ -73,8 +89,9 @@ def test_convolution_and_its_gradients_are_those_of_jax(name):
 def test_float32(name):
     x_shape, kernel_shape, strides, padding = CONVOLUTIONS[name]
     x, kernel = random(0, x_shape, jnp.float32), random(1, kernel_shape, jnp.float32)
-    ours = value_and_gradients(ops.conv_general_dilated, x, kernel, strides, padding)
-    theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, strides, padding)
+    bias = random(2, kernel_shape[-1:], jnp.float32)
+    ours = value_and_gradients(conv, x, kernel, bias, strides, padding)
+    theirs = value_and_gradients(plain_conv, x, kernel, bias, strides, padding)
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b, 1e-5)
 
@@ -82,46 +99,121 @@ def test_float32(name):
 @pytest.mark.parametrize("shape", [(2, 4, 6, 5, 3), (2, 32, 12, 10, 3)])
 def test_bfloat16_is_rounded_once(shape):
     x, kernel = random(0, shape, jnp.bfloat16), random(1, (3, 3, 3, 3, 4), jnp.bfloat16)
-    ours = value_and_gradients(ops.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
+    bias = random(2, (4,), jnp.bfloat16)
+    ours = value_and_gradients(conv, x, kernel, bias, (1, 1, 1), "SAME")
     with jax.enable_x64(True):
-        x, kernel = x.astype(jnp.float64), kernel.astype(jnp.float64)
-        conv = functools.partial(lax.conv_general_dilated, dimension_numbers=dimension_numbers(5))
-        y, vjp = jax.vjp(lambda x, kernel: conv(x, kernel, (1, 1, 1), "SAME"), x, kernel)
+        wide = (a.astype(jnp.float64) for a in (x, kernel, bias))
+        y, vjp = jax.vjp(lambda *operands: plain_conv(*operands, (1, 1, 1), "SAME"), *wide)
         exact = (y, *vjp(random(9, y.shape, jnp.bfloat16).astype(jnp.float64)))
         for a, b in zip(ours, exact, strict=True):
             assert a.dtype == jnp.bfloat16
             assert_close(a.astype(jnp.float64), b, 2**-8)
 
 
-@pytest.mark.parametrize("kernel_shape", [(3, 3, 3, 2, 4), (1, 1, 1, 2, 4)])
-def test_errors_are_those_of_jax(kernel_shape):
-    x, options = jnp.ones((2, 4, 6, 5, 3)), {"dimension_numbers": dimension_numbers(5)}
-    with pytest.raises(ValueError, match="feature dimension"):
-        ops.conv_general_dilated(x, jnp.ones(kernel_shape), (1, 1, 1), "SAME", **options)
-    kernel = jnp.ones((*kernel_shape[:3], 3, 4), jnp.bfloat16)
-    with pytest.raises(TypeError, match="same dtypes"):
-        ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
-def test_element_type_of_the_result(dtype):
-    x, kernel = jnp.ones((2, 4, 6, 5, 3), dtype), jnp.ones((3, 3, 3, 3, 4), dtype)
-    options = {"dimension_numbers": dimension_numbers(5)}
-    for result in (None, jnp.float32):
-        options["preferred_element_type"] = result
-        ours = ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
-        assert_close(ours, lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options), 0)
-
-
-def test_groups_and_dilation_are_left_to_jax():
-    x, kernel = random(0, (2, 4, 6, 5, 4), jnp.float32), random(1, (3, 3, 3, 2, 4), jnp.float32)
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 1, 1), (2, 2, 2)])
+def test_module_is_flax_s(kernel_size, use_bias):
     options = {
-        "dimension_numbers": dimension_numbers(5),
-        "feature_group_count": 2,
-        "rhs_dilation": (1, 2, 1),
+        "strides": kernel_size if kernel_size == (2, 2, 2) else None,
+        "use_bias": use_bias,
+        "bias_init": nn.initializers.normal(),
+        "dtype": jnp.bfloat16,
     }
-    ours = ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options)
-    assert_close(ours, lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options))
+    x = random(0, (2, 4, 6, 8, 3), jnp.float32)
+    ours, theirs = (kind(5, kernel_size, **options) for kind in (ops.Conv, nn.Conv))
+    variables = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(0), x))
+    assert_close(ours.apply(variables, x), theirs.apply(variables, x), 2**-7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": ((0, 1), (1, 2), (0, 0))},
+        {"padding": "CIRCULAR"},
+        {"kernel_dilation": 2},
+        {"input_dilation": (1, 1, 2)},
+        {"feature_group_count": 3},
+        {"mask": jnp.ones((3, 3, 3, 3, 3))},
+    ],
+)
+def test_other_convolutions_are_refused(options):
+    with pytest.raises(ValueError, match="must be 'SAME'"):
+        ops.Conv(3, (3, 3, 3), **options).init(jax.random.key(0), jnp.zeros((1, 4, 4, 4, 3)))
+
+
+def test_convolution_of_too_few_axes_is_refused():
+    with pytest.raises(ValueError, match="input of 2 spatial axes"):
+        ops.Conv(3, (3, 3, 3)).init(jax.random.key(0), jnp.zeros((4, 4, 4, 3)))
+
+
+JOINED = {
+    "array and deconvolution": ((2, 3, 4, 5), 2, 6, 3),
+    "deconvolution alone": ((1, 3, 4, 5), 0, 6, 3),
+    "slices of many voxels": ((2, 5, 6, 7), 3, 4, 3),
+}
+
+
+@pytest.mark.parametrize("on_coarse_grid", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("name", JOINED)
+def test_joined_features_are_convolved_like_their_concatenation(
+    monkeypatch, name, use_bias, on_coarse_grid
+):
+    size, own, inputs, middle = JOINED[name]
+    monkeypatch.setattr(subpixel, "pays", lambda *_: on_coarse_grid)
+
+    def plain(x, up, kernel, bias):
+        y = up.array() if x is None else jnp.concatenate([x, up.array()], axis=-1)
+        return plain_conv(y, kernel, bias, (1, 1, 1), "SAME")
+
+    def ours(x, up, kernel, bias):
+        features = up if x is None else (x, up)
+        return conv(features, kernel, bias, (1, 1, 1), "SAME", None)
+
+    with jax.enable_x64(True):
+        fine = (size[0], *(2 * s for s in size[1:]))
+        operands = (
+            random(0, (*fine, own)) if own else None,
+            Upsampled(
+                random(1, (*size, inputs)),
+                random(2, (2, 2, 2, inputs, middle)),
+                random(3, (middle,)) if use_bias else None,
+            ),
+            random(4, (3, 3, 3, own + middle, 4)),
+            random(5, (4,)) if use_bias else None,
+        )
+        y, vjp = jax.vjp(jax.jit(ours), *operands)
+        theirs, vjp_theirs = jax.vjp(plain, *operands)
+        assert_close(y, theirs)
+        cotangent = random(6, y.shape)
+        jax.tree.map(assert_close, vjp(cotangent), vjp_theirs(cotangent))
+
+
+def test_coarse_grid_is_taken_where_it_needs_fewer_multiplications():
+    def pays(voxels, inputs, middle, strides=(2, 2, 2)):
+        return subpixel.pays(
+            jax.ShapeDtypeStruct((1, voxels, 10, 10, inputs), jnp.float32),
+            jax.ShapeDtypeStruct((*strides, inputs, middle), jnp.float32),
+            jax.ShapeDtypeStruct((3, 3, 3, middle, middle), jnp.float32),
+        )
+
+    assert pays(10, 32, 16)
+    assert not pays(10, 32, 16, (2, 1, 2))
+    assert not pays(10, 96, 16)  # 64 * 96 * 16 a coarse voxel, not 8 * (27 * 16 * 16 + 96 * 16)
+    assert not pays(1, 64, 32)  # composing the kernels is more than the rest
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1, 1), (3, 1, 1), (2, 2, 2)])
+def test_other_kernels_take_joined_features_too(kernel_size):
+    with jax.enable_x64(True):
+        x = random(0, (2, 4, 6, 8, 3))
+        up = Upsampled(random(1, (2, 2, 3, 4, 5)), random(2, (2, 2, 2, 5, 2)), random(3, (2,)))
+        kernel, bias = random(4, (*kernel_size, 5, 4)), random(5, (4,))
+        strides = kernel_size if kernel_size == (2, 2, 2) else (1, 1, 1)
+        ours = conv((x, up), kernel, bias, strides, "SAME", None)
+        y = jnp.concatenate([x, up.array()], axis=-1)
+        assert_close(ours, plain_conv(y, kernel, bias, strides, "SAME"))
 
 
 @pytest.mark.parametrize("strides", [*itertools.product((1, 2), repeat=3), (2, 1), (2,)])
@@ -169,12 +261,11 @@ def test_other_deconvolutions_are_refused(options):
 
 def test_vmap_and_second_derivatives():
     with jax.enable_x64(True):
-        x, kernel = random(0, (3, 1, 4, 3, 5, 2)), random(1, (3, 3, 3, 2, 2))
+        x, kernel, bias = random(0, (3, 1, 4, 3, 5, 2)), random(1, (3, 3, 3, 2, 2)), random(2, (2,))
 
         def second_derivative(conv):
             def one(x, kernel):
-                y = conv(x, kernel, (1, 1, 1), "SAME", dimension_numbers=dimension_numbers(5))
-                return (y**3).sum()
+                return (conv(x, kernel, bias, (1, 1, 1), "SAME", None) ** 3).sum()
 
             def total(kernel):
                 grads = jax.vmap(jax.grad(one, argnums=1), in_axes=(0, None))(x, kernel)
@@ -182,8 +273,7 @@ def test_vmap_and_second_derivatives():
 
             return jax.grad(total)(kernel)
 
-        ours = second_derivative(ops.conv_general_dilated)
-        assert_close(ours, second_derivative(lax.conv_general_dilated), 1e-10)
+        assert_close(second_derivative(conv), second_derivative(plain_conv), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -192,24 +282,19 @@ def test_vmap_and_second_derivatives():
 @pytest.mark.parametrize("depth", [1, 5])
 def test_what_tpus_run_is_the_same_convolution(monkeypatch, inputs, features, depth):
     # There is no TPU here, but its lowering runs anywhere.
-    def on_tpu(*operands, tpu=None, default, **others):
-        return (tpu or default)(*operands)
-
-    monkeypatch.setattr(lax, "platform_dependent", on_tpu)
+    monkeypatch.setitem(PLATFORMS, "cpu", conv3x3x3_tpu)
     with jax.enable_x64(True):
         x, kernel = random(0, (2, depth, 4, 6, inputs)), random(1, (3, 3, 3, inputs, features))
-        ours = value_and_gradients(ops.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
-        theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, (1, 1, 1), "SAME")
+        bias = random(2, (features,))
+        ours = value_and_gradients(conv, x, kernel, bias, (1, 1, 1), "SAME")
+        theirs = value_and_gradients(plain_conv, x, kernel, bias, (1, 1, 1), "SAME")
         for a, b in zip(ours, theirs, strict=True):
             assert_close(a, b)
 
 
 def test_each_platform_gets_its_own_lowering():
     def loss(x, kernel):
-        y = ops.conv_general_dilated(
-            x, kernel, (1, 1, 1), "SAME", dimension_numbers=dimension_numbers(5)
-        )
-        return (y**2).sum()
+        return (conv(x, kernel, None, (1, 1, 1), "SAME", None) ** 2).sum()
 
     arguments = [
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 4, 6, 5, 3), (3, 3, 3, 3, 4))
@@ -226,14 +311,31 @@ def test_each_platform_gets_its_own_lowering():
 
 
 def test_only_the_arguments_are_kept_for_the_backward_pass():
-    x, kernel = jnp.ones((2, 4, 6, 5, 3)), jnp.ones((3, 3, 3, 3, 4))
-    options = {"dimension_numbers": dimension_numbers(5)}
-    _, vjp = jax.vjp(
-        lambda x, kernel: ops.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", **options),
-        x,
-        kernel,
-    )
-    assert [leaf.shape for leaf in jax.tree.leaves(vjp)] == [x.shape, kernel.shape]
+    up = Upsampled(jnp.ones((2, 2, 3, 2, 5)), jnp.ones((2, 2, 2, 5, 2)), jnp.ones(2))
+    operands = jnp.ones((2, 4, 6, 4, 3)), up, jnp.ones((3, 3, 3, 5, 4)), jnp.ones(4)
+    _, vjp = jax.vjp(lambda x, up, *rest: conv((x, up), *rest, (1, 1, 1), "SAME", None), *operands)
+    kept = sorted(leaf.shape for leaf in jax.tree.leaves(vjp))
+    assert kept == sorted(leaf.shape for leaf in jax.tree.leaves(operands))
+
+
+def test_what_is_computed_once_is_so_on_cpu():
+    def uses(z):
+        return z.T, jnp.sin(z), (z**2).sum(0)
+
+    def again(x, y):
+        return uses(x * 2 + y)
+
+    def kept(x, y):
+        return uses(once(lambda x, y: x * 2 + y, y, x, y))
+
+    x, y = random(0, (64, 48), jnp.float32), random(1, (64, 48), jnp.float32)
+    additions = [
+        jax.jit(f).lower(x, y).compile().as_text().count("f32[64,48]{1,0} add(")
+        for f in (again, kept)
+    ]
+    for a, b in zip(again(x, y), jax.jit(kept)(x, y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert additions[1] == 1 < additions[0]
 
 
 def test_batch_sharded_over_devices():
@@ -266,19 +368,21 @@ for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
     )
 
 
+@pytest.mark.parametrize("slope", [1.0, 0.0, 0.25])
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4, 37, 5, 3), (2, 40, 3), (5, 3)])
-def test_normalisation_and_its_gradients_are_those_of_its_definition(shape, per_sample):
+def test_normalisation_and_its_gradients_are_those_of_its_definition(shape, per_sample, slope):
     def definition(x, scale, bias):
         axes = tuple(range(1 if per_sample else 0, x.ndim - 1))
         mean = x.mean(axes, keepdims=True)
         var = jnp.square(x - mean).mean(axes, keepdims=True)
         y = (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+        y = jnp.where(y > 0, y, slope * y)
         return y, mean.reshape(-1, x.shape[-1]), var.reshape(-1, x.shape[-1])
 
     with jax.enable_x64(True):
         arguments = random(0, shape), random(1, shape[-1:]), random(2, shape[-1:])
-        ours, vjp = jax.vjp(lambda *a: ops.normalize(*a, 1e-3, per_sample), *arguments)
+        ours, vjp = jax.vjp(lambda *a: ops.normalize(*a, 1e-3, per_sample, slope), *arguments)
         theirs, vjp_theirs = jax.vjp(definition, *arguments)
         cotangents = tuple(random(3 + i, y.shape) for i, y in enumerate(theirs))
         for a, b in zip((*ours, *vjp(cotangents)), (*theirs, *vjp_theirs(cotangents)), strict=True):

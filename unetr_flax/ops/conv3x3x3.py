@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
@@ -17,24 +18,24 @@ PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
     """Stride 1, SAME padding: -> [N, D, H, W, O]. It has reverse-mode derivatives only."""
-    return _on_each("forward", precision)(operands)
+    return _on_each("forward", precision=precision, keep=False)(operands)
 
 
 def _forward(operands, precision):
-    return conv3x3x3(operands, precision), operands
+    return _on_each("forward", precision=precision, keep=True)(operands), operands
 
 
 def _backward(precision, operands, grad):
-    return (_on_each("backward", precision)(operands, grad),)
+    return (_on_each("backward", precision=precision)(operands, grad),)
 
 
 conv3x3x3.defvjp(_forward, _backward)
 
 
-def _on_each(name: str, precision: lax.PrecisionLike) -> Callable:
+def _on_each(name: str, **options: Any) -> Callable:
     """A function of the platforms' modules, whose platform is that which the program runs on."""
     branches = {
-        platform: functools.partial(getattr(module, name), precision=precision)
+        platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()
     }
     return functools.partial(lax.platform_dependent, **branches)

@@ -23,8 +23,14 @@ from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirro
 ONE_PRODUCT_SLICE = 100
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike) -> jax.Array:
-    """[N, D, H, W, O]."""
+def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
+    """[N, D, H, W, O].
+
+    Args:
+      operands: what to compute with.
+      precision: of the products.
+      keep: whether a backward pass will use the result too; XLA:CPU must be told.
+    """
     if not _pays(operands):
         operands = operands.as_one()
     x, up, kernel, bias = operands
@@ -36,7 +42,7 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike) -> jax.Array:
         composed = subpixel.compose(up.kernel, up.bias, further)
         inputs = subpixel.windows(up.x, up.bias is not None)
         shares.append((subpixel.to_fine, subpixel.forward(inputs, composed, precision)))
-    return _total(shares, kernel, bias)
+    return _total(shares, kernel, bias, keep)
 
 
 def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
@@ -47,7 +53,7 @@ def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLik
     own, further = _split(kernel, up)
     x_grad, up_grad, kernel_grads = None, None, []
     if x is not None:
-        x_grad = _total([_by_slices(grad, mirrored(own), precision)], kernel, None)
+        x_grad = _total([_by_slices(grad, mirrored(own), precision)], kernel, None, True)
         kernel_grads.append(kernel_grad(x, grad, precision))
     if up is not None:
         up_grad, further_grad = _up_grad(up, further, grad, precision)
@@ -73,7 +79,7 @@ def _split(kernel: jax.Array, up: Upsampled | None) -> tuple[jax.Array, jax.Arra
     return kernel[..., :own, :], kernel[..., own:, :]
 
 
-def _total(shares, kernel, bias):
+def _total(shares, kernel, bias, keep):
     """The sum of what each share's function makes of its numbers, plus the bias."""
     functions, numbers = zip(*shares, strict=True)
     dtype = kernel.dtype
@@ -82,9 +88,13 @@ def _total(shares, kernel, bias):
 
     def add_up(*numbers):
         total = sum(f(z) for f, z in zip(functions, numbers, strict=False))
-        return (total if bias is None else total + numbers[-1]).astype(dtype)
+        if bias is not None:
+            total += numbers[-1].astype(total.dtype)
+        return total.astype(dtype)
 
-    return once(add_up, kernel, *numbers, *(() if bias is None else (bias,)))
+    numbers = (*numbers, *(() if bias is None else (bias,)))
+    # Kept, it is in memory once; else XLA makes it a part of what follows.
+    return once(add_up, kernel, *numbers) if keep else add_up(*numbers)
 
 
 def _by_slices(x, kernel, precision):

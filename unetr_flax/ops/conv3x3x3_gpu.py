@@ -9,8 +9,14 @@ from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
 LAYOUT = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3))
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike) -> jax.Array:
-    """[N, D, H, W, O]."""
+def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
+    """[N, D, H, W, O].
+
+    Args:
+      operands: what to compute with.
+      precision: of the products.
+      keep: whether a backward pass will use the result too; XLA:CPU must be told.
+    """
     x, _, kernel, bias = operands.as_one()
     y = native(x, kernel, precision)
     return y if bias is None else y + bias

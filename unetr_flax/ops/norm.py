@@ -65,7 +65,7 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
 
     def terms(x, grad, mean, factor, bias):
         grad = before(x, grad, mean, factor, bias)
-        return grad, grad * (x - _spread(mean, x))
+        return grad, grad * (x.astype(mean.dtype) - _spread(mean, x))
 
     grad_sum, scaled_sum = _sums(terms, (x, grad), (mean, rstd * scale, bias), per_sample)
     scaled_sum *= rstd
@@ -74,7 +74,8 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
 
     def combine(x, grad, mean, factor, bias, centred, constant):
         grad = before(x, grad, mean, factor, bias) * _spread(factor, x)
-        grad += (x - _spread(mean, x)) * _spread(centred, x) + _spread(constant, x)
+        centred_x = x.astype(mean.dtype) - _spread(mean, x)
+        grad += centred_x * _spread(centred, x) + _spread(constant, x)
         return grad.astype(x.dtype)
 
     x_grad = once(combine, mean, x, grad, mean, rstd * scale, bias, centred, constant)
@@ -91,7 +92,7 @@ def channel_sums(x: jax.Array) -> jax.Array:
 
 
 def _affine(x, mean, factor, bias):
-    return (x - _spread(mean, x)) * _spread(factor, x) + bias
+    return (x.astype(mean.dtype) - _spread(mean, x)) * _spread(factor, x) + bias
 
 
 def _where_negative(y, values, slope: float):

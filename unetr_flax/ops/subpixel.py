@@ -48,7 +48,14 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
         )
         shape = kernel.shape
         kernel = kernel.reshape(*shape[: axis + 1], 2, 2, *shape[axis + 2 :])
-    return jnp.einsum("uqavrbwscmo,abcim->qrsiuvwo", kernel, up_kernel, precision="highest")
+    composed = jnp.einsum(
+        "uqavrbwscmo,abcim->qrsiuvwo",
+        kernel,
+        up_kernel,
+        precision="highest",
+        preferred_element_type=at_least_float32(kernel.dtype),
+    )
+    return composed.astype(kernel.dtype)
 
 
 def windows(x: jax.Array, with_one: bool) -> jax.Array:

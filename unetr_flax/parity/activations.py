@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from flax import traverse_util
 
+from unetr_flax.blocks import SLOPE
 from unetr_flax.config import UNETRConfig
+from unetr_flax.ops.features import Upsampled
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, channels_first, to_tensor
 from unetr_flax.unetr import UNETR
@@ -84,7 +86,7 @@ def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
         for pair in module_pairs(cfg)
         if pair.kind == "attention"
     }
-    modules = [pair.torch_name for pair in by_depth(cfg)]
+    modules = {pair.torch_name: negative_slope(pair, cfg) for pair in by_depth(cfg)}
     stages = STAGES[cfg.family]
     encoder = ENCODER[cfg.family]
     outputs = _outputs(twins, mask, {*modules, *stages, *attention, encoder, ""})
@@ -94,7 +96,10 @@ def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
     else:
         skips = outputs[encoder]
     return {
-        "activations": {name: outputs[name] for name in modules},
+        "activations": {
+            name: np.where(outputs[name] > 0, outputs[name], slope * outputs[name])
+            for name, slope in modules.items()
+        },
         "skip features": {
             f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)
         },
@@ -157,7 +162,7 @@ def forward(
     )
     calls = traverse_util.flatten_dict(state["intermediates"])
     # The last call recorded at a path is the outermost module's.
-    last = {path[:-1]: outputs[-1] for path, outputs in calls.items()}
+    last = {path[:-1]: _computed(outputs[-1]) for path, outputs in calls.items()}
     return {
         "modules": {pair.torch_name: last[pair.flax_path] for pair in by_depth(cfg)},
         "skips": skips,
@@ -165,6 +170,11 @@ def forward(
         "stages": [last["decoder", f"stage_{i}"] for i in range(len(CONV_STAGES))],
         "logits": logits,
     }
+
+
+def _computed(output: Any) -> Any:
+    """What a module gave, as an array if it is one not computed yet."""
+    return output.array() if isinstance(output, Upsampled) else output
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
@@ -186,6 +196,14 @@ def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
         },
         "logits": {"logits": channels_first(tree["logits"])},
     }
+
+
+def negative_slope(pair: ModulePair, cfg: UNETRConfig) -> float:
+    """Of the LeakyReLU after a PyTorch norm that is a part of Flax's norm; 1 for none."""
+    if pair.kind == "batch_norm":
+        return 0.0
+    followed = ("norm1", "norm2") if cfg.block_style.block == "basic" else ("norm1",)
+    return SLOPE if pair.kind == "channel_norm" and pair.flax_path[-1] in followed else 1.0
 
 
 def by_depth(cfg: UNETRConfig) -> Iterator[ModulePair]:
