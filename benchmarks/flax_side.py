@@ -111,7 +111,8 @@ def plain_modules() -> Iterator[None]:
         return ops.weighted_values(ops.attention_weights(query, key, mask, scale=scale), value)
 
     class Conv(nn.Conv):
-        def __call__(self, x):
+        def __call__(self, x, keep=False):
+            del keep  # XLA decides
             return super().__call__(ops.joined(x))
 
     class ConvTranspose(nn.ConvTranspose):

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from unetr_flax import ops
 from unetr_flax.plan import CONV_BLOCKS, BlockStyle
+from unetr_flax.remat import recomputed
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
@@ -34,7 +35,7 @@ def call(block: nn.Module, x: ops.Features, *, remat: bool, **options: Any) -> j
     def apply(block: nn.Module, x: ops.Features) -> jax.Array:
         return block(x, **options)
 
-    return nn.remat(apply)(block, x) if remat else apply(block, x)
+    return recomputed(apply)(block, x) if remat else apply(block, x)
 
 
 class SingleConv3DBlock(nn.Module):
@@ -47,7 +48,7 @@ class SingleConv3DBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: ops.Features) -> jax.Array:
+    def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
         kernel_size = (self.kernel_size,) * ops.rank(x)
         init = torch_uniform(math.prod(kernel_size) * ops.channels(x))
         conv = ops.Conv(
@@ -61,7 +62,7 @@ class SingleConv3DBlock(nn.Module):
             param_dtype=self.param_dtype,
         )
         nn.share_scope(self, conv)
-        return conv(x)
+        return conv(x, keep=train)
 
 
 class SingleDeconv3DBlock(nn.Module):
@@ -216,7 +217,7 @@ class Conv3DBlock(nn.Module):
     def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
         """[B, *spatial, C] -> [B, *spatial, features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")(x)
+        x = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")(x, train=train)
         return BatchNorm(negative_slope=0.0, **types, name="norm")(x, train=train)
 
 
@@ -244,13 +245,13 @@ class UNetBlock(nn.Module):
             SingleConv3DBlock, self.features, use_bias=self.style.use_bias, **types
         )
         norm = functools.partial(_normalise, style=self.style, train=train, **types)
-        y = norm(conv(name="conv1")(x), negative_slope=SLOPE, name="norm1")
-        y = conv(name="conv2")(y)
+        y = norm(conv(name="conv1")(x, train=train), negative_slope=SLOPE, name="norm1")
+        y = conv(name="conv2")(y, train=train)
         if self.style.block == "basic":
             return norm(y, negative_slope=SLOPE, name="norm2")
         y = norm(y, name="norm2")
         if ops.channels(x) != self.features:
-            x = norm(conv(kernel_size=1, name="conv3")(x), name="norm3")
+            x = norm(conv(kernel_size=1, name="conv3")(x, train=train), name="norm3")
         return nn.leaky_relu(y + ops.joined(x), SLOPE)
 
 

@@ -27,8 +27,13 @@ class Conv(nn.Conv):
     """
 
     @nn.compact
-    def __call__(self, inputs: Features) -> jax.Array:
-        """[N, *spatial, C] -> [N, *spatial / strides, features]."""
+    def __call__(self, inputs: Features, *, keep: bool = False) -> jax.Array:
+        """[N, *spatial, C] -> [N, *spatial / strides, features].
+
+        Args:
+          inputs: features.
+          keep: whether the result has several uses, such as a norm's statistics.
+        """
         kernel_size = tuple(self.kernel_size)
         axes = len(kernel_size)
         strides = (1,) * axes if self.strides in (None, 1) else tuple(self.strides)
@@ -52,7 +57,7 @@ class Conv(nn.Conv):
         leaves, structure = jax.tree.flatten((inputs, kernel, bias))
         leaves = self.promote_dtype(*leaves, dtype=self.dtype)
         inputs, kernel, bias = jax.tree.unflatten(structure, leaves)
-        return conv(inputs, kernel, bias, strides, self.padding, self.precision)
+        return conv(inputs, kernel, bias, strides, self.padding, self.precision, keep)
 
 
 def conv(
@@ -62,15 +67,16 @@ def conv(
     strides: tuple[int, ...],
     padding: str,
     precision: lax.PrecisionLike,
+    keep: bool = False,
 ) -> jax.Array:
     """A convolution of [N, *spatial, I] with [*K, I, O], plus [O]."""
     *kernel_size, _, features = kernel.shape
     if kernel_size == [3, 3, 3] and strides == (1, 1, 1) and padding == "SAME":
         *arrays, last = parts(x)
         if not isinstance(last, Upsampled):
-            return conv3x3x3(Operands(joined(x), None, kernel, bias), precision)
+            return conv3x3x3(Operands(joined(x), None, kernel, bias), precision, keep)
         array = joined(tuple(arrays)) if arrays else None
-        return conv3x3x3(Operands(array, last, kernel, bias), precision)
+        return conv3x3x3(Operands(array, last, kernel, bias), precision, keep)
     if set(kernel_size) == set(strides) == {1}:
         y = _of_each_voxel(x, kernel.reshape(-1, features), precision)
         return y if bias is None else y + bias

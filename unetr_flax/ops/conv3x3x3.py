@@ -15,17 +15,24 @@ PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gp
 
 # The gradients are written out so that each picks its platform by itself: differentiating through
 # the choice would keep the intermediate results of every platform.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
-    """Stride 1, SAME padding: -> [N, D, H, W, O]. It has reverse-mode derivatives only."""
-    return _on_each("forward", precision=precision, keep=False)(operands)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def conv3x3x3(operands: Operands, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
+    """Stride 1, SAME padding: -> [N, D, H, W, O]. It has reverse-mode derivatives only.
+
+    Args:
+      operands: what to compute with.
+      precision: of the products.
+      keep: whether the result has several uses; XLA:CPU must be told.
+    """
+    return _on_each("forward", precision=precision, keep=keep)(operands)
 
 
-def _forward(operands, precision):
+def _forward(operands, precision, keep):
+    # In a backward pass it has.
     return _on_each("forward", precision=precision, keep=True)(operands), operands
 
 
-def _backward(precision, operands, grad):
+def _backward(precision, keep, operands, grad):
     return (_on_each("backward", precision=precision)(operands, grad),)
 
 

@@ -24,13 +24,7 @@ ONE_PRODUCT_SLICE = 100
 
 
 def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
-    """[N, D, H, W, O].
-
-    Args:
-      operands: what to compute with.
-      precision: of the products.
-      keep: whether a backward pass will use the result too; XLA:CPU must be told.
-    """
+    """[N, D, H, W, O]."""
     if not _pays(operands):
         operands = operands.as_one()
     x, up, kernel, bias = operands
@@ -40,7 +34,7 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
         shares.append(_by_slices(x, own, precision))
     if up is not None:
         composed = subpixel.compose(up.kernel, up.bias, further)
-        inputs = subpixel.windows(up.x, up.bias is not None)
+        inputs = subpixel.windows(up.x, up.bias is not None, kernel)
         shares.append((subpixel.to_fine, subpixel.forward(inputs, composed, precision)))
     return _total(shares, kernel, bias, keep)
 
@@ -107,7 +101,7 @@ def _by_slices(x, kernel, precision):
     wide = at_least_float32(x.dtype)
     if inputs < features:  # each slice sees its neighbours' channels
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
-        taps = depth_taps(x).reshape(n * depth, h, w, -1)
+        taps = once(depth_taps, kernel, x).reshape(n * depth, h, w, -1)
         y = conv2d(taps, kernel, "SAME", precision, wide)
         return _nothing_left, y.reshape(n, depth, h, w, features)
     # Each slice gives its share in its neighbours' results.
@@ -132,7 +126,7 @@ def _up_grad(up, kernel, grad, precision):
     """The gradients of an up-sampled input and of its kernel."""
     composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
     z_grad = subpixel.to_coarse(grad, kernel)
-    windows = subpixel.windows(up.x, up.bias is not None)
+    windows = subpixel.windows(up.x, up.bias is not None, z_grad[:, 0, 0, 0, 0].sum(keepdims=True))
     composed_grad = subpixel.composed_grad(windows, z_grad, composed.shape, precision)
     up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
     inner = composed[:, :, :, : up.x.shape[-1]]
@@ -152,9 +146,14 @@ def kernel_grad(x, grad, precision):
         mirrored = kernel_grad(grad, x, precision)
         return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
     row = w + 2
-    # One more row at the end, so that the last shift ends within the slice.
-    x_slices = jnp.pad(x, ((0, 0), (0, 0), (1, 2), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
-    x_slices = x_slices.reshape(n, depth, inputs, (h + 3) * row)
+
+    def channels_first(x):
+        # One more row at the end, so that the last shift ends within the slice.
+        x = jnp.pad(x, ((0, 0), (0, 0), (1, 2), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
+        return x.reshape(n, depth, inputs, (h + 3) * row)
+
+    # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
+    x_slices = once(channels_first, grad.reshape(n, -1)[:, 0].sum(keepdims=True), x)
     grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
     grad = grad.reshape(n, depth + 2, features, h * row)
 

@@ -10,13 +10,7 @@ LAYOUT = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2,
 
 
 def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
-    """[N, D, H, W, O].
-
-    Args:
-      operands: what to compute with.
-      precision: of the products.
-      keep: whether a backward pass will use the result too; XLA:CPU must be told.
-    """
+    """[N, D, H, W, O]."""
     x, _, kernel, bias = operands.as_one()
     y = native(x, kernel, precision)
     return y if bias is None else y + bias

@@ -16,13 +16,7 @@ FILLED_LANES = 48
 
 
 def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
-    """[N, D, H, W, O].
-
-    Args:
-      operands: what to compute with.
-      precision: of the products.
-      keep: whether a backward pass will use the result too; XLA:CPU must be told.
-    """
+    """[N, D, H, W, O]."""
     x, _, kernel, bias = operands.as_one()
     y = _conv(x, kernel, precision)
     return y if bias is None else y + bias

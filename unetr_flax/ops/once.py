@@ -1,13 +1,14 @@
 """Results that XLA:CPU computes once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def once(compute: Callable[..., jax.Array], witness: jax.Array, *operands: jax.Array) -> jax.Array:
+def once(compute: Callable[..., Any], witness: jax.Array, *operands: jax.Array) -> Any:
     """`compute(*operands)`, which XLA:CPU keeps in memory.
 
     Elsewhere XLA decides by itself. On CPU it fuses what is cheap by count into each of its uses,
@@ -17,14 +18,14 @@ def once(compute: Callable[..., jax.Array], witness: jax.Array, *operands: jax.A
     Args:
       compute: elementwise operations, sums and the like.
       witness: floating-point numbers that are the same on all devices and known at run time only.
-        Results are NaN if the first of them is.
+        Results are NaN if the first of them is, and nothing is computed before it is known.
       *operands: arguments of `compute`.
     """
 
     def kept(witness, *operands):
         def fail(*operands):
-            result = jax.eval_shape(compute, *operands)
-            return jnp.full(result.shape, jnp.nan, result.dtype)
+            results = jax.eval_shape(compute, *operands)
+            return jax.tree.map(lambda r: jnp.full(r.shape, jnp.nan, r.dtype), results)
 
         first = witness.reshape(-1)[0]
         return lax.cond(first == first, compute, fail, *operands)

@@ -58,11 +58,15 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
     return composed.astype(kernel.dtype)
 
 
-def windows(x: jax.Array, with_one: bool) -> jax.Array:
+def windows(x: jax.Array, with_one: bool, witness: jax.Array) -> jax.Array:
     """[N, D, H, W, I] -> [N, D + 2, H + 2, W + 2, I], or with one more channel of ones."""
-    if with_one:
-        x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+
+    def call(x):
+        if with_one:
+            x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+
+    return once(call, witness, x)
 
 
 def forward(x: jax.Array, composed: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
