@@ -140,19 +140,38 @@ def peak_of_step(side: Any) -> int:
 
 
 def profile(side: Any, folder: Path) -> dict[str, str]:
-    """Traces one step; where the trace is."""
+    """Traces one step; where the list of its longest operations is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "operations.txt"
     if hasattr(side, "_device"):
         import torch
 
         with torch.profiler.profile() as trace:
             side.step()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "operations.txt"
         path.write_text(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
         return {"trace": str(path)}
     with jax.profiler.trace(str(folder)):
         side.step()
-    return {"trace": str(folder)}
+    traces = sorted(folder.glob("**/*.xplane.pb"), key=os.path.getmtime)
+    path.write_text(top_operations(jax.profiler.ProfileData.from_file(str(traces[-1]))))
+    return {"trace": str(path)}
+
+
+def top_operations(trace: Any, count: int = 30) -> str:
+    """The longest of XLA's operations in a trace: milliseconds, calls, name, one line each.
+
+    A loop or conditional is listed beside what it consists of.
+    """
+    totals: dict[str, tuple[float, int]] = {}
+    for plane in trace.planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op")
+                if name:
+                    spent, calls = totals.get(name, (0.0, 0))
+                    totals[name] = spent + event.duration_ns / 1e6, calls + 1
+    longest = sorted(totals.items(), key=lambda item: -item[1][0])[:count]
+    return "".join(f"{spent:10.2f} ms {calls:6d} x {name}\n" for name, (spent, calls) in longest)
 
 
 def say(answers: Any, **values: Any) -> None:
