@@ -34,8 +34,8 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
         shares.append(_by_slices(x, own, precision))
     if up is not None:
         composed = subpixel.compose(up.kernel, up.bias, further)
-        inputs = subpixel.windows(up.x, up.bias is not None, kernel)
-        shares.append((subpixel.to_fine, subpixel.forward(inputs, composed, precision)))
+        z = subpixel.forward(up.x, up.bias is not None, composed, precision)
+        shares.append((subpixel.to_fine, z))
     return _total(shares, kernel, bias, keep)
 
 
@@ -126,12 +126,18 @@ def _up_grad(up, kernel, grad, precision):
     """The gradients of an up-sampled input and of its kernel."""
     composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
     z_grad = subpixel.to_coarse(grad, kernel)
-    windows = subpixel.windows(up.x, up.bias is not None, z_grad[:, 0, 0, 0, 0].sum(keepdims=True))
+    # As late as the gradient, like the kernel's gradient below.
+    windows = once(lambda x: subpixel.windows(x, up.bias is not None), _witness(z_grad), up.x)
     composed_grad = subpixel.composed_grad(windows, z_grad, composed.shape, precision)
     up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
     inner = composed[:, :, :, : up.x.shape[-1]]
     x_grad = subpixel.x_grad(z_grad, inner, precision)
     return Upsampled(x_grad, up_kernel_grad, up_bias_grad, up.precision), further_grad
+
+
+def _witness(grad):
+    """A number that is known when the gradient is; the batch may be shared by devices."""
+    return grad[:, 0, 0, 0, 0].sum(keepdims=True)
 
 
 def kernel_grad(x, grad, precision):
@@ -153,7 +159,7 @@ def kernel_grad(x, grad, precision):
         return x.reshape(n, depth, inputs, (h + 3) * row)
 
     # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
-    x_slices = once(channels_first, grad.reshape(n, -1)[:, 0].sum(keepdims=True), x)
+    x_slices = once(channels_first, _witness(grad), x)
     grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
     grad = grad.reshape(n, depth + 2, features, h * row)
 

@@ -58,24 +58,28 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
     return composed.astype(kernel.dtype)
 
 
-def windows(x: jax.Array, with_one: bool, witness: jax.Array) -> jax.Array:
+def windows(x: jax.Array, with_one: bool) -> jax.Array:
     """[N, D, H, W, I] -> [N, D + 2, H + 2, W + 2, I], or with one more channel of ones."""
-
-    def call(x):
-        if with_one:
-            x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
-        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
-
-    return once(call, witness, x)
+    if with_one:
+        x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
 
 
-def forward(x: jax.Array, composed: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-    """Windows [N, D + 2, H + 2, W + 2, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
-    n, d, h, w, inputs = x.shape
-    taps = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1).reshape(n * (d - 1), h, w, 2 * inputs)
-    kernel = jnp.moveaxis(composed, 0, 2).reshape(2, 2, 2 * inputs, -1)
+def forward(
+    x: jax.Array, with_one: bool, composed: jax.Array, precision: lax.PrecisionLike
+) -> jax.Array:
+    """[N, D, H, W, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
+    n, d, h, w, _ = x.shape
+
+    def pairs(x):
+        """Each two slices, one after the other in the channels."""
+        x = windows(x, with_one)
+        return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1)
+
+    taps = once(pairs, composed, x).reshape(n * (d + 1), h + 2, w + 2, -1)
+    kernel = jnp.moveaxis(composed, 0, 2).reshape(2, 2, taps.shape[-1], -1)
     z = conv2d(taps, kernel, "VALID", precision, at_least_float32(x.dtype))
-    return z.reshape(n, d - 1, h - 1, w - 1, -1)
+    return z.reshape(n, d + 1, h + 1, w + 1, -1)
 
 
 def to_fine(z: jax.Array) -> jax.Array:
