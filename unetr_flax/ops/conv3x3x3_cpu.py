@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from unetr_flax.ops import subpixel
@@ -17,10 +18,14 @@ from unetr_flax.ops.features import Upsampled
 from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.once import once
 from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
+from unetr_flax.ops.slices import sum_of_products
 
-# The kernel's gradient is a scan over depth, whose operands stay in the caches; but slices of up to
+# The kernel's gradient is a sum over slices, whose operands stay in the caches; but slices of up to
 # this many voxels go into one product, as sums over so few cost less than adding them up.
-ONE_PRODUCT_SLICE = 100
+ONE_PRODUCT_SLICE = 256
+
+# Up to this many weights a tap, multiplying numbers one by one beats preparing matrices.
+FEW_WEIGHTS = 32
 
 
 def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
@@ -30,6 +35,8 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
     x, up, kernel, bias = operands
     own, further = _split(kernel, up)
     shares = []
+    if up is None and kernel[0, 0, 0].size <= FEW_WEIGHTS:
+        return _by_voxels(x, kernel, bias, keep)
     if x is not None:
         shares.append(_by_slices(x, own, precision))
     if up is not None:
@@ -89,6 +96,23 @@ def _total(shares, kernel, bias, keep):
     numbers = (*numbers, *(() if bias is None else (bias,)))
     # Kept, it is in memory once; else XLA makes it a part of what follows.
     return once(add_up, kernel, *numbers) if keep else add_up(*numbers)
+
+
+def _by_voxels(x, kernel, bias, keep):
+    """Every weight times its neighbour, all in one pass."""
+
+    def add_up(kernel, x, *bias):
+        _, depth, h, w, inputs = x.shape
+        wide = at_least_float32(x.dtype)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))).astype(wide)
+        total = sum(b.astype(wide) for b in bias)
+        for i, j, k, c in np.ndindex(3, 3, 3, inputs):
+            neighbours = x[:, i : i + depth, j : j + h, k : k + w, c : c + 1]
+            total += neighbours * kernel[i, j, k, c].astype(wide)
+        return total.astype(kernel.dtype)
+
+    operands = (kernel, x, *(() if bias is None else (bias,)))
+    return once(add_up, kernel, *operands) if keep else add_up(*operands)
 
 
 def _by_slices(x, kernel, precision):
@@ -163,24 +187,28 @@ def kernel_grad(x, grad, precision):
     grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
     grad = grad.reshape(n, depth + 2, features, h * row)
 
-    def columns(slices):
-        offsets = [i * row + j for i in range(3) for j in range(3)]
-        return jnp.concatenate([slices[..., o : o + h * row] for o in offsets], axis=-2)
-
+    voxels = h * row
+    shifts = [i * row + j for i in range(3) for j in range(3)]
     wide = at_least_float32(x.dtype)
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
     if h * w <= ONE_PRODUCT_SLICE:
+        columns = jnp.concatenate([x_slices[..., s : s + voxels] for s in shifts], axis=2)
         depths = jnp.concatenate([grad[:, tap : tap + depth] for tap in range(3)], axis=2)
-        total = product("ndiv,ndov->io", columns(x_slices), depths)
+        total = product("ndiv,ndov->io", columns, depths)
     else:
 
-        def add_slice(total, i):
-            x_slice = lax.dynamic_index_in_dim(x_slices, i, axis=1, keepdims=False)
-            depths = lax.dynamic_slice_in_dim(grad, i, 3, axis=1).reshape(n, 3 * features, -1)
-            return total + product("niv,nov->nio", columns(x_slice), depths), None
+        def gather(columns, i):
+            for k, shift in enumerate(shifts):
+                shifted = lax.dynamic_slice(x_slices, (0, i, 0, shift), (n, 1, inputs, voxels))
+                columns = lax.dynamic_update_slice(columns, shifted[:, 0], (0, k * inputs, 0))
+            return columns
 
-        zero = jnp.zeros((n, 9 * inputs, 3 * features), wide)
-        total = lax.scan(add_slice, zero, jnp.arange(depth))[0].sum(0)
+        def product_of_slice(columns, i):
+            depths = lax.dynamic_slice_in_dim(grad, i, 3, axis=1).reshape(n, -1, voxels)
+            return product("niv,nov->nio", columns, depths)
+
+        shape = (n, 9 * inputs, voxels)
+        total = sum_of_products(depth, shape, x.dtype, gather, product_of_slice).sum(0)
     total = total.reshape(3, 3, inputs, 3, features).astype(x.dtype)
     # Slice i of x meets slice i - 1 of the gradient first, to which it is the last depth tap.
     return jnp.flip(jnp.moveaxis(total, 3, 0), 0)

@@ -125,20 +125,14 @@ def _moments_at_once(x):
 
 
 def _moments_by_slabs(x):
-    """The same in one pass: moments of slabs that stay in the caches, then those of all."""
-    wide = at_least_float32(x.dtype)
-    slabs = _slabs(x)
+    """The same from the moments of slabs, with sums of few terms."""
+    slabs = _slabs(x).astype(at_least_float32(x.dtype))  # [N, slabs, rows, width]
     count = slabs.shape[2]
-
-    def of_slab(i):
-        slab = lax.dynamic_index_in_dim(slabs, i, axis=1, keepdims=False).astype(wide)
-        mean = slab.sum(1) / count
-        return mean, jnp.square(slab - mean[:, None]).sum(1)
-
-    means, squares = lax.map(of_slab, jnp.arange(slabs.shape[1]))  # [slabs, N, width]
+    means = lax.optimization_barrier(slabs.sum(2) / count)
+    squares = jnp.square(slabs - means[:, :, None]).sum(2)
     n, features = x.shape[0], x.shape[-1]
     groups = means.size // n // features
-    means, squares = (a.swapaxes(0, 1).reshape(n, groups, features) for a in (means, squares))
+    means, squares = (a.reshape(n, groups, features) for a in (means, squares))
     mean = _sum_in_stages(means) / groups
     between = _sum_in_stages(jnp.square(means - mean[:, None]))  # Chan et al. 1983
     return mean, (_sum_in_stages(squares) / count + between) / groups
@@ -158,15 +152,9 @@ def _sums(terms, arrays, values, per_sample: bool) -> tuple[jax.Array, ...]:
         n, features = arrays_[0].shape[0], arrays_[0].shape[-1]
         slabs = [_slabs(array) for array in arrays_]
         _, count, rows, width = slabs[0].shape
-        shape = (n, rows, width // features, features)
-
-        def of_slab(i):
-            parts = (lax.dynamic_index_in_dim(a, i, axis=1, keepdims=False) for a in slabs)
-            found = terms(*(part.reshape(shape) for part in parts), *values_)
-            return tuple(term.sum(1) for term in found)
-
-        found = lax.map(of_slab, jnp.arange(count))  # [slabs, N, width / C, C] each
-        return tuple(_sum_in_stages(f.swapaxes(0, 1).reshape(n, -1, features)) for f in found)
+        shape = (n, count, rows, width // features, features)
+        found = terms(*(slab.reshape(shape) for slab in slabs), *values_)
+        return tuple(_sum_in_stages(f.sum(2).reshape(n, -1, features)) for f in found)
 
     sums = lax.platform_dependent(*arrays, *values, cpu=by_slabs, default=at_once)
     return sums if per_sample else tuple(s.sum(0, keepdims=True) for s in sums)

@@ -17,6 +17,7 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.once import once
 from unetr_flax.ops.patches import depth_to_space, space_to_depth
+from unetr_flax.ops.slices import sum_of_products
 
 
 def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
@@ -117,22 +118,23 @@ def composed_grad(
     x: jax.Array, z_grad: jax.Array, shape: tuple[int, ...], precision: lax.PrecisionLike
 ) -> jax.Array:
     """Windows and the gradient of their results -> the gradient of the composed kernel."""
-    n, d, h, w, features = z_grad.shape
+    n, d, h, w, _ = z_grad.shape
     wide = at_least_float32(x.dtype)
 
-    def add_slice(total, i):
-        pair = lax.dynamic_slice_in_dim(x, i, 2, axis=1)
-        columns = [pair[:, a, b : b + h, c : c + w] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-        columns = jnp.concatenate(columns, axis=-1).reshape(n, h * w, -1)
-        grad = lax.dynamic_index_in_dim(z_grad, i, axis=1, keepdims=False)
-        product = jnp.einsum(
-            "nvi,nvo->nio",
-            columns,
-            grad.reshape(n, h * w, features),
-            precision=precision,
-            preferred_element_type=wide,
-        )
-        return total + product, None
+    inputs = x.shape[-1]
+    corners = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
 
-    zero = jnp.zeros((n, 8 * x.shape[-1], features), wide)
-    return lax.scan(add_slice, zero, jnp.arange(d))[0].sum(0).reshape(shape).astype(x.dtype)
+    def gather(columns, i):
+        for k, (a, b, c) in enumerate(corners):
+            corner = lax.dynamic_slice(x, (0, i + a, b, c, 0), (n, 1, h, w, inputs))
+            columns = lax.dynamic_update_slice(columns, corner[:, 0], (0, 0, 0, k * inputs))
+        return columns
+
+    def product(columns, i):
+        grad = lax.dynamic_index_in_dim(z_grad, i, axis=1, keepdims=False)
+        return jnp.einsum(
+            "nhwi,nhwo->nio", columns, grad, precision=precision, preferred_element_type=wide
+        )
+
+    total = sum_of_products(d, (n, h, w, 8 * inputs), x.dtype, gather, product)
+    return total.sum(0).reshape(shape).astype(x.dtype)
