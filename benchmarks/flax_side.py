@@ -16,7 +16,7 @@ from jax import lax
 from benchmarks.cases import Case
 from benchmarks.roofline import Cost, cost_of
 from train.losses import dice_cross_entropy_loss
-from train.state import TrainState
+from train.state import initial_state
 from train.step import make_predict, make_train_step
 from unetr_flax import UNETR, blocks, encoder, ops
 from unetr_flax.cudnn import refuse_wrong_convolutions
@@ -54,13 +54,7 @@ class FlaxSide:
         model = UNETR(cfg, dtype=jnp.dtype(case.dtype), remat=remat)
         variables = jax.tree.map(jnp.asarray, from_torch(state_dict, cfg))
         update = optax.adamw(learning_rate)
-        self._state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=update.init(variables["params"]),
-            rng=jax.random.key_data(jax.random.key(0)),
-        )
+        self._state = initial_state(variables, update, jax.random.key(0))
         self._functions = {
             "forward": make_predict(model),
             "step": make_train_step(model, update, dice_cross_entropy_loss),

@@ -174,9 +174,9 @@ def compile_program(topology: str, cfg: UNETRConfig, batch: int, kind: str) -> F
     state = abstract_state(model, update, sharding)
     start = time.perf_counter()
     if kind == "forward":
-        lowered = make_predict(model).lower(state.variables, image)
+        lowered = make_predict(model, "tpu").lower(state.variables, image)
     else:
-        step = make_train_step(model, update, dice_cross_entropy_loss)
+        step = make_train_step(model, update, dice_cross_entropy_loss, platform="tpu")
         lowered = step.lower(state, {"image": image, "label": labels})
     compiled = lowered.compile()
     seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ import torch
 from parity_tests.gradients import random_labels, statistics_rows
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
-from train.state import TrainState
+from train.state import initial_state
 from train.step import make_train_step
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, to_tensor
@@ -74,13 +74,7 @@ def _flax_steps(twins: Twins, optimiser: str, steps: int) -> tuple[dict[str, Any
     else:
         update = optax.sgd(lr, momentum=MOMENTUM)
     variables = jax.tree.map(jnp.asarray, twins.variables)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=update.init(variables["params"]),
-        rng=jax.random.key_data(jax.random.key(0)),
-    )
+    state = initial_state(variables, update, jax.random.key(0))
     train_step = make_train_step(twins.model, update, dice_cross_entropy_loss)
     batch = {"image": twins.image, "label": random_labels(twins)}
     losses = []

@@ -1,6 +1,7 @@
 """Everything that one optimisation step changes, as one pytree."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
+
+from train.packed import pack
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -33,6 +36,26 @@ class TrainState(flax.struct.PyTreeNode):
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def initial_state(
+    variables: Mapping[str, Any], tx: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      variables: of a UNETR.
+      tx: the optimiser; it sees parameters and gradients packed, see `train.packed`.
+      key: of all dropout.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        # Only batch norms have any.
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(pack(variables["params"])),
+        rng=jax.random.key_data(key),
+    )
 
 
 def create_state(
@@ -67,12 +90,4 @@ def _create(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Tr
     init_key, rng = jax.random.split(jax.random.key(seed))
     cfg = model.config
     image = jnp.zeros((1, *cfg.img_size, cfg.in_channels), model.param_dtype)
-    variables = model.init(init_key, image)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        # Only batch norms have any.
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
-        rng=jax.random.key_data(rng),
-    )
+    return initial_state(model.init(init_key, image), tx, rng)

@@ -8,7 +8,9 @@ import jax
 import optax
 from jax.sharding import Sharding
 
+from train.packed import pack, unpack
 from train.state import TrainState
+from unetr_flax.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -19,6 +21,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     loss: Loss,
     sharding: Sharding | None = None,
+    platform: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -31,6 +34,7 @@ def make_train_step(
       tx: the optimiser.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
       sharding: where the new state and the metrics live; the compiler decides if None.
+      platform: where it will run, "cpu", "gpu" or "tpu"; JAX's default if None.
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
@@ -51,21 +55,29 @@ def make_train_step(
             return loss(logits, batch["label"]), updates.get("batch_stats", {})
 
         (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params, grads = pack(state.params), pack(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=unpack(optax.apply_updates(params, updates), state.params),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
         return new_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=sharding,
+        compiler_options=compiler_options(platform),
+    )
 
 
-def make_predict(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+def make_predict(
+    model: nn.Module, platform: str | None = None
+) -> Callable[[Any, jax.Array], jax.Array]:
     """Builds the jitted `predict(variables, image [B, *img_size, C]) -> logits [B, *img_size, K]`.
 
     Running statistics are used, nothing is dropped, and logits are the same for any batch.
     """
-    return jax.jit(model.apply)
+    return jax.jit(model.apply, compiler_options=compiler_options(platform))

@@ -27,19 +27,20 @@ def sum_of_products(
       gather: (columns, i) -> the columns of slice i, written over all that was in `columns`.
       product: (columns of slice i, i) -> what is added up.
     """
-    columns = gather(jnp.zeros(shape, dtype), 0)
-    if count == 1:
-        return product(columns, 0)
 
     def add_pair(carry, i):
         total, even, odd = carry
-        odd = gather(odd, 2 * i + 1)
-        total += product(even, 2 * i)
-        even = gather(even, 2 * i + 2)  # past the end nobody reads it
-        total += product(odd, 2 * i + 1)
+        odd = gather(odd, 2 * i)
+        total += product(even, 2 * i - 1)  # of zeros at first
+        even = gather(even, 2 * i + 1)
+        total += product(odd, 2 * i)
         return (total, even, odd), None
 
-    zero = jnp.zeros_like(jax.eval_shape(product, columns, 0))
-    start = (zero, columns, jnp.zeros(shape, dtype))
-    (total, even, _), _ = lax.scan(add_pair, start, jnp.arange(count // 2))
-    return total + product(even, count - 1) if count % 2 else total
+    columns = jnp.zeros(shape, dtype)
+    pairs = count // 2
+    total = jnp.zeros_like(jax.eval_shape(product, columns, 0))
+    if pairs:
+        start = (total, columns, columns)
+        (total, columns, _), _ = lax.scan(add_pair, start, jnp.arange(pairs))
+        total += product(columns, 2 * pairs - 1)
+    return total + product(gather(columns, count - 1), count - 1) if count % 2 else total
