@@ -16,6 +16,7 @@ from unetr_flax.ops.conv import conv
 from unetr_flax.ops.conv3x3x3 import PLATFORMS
 from unetr_flax.ops.features import Upsampled
 from unetr_flax.ops.once import once
+from unetr_flax.ops.upsample import FORMS
 
 
 def random(seed, shape, dtype=jnp.float64):
@@ -221,6 +222,14 @@ def test_other_kernels_take_joined_features_too(kernel_size):
         assert_close(ours, plain_conv(y, kernel, bias, strides, "SAME"))
 
 
+@pytest.fixture(params=["this platform", "TPU"])
+def lowering(request, monkeypatch):
+    """There is no TPU here, but its lowering runs anywhere."""
+    if request.param == "TPU":
+        monkeypatch.setitem(FORMS, "cpu", FORMS["tpu"])
+
+
+@pytest.mark.usefixtures("lowering")
 @pytest.mark.parametrize("strides", [*itertools.product((1, 2), repeat=3), (2, 1), (2,)])
 def test_deconvolution_and_its_gradients_are_those_of_flax(strides):
     with jax.enable_x64(True):
@@ -282,7 +291,8 @@ def test_vmap_and_second_derivatives():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "features"), [(3, 4), (4, 3), (16, 20), (17, 4), (20, 20), (49, 3), (3, 49)]
+    ("inputs", "features"),
+    [(3, 4), (4, 3), (16, 20), (17, 4), (20, 20), (49, 3), (3, 49), (1, 5), (2, 2), (5, 1)],
 )
 @pytest.mark.parametrize("depth", [1, 5])
 def test_what_tpus_run_is_the_same_convolution(monkeypatch, inputs, features, depth):

@@ -4,19 +4,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unetr_flax.ops import slabs_tpu
 from unetr_flax.ops.conv2d import conv2d
-from unetr_flax.ops.conv3x3x3_gpu import native, native_kernel_grad
+from unetr_flax.ops.conv3x3x3_gpu import native_kernel_grad
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
 
-# Up to this many of a TPU's 128 lanes, joining the depth taps to the channels costs the least
-# traffic, by its compiler's figures; beyond it native convolutions do.
+# What is best here is by the traffic that the TPU's compiler counts, then by its own time.
+
+# For so few features of more channels, a sum over the depth taps; else the taps join the channels,
+# which beats XLA's own 3D convolution throughout.
+FEW_FEATURES = 16
+
+# A kernel's gradient of no more channels than this is best with taps; XLA's own is beyond.
 FILLED_LANES = 48
+
+# A kernel's gradient of so few channels takes its compiler ten times as long if they get the taps.
+FEW_CHANNELS = 3
 
 
 def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
     """[N, D, H, W, O]."""
+    if size := slabs_tpu.slab_size(operands):
+        return slabs_tpu.forward(operands, size, precision=precision)
     x, _, kernel, bias = operands.as_one()
     y = _conv(x, kernel, precision)
     return y if bias is None else y + bias
@@ -24,6 +35,8 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
 
 def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
     """The gradients of the operands."""
+    if size := slabs_tpu.slab_size(operands):
+        return slabs_tpu.backward(operands, grad, size, precision=precision)
 
     def gradients(operands, grad):
         x, _, kernel, bias = operands
@@ -41,13 +54,11 @@ def _conv(x, kernel, precision):
     """The depth taps join the channels, or are added up."""
     n, depth, h, w, inputs = x.shape
     features = kernel.shape[-1]
-    if 3 * inputs <= FILLED_LANES:
+    if not features <= FEW_FEATURES < inputs:
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
         taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
         y = conv2d(taps, kernel, "SAME", precision, None)
         return y.reshape(n, depth, h, w, features)
-    if inputs > FILLED_LANES:
-        return native(x, kernel, precision)
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     slices = (padded[:, tap : tap + depth].reshape(n * depth, h, w, inputs) for tap in range(3))
     wide = at_least_float32(x.dtype)
@@ -56,12 +67,14 @@ def _conv(x, kernel, precision):
 
 
 def _kernel_grad(x, grad, precision):
-    """The same for the kernel's gradient: the taps join the channels of the narrower side."""
+    """Its kernel's gradient: the depth taps join the narrower side, if it is not too narrow."""
     n, depth, h, w, inputs = x.shape
     features = grad.shape[-1]
-    if 3 * min(inputs, features) > FILLED_LANES:
+    narrow = min(inputs, features)
+    if 3 * narrow > FILLED_LANES:
         return native_kernel_grad(x, grad, precision)
-    if inputs > features:
+    joined = inputs >= features if narrow <= FEW_CHANNELS else inputs <= features
+    if not joined:
         mirrored = _kernel_grad(grad, x, precision)
         return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
     taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)

@@ -1,0 +1,190 @@
+"""The 3x3x3 convolution on TPU, slab by slab along depth: what is large is never there at once.
+
+Of each slab the parts of the input are up-sampled, joined and given their neighbours' channels, all
+of which would be several times the input and the result together. The numbers are the same.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.operands import Operands, mirrored
+from unetr_flax.ops.upsample import upsample
+
+# Bytes of a slab with its neighbours' channels; what has no more is no matter for slabs.
+SLAB_BYTES = 2**28
+
+LANES = 128
+
+# With so few channels, those of the neighbours are no matter either.
+FEW_CHANNELS = 3
+
+
+def slab_size(operands: Operands) -> int | None:
+    """Slices per slab, a divisor of the depth; None if all is small enough."""
+    shape = (operands.up if operands.x is None else operands.x).shape
+    n, depth, h, w, _ = shape
+    inputs, features = operands.kernel.shape[-2:]
+    if min(inputs, features) <= FEW_CHANNELS:
+        return None
+    slice_bytes = 3 * h * w * max(inputs, features) * operands.kernel.dtype.itemsize
+    if n * depth * slice_bytes <= SLAB_BYTES:
+        return None
+    # A slab is up-sampled from whole slices.
+    step = 1 if operands.up is None else operands.up.kernel.shape[0]
+    sizes = [size for size in range(step, depth + 1, step) if depth % size == 0]
+    return max((size for size in sizes if size * slice_bytes <= SLAB_BYTES), default=sizes[0])
+
+
+def forward(operands: Operands, size: int, *, precision: lax.PrecisionLike) -> jax.Array:
+    """[N, D, H, W, O], `size` slices at a time."""
+    x, up, kernel, bias = operands
+    n, depth, *rest, _ = (up if x is None else x).shape
+    taps_kernel = _taps_kernel(kernel)
+
+    def of_slab(start):
+        taps = _taps(_joined(x, up, start, size))
+        y = conv2d(taps, taps_kernel, "SAME", precision, None)
+        return _compact(y if bias is None else y + bias)
+
+    y = lax.map(of_slab, jnp.arange(0, n * depth, size))
+    return _whole(y, (n, depth, *rest, kernel.shape[-1]))
+
+
+def backward(
+    operands: Operands, grad: jax.Array, size: int, *, precision: lax.PrecisionLike
+) -> Operands:
+    """The gradients of the operands, `size` slices at a time."""
+    x, up, kernel, bias = operands
+    own = 0 if x is None else x.shape[-1]
+    back_kernel = _taps_kernel(mirrored(kernel))
+    wide = at_least_float32(grad.dtype)
+    smalls = (kernel, bias, None if up is None else (up.kernel, up.bias))
+    zeros = jax.tree.map(lambda small: jnp.zeros(small.shape, wide), smalls)
+
+    def of_slab(totals, start):
+        grad_slab = _with_neighbours(grad, start, size)
+        inner = grad_slab[1:-1]
+        taps = _taps(_joined(x, up, start, size))
+        kernel_grad = _kernel_grad(taps, inner, precision, wide)
+        x_grad = _compact(conv2d(_taps(grad_slab), back_kernel, "SAME", precision, None))
+        bias_grad = None if bias is None else inner.astype(wide).sum((0, 1, 2))
+        coarse_grad, up_grads = None, None
+        if up is not None:
+            coarse_grad, *up_grads = _upsampled_grad(up, x_grad[..., own:], start, size, wide)
+            up_grads = tuple(up_grads)
+        totals = jax.tree.map(jnp.add, totals, (kernel_grad, bias_grad, up_grads))
+        return totals, (x_grad[..., :own] if own else None, coarse_grad)
+
+    starts = jnp.arange(0, grad.shape[0] * grad.shape[1], size)
+    totals, (x_grad, coarse_grad) = lax.scan(of_slab, zeros, starts)
+    kernel_grad, bias_grad, up_grads = jax.tree.map(
+        lambda total, small: total.astype(small.dtype), totals, smalls
+    )
+    up_grad = None
+    if up is not None:
+        up_grad = Upsampled(_whole(coarse_grad, up.x.shape), *up_grads, up.precision)
+    return Operands(
+        None if x is None else _whole(x_grad, x.shape),
+        up_grad,
+        kernel_grad,
+        bias_grad,
+    )
+
+
+def _compact(slab):
+    """[B, H, W, C], laid out without padding few channels to the lanes of the TPU.
+
+    Left alone, the compiler pads for a loop's convenience what it then copies into another layout.
+    """
+    if slab.shape[-1] % LANES == 0:
+        return slab
+    return with_layout_constraint(slab, Layout(major_to_minor=(0, 1, 3, 2)))
+
+
+def _whole(slabs, shape):
+    """All slabs of a loop's result, in the shape of volumes.
+
+    Without the barrier the compiler widens them before it reshapes them, and that it keeps.
+    """
+    return lax.optimization_barrier(slabs.reshape(shape))
+
+
+def _joined(x, up, start, size):
+    """All channels of a slab and of the slices before and after it: [size + 2, H, W, I]."""
+    found = [] if x is None else [_with_neighbours(x, start, size)]
+    if up is not None:
+        found.append(_upsampled(up, start, size))
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
+
+
+def _with_neighbours(x, start, size):
+    """Slices start - 1 to start + size of [N, D, ...], with zeros around each volume."""
+    n, depth, *rest = x.shape
+    x = x.reshape(n * depth, *rest)
+    before = lax.dynamic_slice_in_dim(x, jnp.maximum(start - 1, 0), 1)
+    after = lax.dynamic_slice_in_dim(x, jnp.minimum(start + size, n * depth - 1), 1)
+    slab = lax.dynamic_slice_in_dim(x, start, size)
+    first, last = start % depth == 0, (start + size) % depth == 0
+    zero = jnp.zeros_like(before)
+    before, after = jnp.where(first, zero, before), jnp.where(last, zero, after)
+    return jnp.concatenate([before, _compact(slab), after])
+
+
+def _upsampled(up, start, size):
+    """The same of what is up-sampled first."""
+    step = up.kernel.shape[0]
+    coarse = _with_neighbours(up.x, start // step, size // step)
+    fine = upsample(coarse[None], up.kernel, up.precision, None)[0]
+    fine = fine[step - 1 : fine.shape[0] - step + 1]
+    if up.bias is None:
+        return fine
+    fine = fine + up.bias
+    # There is no bias around a volume.
+    depth = up.shape[1]
+    index = start % depth + jnp.arange(-1, size + 1)
+    inside = ((index >= 0) & (index < depth)).reshape(-1, 1, 1, 1)
+    return jnp.where(inside, fine, jnp.zeros_like(fine))
+
+
+def _upsampled_grad(up, grad, start, size, wide):
+    """Gradients of a slab's coarse slices, of the kernel and of the bias."""
+    step = up.kernel.shape[0]
+    rows = up.x.reshape(-1, *up.x.shape[2:])
+    coarse = lax.dynamic_slice_in_dim(rows, start // step, size // step)
+    product = functools.partial(upsample, precision=up.precision, result=None)
+    x_grad, kernel_grad = jax.vjp(product, coarse[None], up.kernel)[1](grad[None])
+    bias_grad = None if up.bias is None else grad.astype(wide).sum((0, 1, 2))
+    return x_grad[0], kernel_grad.astype(wide), bias_grad
+
+
+def _taps(slab):
+    """Each slice with its neighbours' channels: [size + 2, ..., I] -> [size, ..., 3 I]."""
+    size = slab.shape[0] - 2
+    return jnp.concatenate([slab[tap : tap + size] for tap in range(3)], axis=-1)
+
+
+def _taps_kernel(kernel):
+    """[3, 3, 3, I, O] -> [3, 3, 3 I, O]."""
+    return jnp.moveaxis(kernel, 0, -3).reshape(3, 3, -1, kernel.shape[-1])
+
+
+def _kernel_grad(taps, grad, precision, wide):
+    """[B, H, W, 3 I], [B, H, W, O] -> [3, 3, 3, I, O]."""
+    y = lax.conv_general_dilated(
+        taps,
+        grad,
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        precision=precision,
+        preferred_element_type=wide,
+    )
+    y = y.reshape(3, 3, 3, -1, grad.shape[-1])
+    return jnp.moveaxis(y, 2, 0)

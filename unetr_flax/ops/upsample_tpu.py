@@ -1,0 +1,50 @@
+"""Up-sampling on TPU, which permutes few channels at many times their size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+# Up to this many of a TPU's 128 lanes a convolution costs less traffic than a permutation, by its
+# compiler's figures.
+FILLED_LANES = 64
+
+
+def pays(kernel: jax.Array) -> bool:
+    """Whether this beats a product and a permutation."""
+    return kernel.ndim == 5 and kernel.shape[-1] <= FILLED_LANES
+
+
+def upsample(
+    x: jax.Array, kernel: jax.Array, *, precision: lax.PrecisionLike, result: DTypeLike | None
+) -> jax.Array:
+    """[N, *S, I], [*P, I, O] -> [N, *(S * P), O], for three axes.
+
+    A convolution of slices that are dilated by zeros. The slices that one coarse slice becomes are
+    channels of its result, as permuting slices moves whole rows.
+    """
+    slices, *patch, inputs, features = kernel.shape
+    n, depth, h, w, _ = x.shape
+    taps = jnp.moveaxis(jnp.flip(kernel, (1, 2)), 0, -2).reshape(*patch, inputs, -1)
+    y = lax.conv_general_dilated(
+        x.reshape(n * depth, h, w, inputs),
+        taps,
+        window_strides=(1, 1),
+        padding=[(size - 1, size - 1) for size in patch],
+        lhs_dilation=patch,
+        dimension_numbers=lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+        precision=precision,
+        preferred_element_type=result,
+    )
+    y = y.reshape(n, depth, *y.shape[1:3], slices, features)
+    return jnp.moveaxis(y, 4, 2).reshape(n, depth * slices, *y.shape[2:4], features)
+
+
+def gradients(
+    x: jax.Array, kernel: jax.Array, grad: jax.Array, *, precision: lax.PrecisionLike
+) -> tuple[jax.Array, jax.Array]:
+    """Of x and the kernel."""
+    forward = functools.partial(upsample, precision=precision, result=None)
+    return jax.vjp(forward, x, kernel)[1](grad)
