@@ -80,7 +80,7 @@ class SingleDeconv3DBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> ops.Features:
+    def __call__(self, x: jax.Array | ops.Normalized) -> ops.Features:
         # PyTorch takes a deconvolution's fan-in from its output channels.
         init = torch_uniform(math.prod(self.strides) * self.features)
         deconv = ops.ConvTranspose(
@@ -116,8 +116,15 @@ class BatchNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, deferred: bool = False
+    ) -> jax.Array | ops.Normalized:
         """Normalises [..., C] over all axes but the last.
+
+        Args:
+          x: features.
+          train: whether batch statistics are used and updated.
+          deferred: in training, whether to leave the result to the convolution that follows.
 
         Raises:
           ValueError: in training, if there is one value per channel and so no variance.
@@ -130,25 +137,35 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), self.param_dtype)
 
         out_dtype = x.dtype if self.dtype is None else self.dtype
-        if train:
-            count = x.size // features
-            if count < 2:
-                raise ValueError(
-                    f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
-                )
-            y, mean, var = ops.normalize(x, scale, bias, self.epsilon, False, self.negative_slope)
-            if not self.is_initializing():
-                for running, batch in (
-                    (running_mean, mean[0]),
-                    (running_var, var[0] * count / (count - 1)),
-                ):
-                    batch = batch.astype(self.param_dtype)
-                    running.value = (1 - self.momentum) * running.value + self.momentum * batch
-        else:
+        if not train:
             mean, var = running_mean.value, running_var.value
             y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-            y = _leaky_relu(y, self.negative_slope)
-        return y.astype(out_dtype)
+            return _leaky_relu(y, self.negative_slope).astype(out_dtype)
+        count = x.size // features
+        if count < 2:
+            raise ValueError(
+                f"x: BatchNorm in training needs more than one value per channel, got {x.shape}"
+            )
+        options = (self.epsilon, False, self.negative_slope)
+        if deferred:
+            # The result's gradient is that of its statistics too.
+            constants = jax.lax.stop_gradient((x, scale, bias))
+            _, *moments = ops.normalize(*constants, *options)
+            y = ops.Normalized(
+                x, tuple(moments), scale, bias, self.epsilon, self.negative_slope, out_dtype
+            )
+        else:
+            y, *moments = ops.normalize(x, scale, bias, *options)
+            y = y.astype(out_dtype)
+        if not self.is_initializing():
+            mean, var = moments
+            for running, batch in (
+                (running_mean, mean[0]),
+                (running_var, var[0] * count / (count - 1)),
+            ):
+                batch = batch.astype(self.param_dtype)
+                running.value = (1 - self.momentum) * running.value + self.momentum * batch
+        return y
 
 
 class GroupNorm(nn.Module):
@@ -206,19 +223,27 @@ def _affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array]:
 
 
 class Conv3DBlock(nn.Module):
-    """Convolution, batch normalisation, ReLU."""
+    """Convolution, batch normalisation, ReLU.
+
+    Attributes:
+      remat: whether training keeps, of all this, only the convolution's result: what follows
+        normalises it, and in the backward pass once more.
+    """
 
     features: int
     kernel_size: int = 3
+    remat: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array | ops.Normalized:
         """[B, *spatial, C] -> [B, *spatial, features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")(x, train=train)
-        return BatchNorm(negative_slope=0.0, **types, name="norm")(x, train=train)
+        conv = SingleConv3DBlock(self.features, self.kernel_size, **types, name="conv")
+        x = call(conv, x, remat=self.remat, train=train)
+        norm = BatchNorm(negative_slope=0.0, **types, name="norm")
+        return norm(x, train=train, deferred=self.remat)
 
 
 # Of MONAI's LeakyReLU.
@@ -230,16 +255,24 @@ class UNetBlock(nn.Module):
 
     A residual block adds its input, fitted by a convolution of one voxel and a norm if the widths
     differ, before the last LeakyReLU.
+
+    Attributes:
+      remat: whether the backward pass computes the inside again.
     """
 
     features: int
     style: BlockStyle
+    remat: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(self, x: ops.Features, *, train: bool = False) -> jax.Array:
         """[B, *spatial, C] -> [B, *spatial, features]."""
+        inside = functools.partial(UNetBlock._inside, train=train)
+        return recomputed(inside)(self, x) if self.remat else inside(self, x)
+
+    @nn.compact
+    def _inside(self, x: ops.Features, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(
             SingleConv3DBlock, self.features, use_bias=self.style.use_bias, **types
@@ -275,16 +308,19 @@ class Deconv3DBlock(nn.Module):
     features: int
     strides: tuple[int, ...]
     style: BlockStyle = CONV_BLOCKS
+    remat: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array | ops.Normalized, *, train: bool = False
+    ) -> jax.Array | ops.Normalized:
         """[B, *spatial, C] -> [B, *(spatial * strides), features]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         deconv = SingleDeconv3DBlock(
             self.features, self.strides, self.style.use_bias, deferred=True, **types, name="deconv"
         )
-        block = conv_block(self.features, self.style, **types)
+        block = conv_block(self.features, self.style, remat=self.remat, **types)
         nn.share_scope(self, block)
         return block(deconv(x), train=train)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unetr_flax import ops
 from unetr_flax.blocks import BatchNorm, Conv3DBlock, Deconv3DBlock, GroupNorm
 
 
@@ -61,3 +62,31 @@ def test_norms_keep_float32_s_digits_over_large_volumes(norm):
     else:
         y, _ = jax.jit(lambda x: norm.init_with_output(jax.random.key(0), x))(x)
     assert np.abs(y - expected).max() / np.abs(expected).max() < 1e-6
+
+
+def test_a_deferred_norm_is_the_same_norm():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3))) * 2 + 1
+        plain = Conv3DBlock(6, param_dtype=jnp.float64)
+        deferring = Conv3DBlock(6, param_dtype=jnp.float64, remat=True)
+        variables = plain.init(jax.random.key(1), x)
+
+        def run(block, params, x):
+            given = {**variables, "params": params}
+            y, updated = block.apply(given, x, train=True, mutable=["batch_stats"])
+            assert isinstance(y, ops.Normalized) == (block is deferring)
+            return ops.joined(y), updated
+
+        def everything(block):
+            y, vjp, updated = jax.vjp(
+                lambda *given: run(block, *given), variables["params"], x, has_aux=True
+            )
+            return y, updated, vjp(jnp.sin(3 * y))
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
+            everything(plain),
+            everything(deferring),
+        )
+        # In evaluation there is nothing to keep.
+        np.testing.assert_array_equal(deferring.apply(variables, x), plain.apply(variables, x))

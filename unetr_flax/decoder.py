@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from unetr_flax import ops
 from unetr_flax.blocks import (
     Deconv3DBlock,
     SingleConv3DBlock,
@@ -26,7 +27,9 @@ class Stage(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, skip: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array | ops.Normalized, skip: jax.Array, *, train: bool = False
+    ) -> jax.Array | ops.Normalized:
         """[B, *coarse, C] and the skip's source -> [B, *(coarse * strides), fuse_channels[-1]].
 
         Args:
@@ -35,6 +38,7 @@ class Stage(nn.Module):
           train: whether batch statistics are used and updated.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {**types, "remat": self.remat}
         plan, style = self.plan, self.style
         x = SingleDeconv3DBlock(
             plan.channels, plan.strides, style.use_bias, deferred=True, **types, name="upsample"
@@ -43,24 +47,23 @@ class Stage(nn.Module):
             skip = self._upsampled(skip, train)
         else:
             for i, channels in enumerate(plan.skip_channels):
-                block = conv_block(channels, style, **types, name=f"skip_{i}")
-                skip = call(block, skip, remat=self.remat, train=train)
+                skip = conv_block(channels, style, **options, name=f"skip_{i}")(skip, train=train)
         x = (skip, x)
         for i, channels in enumerate(plan.fuse_channels):
-            block = conv_block(channels, style, **types, name=f"fuse_{i}")
-            x = call(block, x, remat=self.remat, train=train)
+            x = conv_block(channels, style, **options, name=f"fuse_{i}")(x, train=train)
         return x
 
-    def _upsampled(self, skip: jax.Array, train: bool) -> jax.Array:
+    def _upsampled(self, skip: jax.Array, train: bool) -> jax.Array | ops.Normalized:
         """Features of the patch grid, through the skip's tower of deconvolutions."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {**types, "remat": self.remat}
         plan, style = self.plan, self.style
         levels = zip(plan.skip_channels, plan.skip_strides, plan.skip_blocks, strict=True)
         for i, (channels, strides, block) in enumerate(levels):
             name = f"skip_{i}"
             if block:
-                up = Deconv3DBlock(channels, strides, style, **types, name=name)
-                skip = call(up, skip, remat=self.remat, train=train)
+                up = Deconv3DBlock(channels, strides, style, **options, name=name)
+                skip = up(skip, train=train)
             else:
                 up = SingleDeconv3DBlock(channels, strides, style.use_bias, **types, name=name)
                 skip = up(skip)
@@ -87,4 +90,5 @@ class Decoder(nn.Module):
         for i, (plan, source) in enumerate(zip(cfg.decoder_stages, sources, strict=True)):
             stage = Stage(plan, cfg.block_style, **types, remat=self.remat, name=f"stage_{i}")
             x = stage(x, source, train=train)
-        return SingleConv3DBlock(cfg.out_channels, kernel_size=1, **types, name="head")(x)
+        head = SingleConv3DBlock(cfg.out_channels, kernel_size=1, **types, name="head")
+        return call(head, x, remat=self.remat, train=train)

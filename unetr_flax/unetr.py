@@ -18,8 +18,9 @@ class UNETR(nn.Module):
       dtype: dtype of the computation; that of input and parameters if None. With jnp.bfloat16,
         statistics and softmax stay in the parameters' precision.
       param_dtype: dtype of the parameters and running statistics.
-      remat: whether the backward pass computes the inside of every block again rather than keeping
-        it (Chen et al. 2016): about a third more time, a fraction of the memory, the same numbers.
+      remat: whether training keeps no more than the inputs of transformer and residual blocks and
+        the results of other convolutions; the backward pass computes the rest again (Chen et al.
+        2016): more time, a fraction of the memory, the same numbers.
     """
 
     config: UNETRConfig

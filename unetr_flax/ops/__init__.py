@@ -3,7 +3,7 @@
 from unetr_flax.ops.attention import attention_weights, dot_product_attention, weighted_values
 from unetr_flax.ops.conv import Conv
 from unetr_flax.ops.conv_transpose import ConvTranspose
-from unetr_flax.ops.features import Features, channels, joined, rank
+from unetr_flax.ops.features import Features, Normalized, channels, joined, rank
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
 
@@ -11,6 +11,7 @@ __all__ = [
     "Conv",
     "ConvTranspose",
     "Features",
+    "Normalized",
     "attention_weights",
     "channels",
     "dot_general",

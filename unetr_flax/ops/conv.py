@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from unetr_flax.ops.conv3x3x3 import conv3x3x3
-from unetr_flax.ops.features import Features, Upsampled, channels, joined, parts, rank
+from unetr_flax.ops.features import Features, Upsampled, channels, joined, normalized, parts, rank
 from unetr_flax.ops.linear import linear
 from unetr_flax.ops.operands import Operands
 from unetr_flax.ops.patches import space_to_depth
@@ -54,7 +54,7 @@ class Conv(nn.Conv):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        leaves, structure = jax.tree.flatten((inputs, kernel, bias))
+        leaves, structure = jax.tree.flatten((normalized(inputs), kernel, bias))
         leaves = self.promote_dtype(*leaves, dtype=self.dtype)
         inputs, kernel, bias = jax.tree.unflatten(structure, leaves)
         return conv(inputs, kernel, bias, strides, self.padding, self.precision, keep)

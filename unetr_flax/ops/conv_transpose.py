@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.features import Normalized, Upsampled, normalized
 from unetr_flax.ops.upsample import upsample
 
 
@@ -21,7 +21,9 @@ class ConvTranspose(nn.ConvTranspose):
     """
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, deferred: bool = False) -> jax.Array | Upsampled:
+    def __call__(
+        self, inputs: jax.Array | Normalized, *, deferred: bool = False
+    ) -> jax.Array | Upsampled:
         """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features].
 
         Args:
@@ -45,7 +47,12 @@ class ConvTranspose(nn.ConvTranspose):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        dtype = self.dtype
+        if isinstance(inputs, Normalized) and deferred:
+            kernel, bias = self.promote_dtype(kernel, bias, dtype=dtype or inputs.dtype)
+        else:
+            inputs = normalized(inputs)
+            inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=dtype)
         # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
         if deferred:

@@ -1,4 +1,4 @@
-"""Features that need not be arrays yet: results of deconvolutions and of concatenations.
+"""Features that need not be arrays yet: results of norms, deconvolutions and concatenations.
 
 What follows them is a convolution, which can often do without the arrays.
 """
@@ -7,8 +7,43 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
+from unetr_flax.ops.norm import normalize
 from unetr_flax.ops.upsample import upsample
+
+
+@flax.struct.dataclass
+class Normalized:
+    """A batch normalisation and its LeakyReLU, not computed yet.
+
+    Attributes:
+      x: [N, *spatial, C].
+      moments: its mean and variance, [1, C] each.
+      scale: [C].
+      bias: [C].
+      epsilon: added to the variance.
+      negative_slope: of the LeakyReLU.
+      dtype: of the array.
+    """
+
+    x: jax.Array
+    moments: tuple[jax.Array, jax.Array]
+    scale: jax.Array
+    bias: jax.Array
+    epsilon: float = flax.struct.field(pytree_node=False)
+    negative_slope: float = flax.struct.field(pytree_node=False)
+    dtype: DTypeLike = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self.x.shape
+
+    def array(self) -> jax.Array:
+        """[N, *spatial, C]."""
+        options = (self.epsilon, False, self.negative_slope, self.moments)
+        return normalize(self.x, self.scale, self.bias, *options)[0].astype(self.dtype)
 
 
 @flax.struct.dataclass
@@ -16,13 +51,13 @@ class Upsampled:
     """A deconvolution whose kernel is its stride, not computed yet.
 
     Attributes:
-      x: [N, *spatial, I].
+      x: [N, *spatial, I]; not deferred where lowering begins.
       kernel: [*strides, I, O], not mirrored: out[2i + a] = x[i] kernel[a].
       bias: [O], or None.
       precision: of the product.
     """
 
-    x: jax.Array
+    x: jax.Array | Normalized
     kernel: jax.Array
     bias: jax.Array | None
     precision: lax.PrecisionLike = flax.struct.field(pytree_node=False, default=None)
@@ -40,13 +75,24 @@ class Upsampled:
         return y if self.bias is None else y + self.bias
 
 
+Part = jax.Array | Normalized | Upsampled
+
 # The channels of all parts, one after the other.
-Features = jax.Array | Upsampled | tuple[jax.Array | Upsampled, ...]
+Features = Part | tuple[Part, ...]
 
 
-def parts(features: Features) -> tuple[jax.Array | Upsampled, ...]:
+def parts(features: Features) -> tuple[Part, ...]:
     """What the features are joined of."""
     return features if isinstance(features, tuple) else (features,)
+
+
+def normalized(features: Features) -> Features:
+    """The same with norms computed."""
+    if isinstance(features, tuple):
+        return tuple(normalized(part) for part in features)
+    if isinstance(features, Upsampled):
+        return features.replace(x=normalized(features.x))
+    return features.array() if isinstance(features, Normalized) else features
 
 
 def rank(features: Features) -> int:
@@ -61,5 +107,5 @@ def channels(features: Features) -> int:
 
 def joined(features: Features) -> jax.Array:
     """The array [N, *spatial, C]."""
-    arrays = [p.array() if isinstance(p, Upsampled) else p for p in parts(features)]
+    arrays = [p if isinstance(p, jax.Array) else p.array() for p in parts(normalized(features))]
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=-1)

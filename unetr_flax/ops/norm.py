@@ -22,6 +22,7 @@ def normalize(
     epsilon: float,
     per_sample: bool,
     negative_slope: float = 1.0,
+    moments: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """LeakyReLU((x - mean) / sqrt(var + epsilon) * scale + bias), channel by channel.
 
@@ -33,16 +34,17 @@ def normalize(
       per_sample: whether mean and variance are those of each sample (Ulyanov et al. 2016, instance
         normalisation), or of all (Ioffe & Szegedy 2015, batch normalisation).
       negative_slope: what negative results are multiplied by: 0 for ReLU, 1 for none.
+      moments: mean and variance of x as below, if they are known already; the gradient is the same.
 
     Returns:
       The result, in x's dtype; its mean and its biased variance, both [N, C] if per sample, else
       [1, C], in float32 or wider, as is what is computed on the way.
     """
-    return _normalize(x, scale, bias, epsilon, per_sample, negative_slope)[0]
+    return _normalize(x, scale, bias, epsilon, per_sample, negative_slope, moments)[0]
 
 
-def _normalize(x, scale, bias, epsilon, per_sample, negative_slope):
-    mean, var = _moments(x, per_sample)
+def _normalize(x, scale, bias, epsilon, per_sample, negative_slope, moments):
+    mean, var = moments or _moments(x, per_sample)
     rstd = lax.rsqrt(var + epsilon)
 
     def apply(x, mean, factor, bias):
@@ -79,7 +81,7 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
         return grad.astype(x.dtype)
 
     x_grad = once(combine, mean, x, grad, mean, rstd * scale, bias, centred, constant)
-    return x_grad, scaled_sum.sum(0), grad_sum.sum(0)
+    return x_grad, scaled_sum.sum(0), grad_sum.sum(0), None
 
 
 normalize.defvjp(_normalize, _normalize_bwd)
