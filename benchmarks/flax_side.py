@@ -121,7 +121,8 @@ def plain_modules() -> Iterator[None]:
         param_dtype: Any = jnp.float32
 
         @nn.compact
-        def __call__(self, x, *, train=False):
+        def __call__(self, x, *, train=False, deferred=False):
+            del deferred  # it is computed here
             norm = nn.BatchNorm(
                 not train,
                 momentum=0.9,
