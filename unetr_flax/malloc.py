@@ -9,7 +9,7 @@ import ctypes
 import platform
 
 # Constants of glibc's malloc.h, and the values that keep blocks of any size in few heaps: with more,
-# blocks come and go again; with one, the threads of a compilation wait for it half of the time.
+# large blocks come and go again; with one, a compilation takes half as long again.
 _OPTIONS = {
     -4: 0,  # M_MMAP_MAX: no block is mapped on its own
     -1: -1,  # M_TRIM_THRESHOLD: the heap's free end is never given back
