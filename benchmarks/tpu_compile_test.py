@@ -74,7 +74,7 @@ def test_what_the_compiler_refuses_fails_and_the_rest_is_compiled(compiler, tmp_
     printed = capsys.readouterr()
     refused, compiled = printed.out.splitlines()[-2:]
     assert refused.endswith("| step | RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm. |")
-    assert "| forward | 0.00 of 15.75 GiB |" in compiled
+    assert "| forward | 0.00 of 16 GiB |" in compiled
     assert "step: more than the chip has" in printed.err
     assert [row["program"]["kind"] for row in json.loads(out.read_text())] == ["forward"]
 
