@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -123,22 +124,23 @@ def test_bad_options_are_named(compiler, capsys, options, message):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is TPU's compiler")
-def test_the_compiler_finds_remat_to_save_memory():
+def test_the_compiler_compiles():
     # In a process of its own, as the compiler changes which devices JAX looks for.
     result = subprocess.run(
-        [sys.executable, "-c", "import benchmarks.tpu_compile_test as t; t.print_totals()"],
+        [sys.executable, "-c", "import benchmarks.tpu_compile_test as t; t.print_figures()"],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    forward, step, again = json.loads(result.stdout.splitlines()[-1])
-    assert 0 < forward < step
-    assert again < 0.8 * step
+    found = json.loads(result.stdout.splitlines()[-1])
+    # The image, the logits, and some parameters.
+    assert found["total"] > 32**3 * (4 + 2 * 2)
+    assert min(found["flops"], found["traffic"], found["seconds"]) > 0
 
 
-def print_totals():
-    """Prints the temporary bytes of each kind of program of a small model."""
-    cfg = UNETRConfig.reference((64, 64, 64), 1, 2, 8, hidden_size=32, num_layers=4, num_heads=2)
-    found = [tpu_compile.compile_program("v5e:2x2", cfg, 1, kind) for kind in tpu_compile.KINDS]
-    print(json.dumps([each.temporary for each in found]))
+def print_figures():
+    """Prints the figures of a small model's forward pass."""
+    cfg = UNETRConfig.reference((32, 32, 32), 1, 2, 8, hidden_size=32, num_layers=4, num_heads=2)
+    found = tpu_compile.compile_program("v5e:2x2", cfg, 1, "forward")
+    print(json.dumps(dataclasses.asdict(found)))
