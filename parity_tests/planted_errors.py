@@ -78,7 +78,8 @@ def _flax_batch_norm(**options: Any):
     """A stand-in for `blocks.BatchNorm` that is Flax's own with PyTorch's epsilon and momentum."""
 
     def make(negative_slope: float, **types: Any):
-        def apply(x: jax.Array, train: bool) -> jax.Array:
+        def apply(x: jax.Array, train: bool, deferred: bool) -> jax.Array:
+            del deferred  # it is computed here
             settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
             y = nn.BatchNorm(**{**settings, **options}, **types)(x)
             return nn.leaky_relu(y, negative_slope)
@@ -217,7 +218,7 @@ PLANTED_ERRORS = tuple(
         (
             "joined in the other order",
             "activations",
-            _replace(decoder, "call", _up_before_skip),
+            _replace(blocks, "call", _up_before_skip),
         ),
         (
             "mask ignored",
