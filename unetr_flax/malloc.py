@@ -8,12 +8,12 @@ volumes costs as much as computing them.
 import ctypes
 import platform
 
-# Constants of glibc's malloc.h, and the values that keep blocks of any size in few heaps: with
-# more, large blocks come and go again; with one, a compilation takes half as long again.
+# Constants of glibc's malloc.h, and the values that keep blocks of any size in one heap. With more,
+# those of up to 64 MB come and go again, on some runs; with one, compiling takes half as long again.
 _OPTIONS = {
     -4: 0,  # M_MMAP_MAX: no block is mapped on its own
     -1: -1,  # M_TRIM_THRESHOLD: the heap's free end is never given back
-    -8: 2,  # M_ARENA_MAX: threads share two heaps
+    -8: 1,  # M_ARENA_MAX: all threads share one heap
 }
 
 
