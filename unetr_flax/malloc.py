@@ -8,8 +8,9 @@ volumes costs as much as computing them.
 import ctypes
 import platform
 
-# Constants of glibc's malloc.h, and the values that keep blocks of any size in one heap. With more,
-# those of up to 64 MB come and go again, on some runs; with one, compiling takes half as long again.
+# Constants of glibc's malloc.h, and the values that keep blocks of any size in one heap. Of a
+# second heap, blocks of up to 64 MB would not be kept; but with one, compiling takes half as
+# long again.
 _OPTIONS = {
     -4: 0,  # M_MMAP_MAX: no block is mapped on its own
     -1: -1,  # M_TRIM_THRESHOLD: the heap's free end is never given back
