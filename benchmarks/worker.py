@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.cases import SIDES, Case
 from unetr_flax.cudnn import CudnnError
-from unetr_flax.malloc import keep_freed_memory
+from unetr_flax.malloc import keep_freed_memory, return_after_first_call
 
 LEARNING_RATE = 1e-4
 CLASSES = 4
@@ -45,6 +45,9 @@ def main() -> None:
         except Exception as error:
             say(answers, **told(error))
             return
+        if options.keep_freed_memory:
+            side.forward = return_after_first_call(side.forward)
+            side.step = return_after_first_call(side.step)
         say(answers, device=side.device)
         for line in sys.stdin:
             try:

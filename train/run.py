@@ -36,6 +36,7 @@ from train.state import abstract_state, create_state
 from train.step import make_train_step
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.cudnn import refuse_wrong_convolutions
+from unetr_flax.malloc import return_after_first_call
 
 PICTURED_CASES = 4
 LOADERS = 4
@@ -104,6 +105,9 @@ def _train(
         part=(jax.process_index(), jax.process_count()),
     )
     checkpoints = Checkpoints(cfg.out / "checkpoints")
+    train_step = make_train_step(model, tx, dice_cross_entropy_loss, sharding)
+    if cfg.run.keep_freed_memory:
+        train_step = return_after_first_call(train_step)
     try:
         progress = Progress()
         if checkpoints.last_step is None:
@@ -136,7 +140,7 @@ def _train(
                 progress,
                 schedule=schedule,
                 batches=batches,
-                train_step=make_train_step(model, tx, dice_cross_entropy_loss, sharding),
+                train_step=train_step,
                 place_batch=lambda batch: devices.place_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
                 learning_rate=learning_rate,

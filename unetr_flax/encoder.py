@@ -165,12 +165,14 @@ class TransformerBlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = MultiHeadAttention(cfg, **types, name="attention")
         feed_forward = FeedForward(cfg, **types, name="feed_forward")
+        # Else the gradient of a sum is computed anew in each of the blocks below.
+        x = ops.gradient_once(x)
         y = layer_norm(cfg, **types, name="norm1")(x)
         if return_weights:
             y, weights = attention(y, mask, train=train, return_weights=True)
         else:
             y = attention(y, mask, train=train)
-        x = x + y
+        x = ops.gradient_once(x + y)
         x = x + feed_forward(layer_norm(cfg, **types, name="norm2")(x), train=train)
         return (x, weights) if return_weights else x
 

@@ -6,27 +6,57 @@ volumes costs as much as computing them.
 """
 
 import ctypes
+import functools
 import platform
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-# Constants of glibc's malloc.h, and the values that keep blocks of any size in one heap. Of a
-# second heap, blocks of up to 64 MB would not be kept; but with one, compiling takes half as
-# long again.
+import jax
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Constants of glibc's malloc.h.
 _OPTIONS = {
     -4: 0,  # M_MMAP_MAX: no block is mapped on its own
-    -1: -1,  # M_TRIM_THRESHOLD: the heap's free end is never given back
-    -8: 1,  # M_ARENA_MAX: all threads share one heap
+    -1: -1,  # M_TRIM_THRESHOLD: a heap's free end is never given back
 }
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep freed blocks for later; call it before large arrays are made.
+    """Makes malloc keep freed blocks for later; call it before JAX looks for its devices.
 
-    Memory then never shrinks below its peak.
+    Memory then hardly ever shrinks below its peak.
 
     Returns:
       Whether it was possible: with glibc it is, on other systems nothing is done.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return False
-    libc = ctypes.CDLL(None)
+    # Of all heaps only the main thread's takes blocks of any size: JAX has to run programs there.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     return all(libc.mallopt(name, value) == 1 for name, value in _OPTIONS.items())
+
+
+def return_after_first_call(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, whose first call is followed by giving all freed memory back once.
+
+    That of a jitted function compiles, which takes memory that nobody needs again.
+    """
+    called = False
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal called
+        result = function(*args, **kwargs)
+        if not called and (libc := _glibc()) is not None:
+            libc.malloc_trim(0)
+        called = True
+        return result
+
+    return call
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

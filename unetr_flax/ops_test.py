@@ -15,7 +15,7 @@ from unetr_flax.ops import conv3x3x3_tpu, subpixel
 from unetr_flax.ops.conv import conv
 from unetr_flax.ops.conv3x3x3 import PLATFORMS
 from unetr_flax.ops.features import Upsampled
-from unetr_flax.ops.once import once
+from unetr_flax.ops.once import gradient_once, once
 from unetr_flax.ops.upsample import FORMS
 
 
@@ -351,6 +351,25 @@ def test_what_is_computed_once_is_so_on_cpu():
     for a, b in zip(again(x, y), jax.jit(kept)(x, y), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert additions[1] == 1 < additions[0]
+
+
+def test_the_work_of_a_gradient_grows_with_the_blocks_on_cpu():
+    def objective(x, kernel, blocks):
+        for _ in range(blocks):
+            x = gradient_once(x)
+            centred = x - x.mean(-1, keepdims=True)
+            normed = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True))
+            x = x + jnp.tanh(normed @ kernel) @ kernel.T
+        return x.sum()
+
+    x, kernel = random(0, (64, 48), jnp.float32), random(1, (48, 48), jnp.float32)
+    gradient = jax.jit(jax.grad(objective), static_argnums=2)
+    additions = [
+        gradient.lower(x, kernel, blocks).compile().as_text().count(" add(")
+        for blocks in (4, 8, 16)
+    ]
+    # Twice as many for twice the blocks: without, they quadruple.
+    assert additions[2] - additions[1] == 2 * (additions[1] - additions[0]) > 0
 
 
 def test_batch_sharded_over_devices():

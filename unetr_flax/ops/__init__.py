@@ -6,6 +6,7 @@ from unetr_flax.ops.conv_transpose import ConvTranspose
 from unetr_flax.ops.features import Features, Normalized, channels, joined, rank
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
+from unetr_flax.ops.once import gradient_once
 
 __all__ = [
     "Conv",
@@ -16,6 +17,7 @@ __all__ = [
     "channels",
     "dot_general",
     "dot_product_attention",
+    "gradient_once",
     "joined",
     "normalize",
     "rank",
