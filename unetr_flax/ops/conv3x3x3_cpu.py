@@ -17,7 +17,7 @@ from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Upsampled
 from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.once import once
-from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
+from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
 from unetr_flax.ops.slices import sum_of_products
 
 # The kernel's gradient is a sum over slices, whose operands stay in the caches; but slices of up to
@@ -125,13 +125,37 @@ def _by_slices(x, kernel, precision):
     wide = at_least_float32(x.dtype)
     if inputs < features:  # each slice sees its neighbours' channels
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
-        taps = once(depth_taps, kernel, x).reshape(n * depth, h, w, -1)
+        taps = once(_depth_taps, kernel, x).reshape(n * depth, h, w, -1)
         y = conv2d(taps, kernel, "SAME", precision, wide)
         return _nothing_left, y.reshape(n, depth, h, w, features)
     # Each slice gives its share in its neighbours' results.
     kernel = jnp.moveaxis(kernel, 0, -2).reshape(3, 3, inputs, 3 * features)
     y = conv2d(x.reshape(n * depth, h, w, inputs), kernel, "SAME", precision, wide)
     return _add_taps, y.reshape(n, depth, h, w, 3, features)
+
+
+def _depth_taps(x):
+    """Each slice with the channels of its two neighbours: [N, D, H, W, I] -> [N, D, H, W, 3 I].
+
+    A sum of padded arrays, as XLA:CPU concatenates few channels number by number.
+    """
+    inputs, zero = x.shape[-1], jnp.zeros((), x.dtype)
+    nothing = (0, 0, 0)
+
+    def share(tap):
+        return lax.pad(
+            x,
+            zero,
+            (
+                nothing,
+                (1 - tap, tap - 1, 0),
+                nothing,
+                nothing,
+                (tap * inputs, (2 - tap) * inputs, 0),
+            ),
+        )
+
+    return share(0) + share(1) + share(2)
 
 
 def _nothing_left(y):

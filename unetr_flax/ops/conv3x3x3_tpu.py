@@ -9,7 +9,7 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.conv3x3x3_gpu import native_kernel_grad
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.norm import channel_sums
-from unetr_flax.ops.operands import Operands, backward_as_one, depth_taps, mirrored
+from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
 
 # What is best here is by the traffic that the TPU's compiler counts, then by its own time.
 
@@ -56,7 +56,7 @@ def _conv(x, kernel, precision):
     features = kernel.shape[-1]
     if not features <= FEW_FEATURES < inputs:
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
-        taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
+        taps = _depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
         y = conv2d(taps, kernel, "SAME", precision, None)
         return y.reshape(n, depth, h, w, features)
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
@@ -77,8 +77,15 @@ def _kernel_grad(x, grad, precision):
     if not joined:
         mirrored = _kernel_grad(grad, x, precision)
         return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
-    taps = depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
+    taps = _depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
     shape = jax.ShapeDtypeStruct((3, 3, 3 * inputs, features), x.dtype)
     transpose = jax.linear_transpose(lambda k: conv2d(taps, k, "SAME", precision, None), shape)
     kernel = transpose(grad.reshape(n * depth, h, w, features))[0]
     return jnp.moveaxis(kernel.reshape(3, 3, 3, inputs, features), 2, 0)
+
+
+def _depth_taps(x: jax.Array) -> jax.Array:
+    """Each slice with the channels of its two neighbours: [N, D, H, W, I] -> [N, D, H, W, 3 I]."""
+    depth = x.shape[1]
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)

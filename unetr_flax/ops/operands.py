@@ -43,10 +43,3 @@ def backward_as_one(
 def mirrored(kernel: jax.Array) -> jax.Array:
     """The kernel that takes the gradient of a convolution's result to that of its input."""
     return jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
-
-
-def depth_taps(x: jax.Array) -> jax.Array:
-    """Each slice with the channels of its two neighbours: [N, D, H, W, I] -> [N, D, H, W, 3 I]."""
-    depth = x.shape[1]
-    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    return jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)
