@@ -138,15 +138,22 @@ def plot(results: list[Result], path: Path) -> None:
     )
     for axis, (what, title, value) in zip(axes, panels, strict=True):
         groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        shapes: dict[int, str] = {}
         for result in results:
             if result.what == what and result.failure is None:
-                voxels = result.case.batch * result.case.edge**3
+                batch, edge = result.case.batch, result.case.edge
+                voxels = batch * edge**3
+                shapes[voxels] = f"{edge}³" if batch == 1 else f"{batch} x {edge}³"
                 key = (result.case.family, result.side)
                 groups.setdefault(key, []).append((voxels, value(result)))
         for (family, side), points in groups.items():
             points.sort()
             axis.plot(*zip(*points, strict=True), marker="o", label=f"{side}, {family}")
         axis.set(xscale="log", yscale="log", xlabel="voxels in the batch", title=title)
+        axis.set_xticks(list(shapes), list(shapes.values()))
+        axis.xaxis.minorticks_off()
+        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            set_formatter("{x:g}")
         axis.grid(alpha=0.3)
     if any(result.failure is None for result in results):
         axes[0].legend(fontsize="small")
