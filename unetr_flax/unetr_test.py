@@ -200,7 +200,7 @@ def test_mask_must_be_boolean(variables):
 
 def test_nnx_bridge_computes_differentiates_and_updates_the_same():
     x = image()
-    model = nnx.bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x)
+    model = nnx.jit(lambda: nnx.bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x))()
 
     def variables():
         return {
