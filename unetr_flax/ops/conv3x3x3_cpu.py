@@ -16,7 +16,7 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Upsampled
 from unetr_flax.ops.norm import channel_sums
-from unetr_flax.ops.once import once
+from unetr_flax.ops.once import once, witness_of
 from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
 from unetr_flax.ops.slices import sum_of_products
 
@@ -175,17 +175,12 @@ def _up_grad(up, kernel, grad, precision):
     composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
     z_grad = subpixel.to_coarse(grad, kernel)
     # As late as the gradient, like the kernel's gradient below.
-    windows = once(lambda x: subpixel.windows(x, up.bias is not None), _witness(z_grad), up.x)
+    windows = once(lambda x: subpixel.windows(x, up.bias is not None), witness_of(z_grad), up.x)
     composed_grad = subpixel.composed_grad(windows, z_grad, composed.shape, precision)
     up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
     inner = composed[:, :, :, : up.x.shape[-1]]
     x_grad = subpixel.x_grad(z_grad, inner, precision)
     return Upsampled(x_grad, up_kernel_grad, up_bias_grad, up.precision), further_grad
-
-
-def _witness(grad):
-    """A number that is known when the gradient is; the batch may be shared by devices."""
-    return grad[:, 0, 0, 0, 0].sum(keepdims=True)
 
 
 def kernel_grad(x, grad, precision):
@@ -207,7 +202,7 @@ def kernel_grad(x, grad, precision):
         return x.reshape(n, depth, inputs, (h + 3) * row)
 
     # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
-    x_slices = once(channels_first, _witness(grad), x)
+    x_slices = once(channels_first, witness_of(grad), x)
     grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
     grad = grad.reshape(n, depth + 2, features, h * row)
 

@@ -36,10 +36,17 @@ def once(compute: Callable[..., Any], witness: jax.Array, *operands: jax.Array) 
     return lax.platform_dependent(witness, *operands, cpu=kept, default=free)
 
 
+def witness_of(grad: jax.Array) -> jax.Array:
+    """A number [1] that is known when a gradient is; its batch may be shared by devices."""
+    return grad[(slice(None), *(0,) * (grad.ndim - 1))].sum(keepdims=True)
+
+
 @jax.custom_vjp
 def gradient_once(x: jax.Array) -> jax.Array:
     """x, whose gradient XLA:CPU computes once, as it does what `once` computes."""
     return x
 
 
-gradient_once.defvjp(lambda x: (x, None), lambda _, grad: (once(lambda grad: grad, grad, grad),))
+gradient_once.defvjp(
+    lambda x: (x, None), lambda _, grad: (once(lambda grad: grad, witness_of(grad), grad),)
+)
