@@ -1,7 +1,10 @@
 """AdamW with warm-up and cosine decay, the optimiser of vision transformers."""
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from unetr_flax import ops
 
 
 def learning_rate_schedule(peak: float, total_steps: int, warmup_fraction: float) -> optax.Schedule:
@@ -15,7 +18,7 @@ def learning_rate_schedule(peak: float, total_steps: int, warmup_fraction: float
 
     def schedule(count: jax.Array) -> jax.Array:
         rising = peak * (count + 1) / warmup
-        return jax.numpy.where(count + 1 < warmup, rising, cosine(count + 1 - warmup))
+        return jnp.where(count + 1 < warmup, rising, cosine(count + 1 - warmup))
 
     return schedule
 
@@ -32,9 +35,21 @@ def make_optimizer(
         algorithm 1).
     """
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        clip_by_global_norm(clip_norm),
         optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
     )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with the norm that `train.step` reports, computed once."""
+
+    def clip(grads: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        norm = ops.global_norm(grads)
+        factor = jnp.where(norm < max_norm, 1, max_norm / norm)
+        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
+
+    return optax.stateless(clip)
 
 
 def decay_mask(params: optax.Params) -> optax.Params:

@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from train.optim import decay_mask, learning_rate_schedule, make_optimizer
+from train.optim import (
+    clip_by_global_norm,
+    decay_mask,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from unetr_flax import UNETR, UNETRConfig
 
 
@@ -47,3 +52,14 @@ def test_decay_and_clipping_reach_the_update():
     _, state = tx.update(jax.tree.map(lambda x: x + 7, zeros), tx.init(params), params)
     moments = optax.tree.get(state, "mu")
     assert optax.tree.norm(moments) == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_is_optax_s(max_norm):
+    grads = {"a": jnp.arange(12.0).reshape(3, 4), "b": -jnp.ones(5)}
+    ours, theirs = (
+        clip(max_norm).update(grads, optax.EmptyState())[0]
+        for clip in (clip_by_global_norm, optax.clip_by_global_norm)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -10,6 +10,7 @@ from jax.sharding import Sharding
 
 from train.packed import pack, unpack
 from train.state import TrainState
+from unetr_flax import ops
 from unetr_flax.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
@@ -63,7 +64,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        return new_state, {"loss": value, "grad_norm": ops.global_norm(grads)}
 
     return jax.jit(
         train_step,

@@ -7,6 +7,7 @@ from unetr_flax.ops.features import Features, Normalized, channels, joined, rank
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
 from unetr_flax.ops.once import gradient_once
+from unetr_flax.ops.sums import global_norm
 
 __all__ = [
     "Conv",
@@ -17,6 +18,7 @@ __all__ = [
     "channels",
     "dot_general",
     "dot_product_attention",
+    "global_norm",
     "gradient_once",
     "joined",
     "normalize",

@@ -15,10 +15,10 @@ from unetr_flax.ops import subpixel
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Upsampled
-from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.once import once, witness_of
 from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
 from unetr_flax.ops.slices import sum_of_products
+from unetr_flax.ops.sums import channel_sums
 
 # The kernel's gradient is a sum over slices, whose operands stay in the caches; but slices of up to
 # this many voxels go into one product, as sums over so few cost less than adding them up.

@@ -3,8 +3,8 @@
 import jax
 from jax import lax
 
-from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
+from unetr_flax.ops.sums import channel_sums
 
 LAYOUT = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3))
 

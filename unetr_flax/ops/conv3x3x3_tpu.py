@@ -8,8 +8,8 @@ from unetr_flax.ops import slabs_tpu
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.conv3x3x3_gpu import native_kernel_grad
 from unetr_flax.ops.dtypes import at_least_float32
-from unetr_flax.ops.norm import channel_sums
 from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
+from unetr_flax.ops.sums import channel_sums
 
 # What is best here is by the traffic that the TPU's compiler counts, then by its own time.
 

@@ -1,0 +1,149 @@
+"""Sums over the voxels of a volume or the weights of a model, in few passes over memory.
+
+XLA:CPU adds along an axis number by number, one after the other: that is slow, and over the voxels
+of a volume costs float32 half of its digits. It adds whole arrays in vectors. So sums are made of
+rows there, first as arrays, then in stages of few terms.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.dtypes import at_least_float32
+
+# Rows that are added as arrays, in one pass.
+ROWS = 8
+
+# XLA:CPU turns sums over more terms than this into windows, which it computes slowly.
+TERMS = 32
+
+
+def sum_terms(
+    terms: Callable[..., tuple[jax.Array, ...]],
+    arrays: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    per_sample: bool,
+) -> tuple[jax.Array, ...]:
+    """Sums of what `terms(*arrays, *values)` gives over all but the channels.
+
+    Args:
+      terms: elementwise; takes the arrays with their spatial axes in any shape.
+      arrays: [N, *spatial, C] each.
+      values: [N or 1, C] or [C] each.
+      per_sample: whether each sample has sums of its own.
+
+    Returns:
+      [N, C] each if per sample, else [1, C].
+    """
+
+    def at_once(*operands):
+        return tuple(term.sum(tuple(range(1, term.ndim - 1))) for term in terms(*operands))
+
+    def by_slabs(*operands):
+        arrays_, values_ = operands[: len(arrays)], operands[len(arrays) :]
+        n, features = arrays_[0].shape[0], arrays_[0].shape[-1]
+        slabs = [_slabs(array) for array in arrays_]
+        _, count, rows, width = slabs[0].shape
+        shape = (n, count, rows, width // features, features)
+        found = terms(*(slab.reshape(shape) for slab in slabs), *values_)
+        return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, -1, features)) for f in found)
+
+    found = lax.platform_dependent(*arrays, *values, cpu=by_slabs, default=at_once)
+    return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
+
+
+def channel_sums(x: jax.Array) -> jax.Array:
+    """Sums over all axes but the last, [N, *spatial, C] -> [C], in float32 or wider."""
+    wide = at_least_float32(x.dtype)
+    return sum_terms(lambda x: (x.astype(wide),), (x,), (), False)[0][0]
+
+
+def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of [N, *spatial, C], in float32 or wider.
+
+    [N, C] each if per sample, else [1, C].
+    """
+    platforms = {"cpu": _moments_by_slabs, "default": _moments_at_once}
+    mean, var = lax.platform_dependent(x, **platforms)  # [N, C]
+    if per_sample:
+        return mean, var
+    overall = mean.mean(0, keepdims=True)
+    return overall, (var + jnp.square(mean - overall)).mean(0, keepdims=True)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all numbers of a tree, [], in float32 or wider."""
+
+    def total(square_sum):
+        return lambda *leaves: sum(square_sum(_wide(leaf)) for leaf in leaves)
+
+    def by_rows(x):
+        count = _divisor(x.size, ROWS)
+        rows = x.reshape(count, x.size // count)
+        return sum(jnp.square(row) for row in rows).sum()
+
+    def at_once(x):
+        return jnp.square(x).sum()
+
+    platforms = {"cpu": total(by_rows), "default": total(at_once)}
+    return jnp.sqrt(lax.platform_dependent(*jax.tree.leaves(tree), **platforms))
+
+
+def _moments_at_once(x):
+    x = _wide(x)
+    axes = tuple(range(1, x.ndim - 1))
+    mean = x.mean(axes, keepdims=True)
+    return mean.reshape(-1, x.shape[-1]), jnp.square(x - mean).mean(axes)
+
+
+def _moments_by_slabs(x):
+    """The same from the moments of slabs."""
+    slabs = _wide(_slabs(x))  # [N, slabs, rows, width]
+    count = slabs.shape[2]
+    means = lax.optimization_barrier(_sum_of_rows(slabs) / count)
+    squares = _sum_of_rows(jnp.square(slabs - means[:, :, None]))
+    n, features = x.shape[0], x.shape[-1]
+    groups = means.size // n // features
+    means, squares = (a.reshape(n, groups, features) for a in (means, squares))
+    mean = _sum_in_stages(means) / groups
+    between = _sum_in_stages(jnp.square(means - mean[:, None]))  # Chan et al. 1983
+    return mean, (_sum_in_stages(squares) / count + between) / groups
+
+
+def _slabs(x: jax.Array) -> jax.Array:
+    """[N, *spatial, C] -> [N, slabs, rows, last axes], few rows a slab."""
+    n, *spatial, features = x.shape
+    width = (spatial or [1])[-1] * features
+    rows = _divisor(math.prod(spatial[:-1]), ROWS)
+    return x.reshape(n, -1, rows, width)
+
+
+def _sum_of_rows(slabs: jax.Array) -> jax.Array:
+    """[N, slabs, rows, *] -> [N, slabs, *]."""
+    return sum(slabs[:, :, row] for row in range(slabs.shape[2]))
+
+
+def _sum_in_stages(x: jax.Array) -> jax.Array:
+    """[N, groups, C] -> [N, C], in stages of few terms.
+
+    The batch stays an axis: devices that share it exchange nothing but the sum.
+    """
+    n, _, features = x.shape
+    while (terms := x.shape[1]) > 1:
+        part = _divisor(terms, TERMS)
+        part = terms if part == 1 else part
+        # The barrier keeps XLA from making one long sum of two stages again.
+        x = lax.optimization_barrier(x.reshape(n, terms // part, part, features).sum(2))
+    return x.reshape(n, features)
+
+
+def _divisor(count: int, limit: int) -> int:
+    return max(k for k in range(1, limit + 1) if count % k == 0)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(at_least_float32(x.dtype))
