@@ -15,14 +15,10 @@ from unetr_flax.ops import subpixel
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Upsampled
-from unetr_flax.ops.once import once, witness_of
+from unetr_flax.ops.kernel_grad_cpu import kernel_grad
+from unetr_flax.ops.once import once
 from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
-from unetr_flax.ops.slices import sum_of_products
 from unetr_flax.ops.sums import channel_sums
-
-# The kernel's gradient is a sum over slices, whose operands stay in the caches; but slices of up to
-# this many voxels go into one product, as sums over so few cost less than adding them up.
-ONE_PRODUCT_SLICE = 256
 
 # Up to this many weights a tap, multiplying numbers one by one beats preparing matrices.
 FEW_WEIGHTS = 32
@@ -55,7 +51,7 @@ def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLik
     x_grad, up_grad, kernel_grads = None, None, []
     if x is not None:
         x_grad = _total([_by_slices(grad, mirrored(own), precision)], kernel, None, True)
-        kernel_grads.append(kernel_grad(x, grad, precision))
+        kernel_grads.append(_kernel_grad(x, grad, precision))
     if up is not None:
         up_grad, further_grad = _up_grad(up, further, grad, precision)
         kernel_grads.append(further_grad)
@@ -104,7 +100,7 @@ def _by_voxels(x, kernel, bias, keep):
     def add_up(kernel, x, *bias):
         _, depth, h, w, inputs = x.shape
         wide = at_least_float32(x.dtype)
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))).astype(wide)
+        x = _padded(x).astype(wide)
         total = sum(b.astype(wide) for b in bias)
         for i, j, k, c in np.ndindex(3, 3, 3, inputs):
             neighbours = x[:, i : i + depth, j : j + h, k : k + w, c : c + 1]
@@ -174,60 +170,23 @@ def _up_grad(up, kernel, grad, precision):
     """The gradients of an up-sampled input and of its kernel."""
     composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
     z_grad = subpixel.to_coarse(grad, kernel)
-    # As late as the gradient, like the kernel's gradient below.
-    windows = once(lambda x: subpixel.windows(x, up.bias is not None), witness_of(z_grad), up.x)
-    composed_grad = subpixel.composed_grad(windows, z_grad, composed.shape, precision)
+
+    def windows(x):
+        return subpixel.windows(x, up.bias is not None)
+
+    composed_grad = kernel_grad(up.x, z_grad, windows, precision).reshape(composed.shape)
     up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
     inner = composed[:, :, :, : up.x.shape[-1]]
     x_grad = subpixel.x_grad(z_grad, inner, precision)
     return Upsampled(x_grad, up_kernel_grad, up_bias_grad, up.precision), further_grad
 
 
-def kernel_grad(x, grad, precision):
-    """Sums [9 I, voxels] @ [voxels, 3 O] over slices: 9 in-plane shifts of x, 3 depths of grad.
-
-    Channels come first and rows are padded, so that every shift is an offset in a flat slice. The
-    batch stays an axis to the end: devices that share it exchange nothing but the sum.
-    """
-    n, depth, h, w, inputs = x.shape
-    features = grad.shape[-1]
-    if inputs > features:  # shift the smaller of both: their parts are symmetric, but mirrored
-        mirrored = kernel_grad(grad, x, precision)
+def _kernel_grad(x, grad, precision):
+    if x.shape[-1] > grad.shape[-1]:  # their parts are symmetric, but mirrored
+        mirrored = _kernel_grad(grad, x, precision)
         return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
-    row = w + 2
+    return kernel_grad(x, grad, _padded, precision)
 
-    def channels_first(x):
-        # One more row at the end, so that the last shift ends within the slice.
-        x = jnp.pad(x, ((0, 0), (0, 0), (1, 2), (1, 1), (0, 0))).transpose(0, 1, 4, 2, 3)
-        return x.reshape(n, depth, inputs, (h + 3) * row)
 
-    # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
-    x_slices = once(channels_first, witness_of(grad), x)
-    grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 2), (0, 0))).transpose(0, 1, 4, 2, 3)
-    grad = grad.reshape(n, depth + 2, features, h * row)
-
-    voxels = h * row
-    shifts = [i * row + j for i in range(3) for j in range(3)]
-    wide = at_least_float32(x.dtype)
-    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    if h * w <= ONE_PRODUCT_SLICE:
-        columns = jnp.concatenate([x_slices[..., s : s + voxels] for s in shifts], axis=2)
-        depths = jnp.concatenate([grad[:, tap : tap + depth] for tap in range(3)], axis=2)
-        total = product("ndiv,ndov->io", columns, depths)
-    else:
-
-        def gather(columns, i):
-            for k, shift in enumerate(shifts):
-                shifted = lax.dynamic_slice(x_slices, (0, i, 0, shift), (n, 1, inputs, voxels))
-                columns = lax.dynamic_update_slice(columns, shifted[:, 0], (0, k * inputs, 0))
-            return columns
-
-        def product_of_slice(columns, i):
-            depths = lax.dynamic_slice_in_dim(grad, i, 3, axis=1).reshape(n, -1, voxels)
-            return product("niv,nov->nio", columns, depths)
-
-        shape = (n, 9 * inputs, voxels)
-        total = sum_of_products(depth, shape, x.dtype, gather, product_of_slice).sum(0)
-    total = total.reshape(3, 3, inputs, 3, features).astype(x.dtype)
-    # Slice i of x meets slice i - 1 of the gradient first, to which it is the last depth tap.
-    return jnp.flip(jnp.moveaxis(total, 3, 0), 0)
+def _padded(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))

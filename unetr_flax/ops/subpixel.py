@@ -17,7 +17,6 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.once import once
 from unetr_flax.ops.patches import depth_to_space, space_to_depth
-from unetr_flax.ops.slices import sum_of_products
 
 
 def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
@@ -112,29 +111,3 @@ def x_grad(z_grad: jax.Array, composed: jax.Array, precision: lax.PrecisionLike)
         return (y[:, :-1, ..., 0, :] + y[:, 1:, ..., 1, :]).astype(z_grad.dtype)
 
     return once(add_up, composed, y)
-
-
-def composed_grad(
-    x: jax.Array, z_grad: jax.Array, shape: tuple[int, ...], precision: lax.PrecisionLike
-) -> jax.Array:
-    """Windows and the gradient of their results -> the gradient of the composed kernel."""
-    n, d, h, w, _ = z_grad.shape
-    wide = at_least_float32(x.dtype)
-
-    inputs = x.shape[-1]
-    corners = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-
-    def gather(columns, i):
-        for k, (a, b, c) in enumerate(corners):
-            corner = lax.dynamic_slice(x, (0, i + a, b, c, 0), (n, 1, h, w, inputs))
-            columns = lax.dynamic_update_slice(columns, corner[:, 0], (0, 0, 0, k * inputs))
-        return columns
-
-    def product(columns, i):
-        grad = lax.dynamic_index_in_dim(z_grad, i, axis=1, keepdims=False)
-        return jnp.einsum(
-            "nhwi,nhwo->nio", columns, grad, precision=precision, preferred_element_type=wide
-        )
-
-    total = sum_of_products(d, (n, h, w, 8 * inputs), x.dtype, gather, product)
-    return total.sum(0).reshape(shape).astype(x.dtype)

@@ -1,0 +1,97 @@
+"""The gradient of a 3D convolution's kernel on CPU, as 2D convolutions.
+
+The gradient is a convolution itself: of the input, whose channels take the place of the batch, with
+the result's gradient as a kernel as large as the volume. Blocks of rows of it are 2D convolutions
+that XLA:CPU computes at the pace of the processor: depth and height are what they slide along, the
+voxels of a row are the channels to sum over. Shifts along a row are copies, of the input's block.
+
+Shapes: N batch; D, H, W positions of the kernel; K its size; I input channels, O results.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.once import once, witness_of
+
+# Rows of a block along depth and along height at most: its operands fit a core's cache.
+BLOCK = 8
+# In float64 every row costs a copy, see `conv2d`.
+FLOAT64_BLOCK = 2
+
+
+def kernel_grad(
+    x: jax.Array,
+    grad: jax.Array,
+    pad: Callable[[jax.Array], jax.Array],
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """[K, K, K, I, O].
+
+    Args:
+      x: the input; best of fewer channels than the gradient, as it is copied.
+      grad: of the result, [N, D, H, W, O].
+      pad: takes x to all that the kernel sees, [N, D + K - 1, H + K - 1, W + K - 1, I].
+      precision: of the products.
+    """
+
+    def channels_first(x):
+        return pad(x).transpose(0, 1, 4, 2, 3)
+
+    # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
+    x = once(channels_first, witness_of(grad), x)  # [N, D + K - 1, I, H + K - 1, W + K - 1]
+    n, depth, h, w, features = grad.shape
+    size, inputs = x.shape[1] - depth + 1, x.shape[2]
+    most = FLOAT64_BLOCK if x.dtype == jnp.float64 else BLOCK
+    rows, columns = _divisor(depth, most), _divisor(h, most)
+    wide = at_least_float32(x.dtype)
+
+    # Samples are more channels to sum over, or apart where devices may each have some of them:
+    # those then exchange nothing but the sum.
+    apart = n if _several_devices() else 1
+    convolve = jax.vmap(
+        functools.partial(conv2d, padding="VALID", precision=precision, result=wide)
+    )
+
+    def of_block(i):
+        start = i // (h // columns) * rows
+        left = i % (h // columns) * columns
+        seen = (n, rows + size - 1, inputs, columns + size - 1, w + size - 1)
+        seen = lax.dynamic_slice(x, (0, start, 0, left, 0), seen)
+        seen = seen.reshape(apart, -1, *seen.shape[1:]).transpose(0, 3, 2, 4, 1, 5)
+        seen = jnp.stack([seen[..., shift : shift + w] for shift in range(size)], axis=1)
+        seen = seen.reshape(apart, size * inputs, *seen.shape[3:5], -1)
+        kernel = lax.dynamic_slice(grad, (0, start, left, 0, 0), (n, rows, columns, w, features))
+        kernel = kernel.reshape(apart, -1, *kernel.shape[1:]).transpose(0, 2, 3, 1, 4, 5)
+        kernel = kernel.reshape(apart, rows, columns, -1, features)
+        return convolve(seen, kernel)
+
+    # Two at a time keep two cores busy.
+    count = depth // rows * (h // columns)
+    half = count // 2
+
+    def add_pair(i, totals):
+        return totals[0] + of_block(i), totals[1] + of_block(half + i)
+
+    zeros = jnp.zeros((apart, size * inputs, size, size, features), wide)
+    total = sum(lax.fori_loop(0, half, add_pair, (zeros, zeros)))
+    if count % 2:
+        total += of_block(count - 1)
+    total = total.sum(0).reshape(size, inputs, size, size, features).astype(x.dtype)
+    return total.transpose(2, 3, 0, 1, 4)
+
+
+def _several_devices() -> bool:
+    try:
+        return len(jax.devices("cpu")) > 1
+    except RuntimeError:  # a process without CPU devices has no programs for them
+        return False
+
+
+def _divisor(count: int, limit: int) -> int:
+    return max(k for k in range(1, limit + 1) if count % k == 0)
