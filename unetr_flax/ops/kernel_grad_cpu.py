@@ -19,7 +19,7 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.once import once, witness_of
 
-# Rows of a block along depth and along height at most: its operands fit a core's cache.
+# Rows of a block along depth and along height, about: its operands fit a core's cache.
 BLOCK = 8
 # In float64 every row costs a copy, see `conv2d`.
 FLOAT64_BLOCK = 2
@@ -40,15 +40,18 @@ def kernel_grad(
       precision: of the products.
     """
 
+    n, depth, h, w, features = grad.shape
+    *_, inputs = padded = jax.eval_shape(pad, x).shape
+    size = padded[1] - depth + 1
+
     def channels_first(x):
-        return pad(x).transpose(0, 1, 4, 2, 3)
+        # In one axis, rows lie one after the other in memory.
+        return pad(x).transpose(0, 1, 4, 2, 3).reshape(n, padded[1], inputs, -1)
 
     # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
-    x = once(channels_first, witness_of(grad), x)  # [N, D + K - 1, I, H + K - 1, W + K - 1]
-    n, depth, h, w, features = grad.shape
-    size, inputs = x.shape[1] - depth + 1, x.shape[2]
-    most = FLOAT64_BLOCK if x.dtype == jnp.float64 else BLOCK
-    rows, columns = _divisor(depth, most), _divisor(h, most)
+    x = once(channels_first, witness_of(grad), x).reshape(n, padded[1], inputs, *padded[2:4])
+    block = FLOAT64_BLOCK if x.dtype == jnp.float64 else BLOCK
+    rows, columns = _divisor(depth, block), _divisor(h, block)
     wide = at_least_float32(x.dtype)
 
     # Samples are more channels to sum over, or apart where devices may each have some of them:
@@ -93,5 +96,6 @@ def _several_devices() -> bool:
         return False
 
 
-def _divisor(count: int, limit: int) -> int:
-    return max(k for k in range(1, limit + 1) if count % k == 0)
+def _divisor(count: int, near: int) -> int:
+    divisors = [k for k in range(1, count + 1) if count % k == 0]
+    return min(divisors, key=lambda k: max(k / near, near / k))
