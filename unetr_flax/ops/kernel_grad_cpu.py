@@ -61,9 +61,10 @@ def kernel_grad(
         functools.partial(conv2d, padding="VALID", precision=precision, result=wide)
     )
 
-    def of_block(i):
-        start = i // (h // columns) * rows
-        left = i % (h // columns) * columns
+    along = jnp.asarray(h // columns)
+
+    def of_block(block):
+        start, left = lax.div(block, along) * rows, lax.rem(block, along) * columns
         seen = (n, rows + size - 1, inputs, columns + size - 1, w + size - 1)
         seen = lax.dynamic_slice(x, (0, start, 0, left, 0), seen)
         seen = seen.reshape(apart, -1, *seen.shape[1:]).transpose(0, 3, 2, 4, 1, 5)
@@ -74,17 +75,19 @@ def kernel_grad(
         kernel = kernel.reshape(apart, rows, columns, -1, features)
         return convolve(seen, kernel)
 
-    # Two at a time keep two cores busy.
+    # Two at a time keep two cores busy. Each counts for itself: XLA:CPU compiles equal code once.
     count = depth // rows * (h // columns)
     half = count // 2
 
-    def add_pair(i, totals):
-        return totals[0] + of_block(i), totals[1] + of_block(half + i)
+    def add_pair(_, sums):
+        return tuple((block + 1, total + of_block(block)) for block, total in sums)
 
     zeros = jnp.zeros((apart, size * inputs, size, size, features), wide)
-    total = sum(lax.fori_loop(0, half, add_pair, (zeros, zeros)))
+    firsts = jnp.asarray(0), jnp.asarray(half)
+    sums = lax.fori_loop(0, half, add_pair, tuple((first, zeros) for first in firsts))
+    total = sum(total for _, total in sums)
     if count % 2:
-        total += of_block(count - 1)
+        total += of_block(jnp.asarray(count - 1))
     total = total.sum(0).reshape(size, inputs, size, size, features).astype(x.dtype)
     return total.transpose(2, 3, 0, 1, 4)
 

@@ -11,12 +11,26 @@ Shapes: N batch; D, H, W coarse grid; I channels there, M after the deconvolutio
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.once import once
 from unetr_flax.ops.patches import depth_to_space, space_to_depth
+
+
+def _seen() -> np.ndarray:
+    """Which tap of a 3x3x3 kernel sees what, [coarse voxel, fine result, fine voxel, tap], 0 or 1.
+
+    Each stands for three axes.
+    """
+    coarse, result, fine, tap = np.indices((2, 2, 2, 3))
+    one = 2 * coarse + fine == result + tap
+    return np.einsum("quaj,rvbk,swcl->qrsuvwabcjkl", one, one, one)
+
+
+_SEEN = _seen()
 
 
 def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
@@ -38,24 +52,13 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
     if up_bias is not None:
         row = jnp.broadcast_to(up_bias, (*up_kernel.shape[:3], 1, up_bias.size))
         up_kernel = jnp.concatenate([up_kernel, row], axis=-2)
-    for axis in range(0, 9, 3):  # taps of one axis: [result, coarse voxel, fine voxel in it]
-        kernel = jnp.stack(
-            [
-                jnp.pad(kernel, [(0, 0)] * axis + [pad] + [(0, 0)] * (kernel.ndim - axis - 1))
-                for pad in ((0, 1), (1, 0))
-            ],
-            axis=axis,
-        )
-        shape = kernel.shape
-        kernel = kernel.reshape(*shape[: axis + 1], 2, 2, *shape[axis + 2 :])
-    composed = jnp.einsum(
-        "uqavrbwscmo,abcim->qrsiuvwo",
-        kernel,
-        up_kernel,
-        precision="highest",
-        preferred_element_type=at_least_float32(kernel.dtype),
+    types = {"precision": "highest", "preferred_element_type": at_least_float32(kernel.dtype)}
+    # A product with ones and zeros is compiled in less time than paddings of paddings.
+    kernel = jnp.einsum(
+        "qrsuvwabcjkl,jklmo->qrsuvwabcmo", _SEEN.astype(kernel.dtype), kernel, **types
     )
-    return composed.astype(kernel.dtype)
+    composed = jnp.einsum("qrsuvwabcmo,abcim->qrsiuvwo", kernel, up_kernel, **types)
+    return composed.astype(up_kernel.dtype)
 
 
 def windows(x: jax.Array, with_one: bool) -> jax.Array:
