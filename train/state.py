@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
-from train.packed import pack
-
 
 class TrainState(flax.struct.PyTreeNode):
     """What is donated to a step, sharded, and checkpointed.
@@ -53,7 +51,7 @@ def initial_state(
         params=variables["params"],
         # Only batch norms have any.
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(pack(variables["params"])),
+        opt_state=tx.init(variables["params"]),
         rng=jax.random.key_data(key),
     )
 

@@ -8,7 +8,6 @@ import jax
 import optax
 from jax.sharding import Sharding
 
-from train.packed import pack, unpack
 from train.state import TrainState
 from unetr_flax import ops
 from unetr_flax.compiler_options import compiler_options
@@ -42,6 +41,9 @@ def make_train_step(
       metrics are "loss" and "grad_norm", the global norm of the gradient before clipping.
     """
 
+    platform = platform or jax.default_backend()
+
+    @ops.traced_for(platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
@@ -56,11 +58,10 @@ def make_train_step(
             return loss(logits, batch["label"]), updates.get("batch_stats", {})
 
         (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        params, grads = pack(state.params), pack(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
-            params=unpack(optax.apply_updates(params, updates), state.params),
+            params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
@@ -81,4 +82,6 @@ def make_predict(
 
     Running statistics are used, nothing is dropped, and logits are the same for any batch.
     """
-    return jax.jit(model.apply, compiler_options=compiler_options(platform))
+    platform = platform or jax.default_backend()
+    apply = ops.traced_for(platform)(model.apply)
+    return jax.jit(apply, compiler_options=compiler_options(platform))

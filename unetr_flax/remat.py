@@ -10,6 +10,7 @@ from flax.linen.transforms import lift_transform
 from jax import lax
 
 from unetr_flax.ops.once import once
+from unetr_flax.ops.platform import by_platform
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,9 +43,7 @@ def _recomputed(run):
 
     def backward(operands, cotangents):
         leaves, structure = jax.tree.flatten(operands)
-        tied = lax.platform_dependent(
-            leaves, cotangents, cpu=_tied_on_cpu, default=_tied_by_barrier
-        )
+        tied = by_platform(leaves, cotangents, cpu=_tied_on_cpu, default=_tied_by_barrier)
         _, vjp = jax.vjp(run, *jax.tree.unflatten(structure, tied))
         return vjp(cotangents)
 

@@ -7,6 +7,7 @@ from unetr_flax.ops.features import Features, Normalized, channels, joined, rank
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
 from unetr_flax.ops.once import gradient_once
+from unetr_flax.ops.platform import traced_for
 from unetr_flax.ops.sums import global_norm
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "joined",
     "normalize",
     "rank",
+    "traced_for",
     "weighted_values",
 ]

@@ -9,9 +9,9 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from unetr_flax.cudnn import cuda_devices, cudnn_version
+from unetr_flax.ops.platform import by_platform
 
 # cuDNN's kernels for any GPU: longer heads are for Hopper and later only.
 MAX_HEAD_SIZE = 128
@@ -90,7 +90,7 @@ def _cudnn_can(query: jax.Array) -> bool:
 # weights that other platforms need. It computes them again, which costs cuDNN little.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _fused(query: jax.Array, key: jax.Array, value: jax.Array, scale: float) -> jax.Array:
-    return lax.platform_dependent(
+    return by_platform(
         query,
         key,
         value,
@@ -108,7 +108,7 @@ def _fused_bwd(scale, residuals, grad):
         *inputs, grad = arguments
         return jax.vjp(functools.partial(attend, scale=scale), *inputs)[1](grad)
 
-    return lax.platform_dependent(
+    return by_platform(
         *residuals,
         grad,
         cuda=functools.partial(gradients, _by_cudnn),

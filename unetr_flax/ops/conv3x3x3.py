@@ -9,6 +9,7 @@ from jax import lax
 
 from unetr_flax.ops import conv3x3x3_cpu, conv3x3x3_gpu, conv3x3x3_tpu
 from unetr_flax.ops.operands import Operands
+from unetr_flax.ops.platform import by_platform
 
 PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gpu}
 
@@ -45,4 +46,4 @@ def _on_each(name: str, **options: Any) -> Callable:
         platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()
     }
-    return functools.partial(lax.platform_dependent, **branches)
+    return functools.partial(by_platform, **branches)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unetr_flax.ops.platform import by_platform
+
 
 def once(compute: Callable[..., Any], witness: jax.Array, *operands: jax.Array) -> Any:
     """`compute(*operands)`, which XLA:CPU keeps in memory.
@@ -33,7 +35,7 @@ def once(compute: Callable[..., Any], witness: jax.Array, *operands: jax.Array) 
     def free(witness, *operands):
         return compute(*operands)
 
-    return lax.platform_dependent(witness, *operands, cpu=kept, default=free)
+    return by_platform(witness, *operands, cpu=kept, default=free)
 
 
 def witness_of(grad: jax.Array) -> jax.Array:

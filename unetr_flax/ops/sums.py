@@ -5,6 +5,7 @@ of a volume costs float32 half of its digits. It adds whole arrays in vectors. S
 rows there, first as arrays, then in stages of few terms.
 """
 
+import collections
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.platform import by_platform
 
 # Rows that are added as arrays, in one pass.
 ROWS = 8
+
+# Arrays of up to this many numbers are small.
+SMALL = 2**14
 
 # XLA:CPU turns sums over more terms than this into windows, which it computes slowly.
 TERMS = 32
@@ -52,7 +57,7 @@ def sum_terms(
         found = terms(*(slab.reshape(shape) for slab in slabs), *values_)
         return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, -1, features)) for f in found)
 
-    found = lax.platform_dependent(*arrays, *values, cpu=by_slabs, default=at_once)
+    found = by_platform(*arrays, *values, cpu=by_slabs, default=at_once)
     return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
 
 
@@ -68,7 +73,7 @@ def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
     [N, C] each if per sample, else [1, C].
     """
     platforms = {"cpu": _moments_by_slabs, "default": _moments_at_once}
-    mean, var = lax.platform_dependent(x, **platforms)  # [N, C]
+    mean, var = by_platform(x, **platforms)  # [N, C]
     if per_sample:
         return mean, var
     overall = mean.mean(0, keepdims=True)
@@ -77,20 +82,25 @@ def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
 
 def global_norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all numbers of a tree, [], in float32 or wider."""
+    leaves = jax.tree.leaves(tree)
+    platforms = {"cpu": _square_sum_by_rows, "default": _square_sum_at_once}
+    return jnp.sqrt(by_platform(*leaves, **platforms))
 
-    def total(square_sum):
-        return lambda *leaves: sum(square_sum(_wide(leaf)) for leaf in leaves)
 
-    def by_rows(x):
-        count = _divisor(x.size, ROWS)
-        rows = x.reshape(count, x.size // count)
-        return sum(jnp.square(row) for row in rows).sum()
+def _square_sum_at_once(*leaves):
+    return sum(jnp.square(_wide(leaf)).sum() for leaf in leaves)
 
-    def at_once(x):
-        return jnp.square(x).sum()
 
-    platforms = {"cpu": total(by_rows), "default": total(at_once)}
-    return jnp.sqrt(lax.platform_dependent(*jax.tree.leaves(tree), **platforms))
+def _square_sum_by_rows(*leaves):
+    large, small = [], collections.defaultdict(list)
+    for leaf in leaves:
+        squares = jnp.square(_wide(leaf))
+        if leaf.size <= SMALL:
+            small[leaf.size].append(squares.reshape(-1))
+        else:
+            large.append(squares.reshape(_divisor(leaf.size, ROWS), -1))
+    # What is small and of one size is added first: a hundred single sums take long to compile.
+    return sum(sum(rows).sum() for rows in (*large, *small.values()))
 
 
 def _moments_at_once(x):

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from unetr_flax.ops import upsample_tpu
 from unetr_flax.ops.patches import depth_to_space, space_to_depth
+from unetr_flax.ops.platform import by_platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -66,4 +67,4 @@ def _on_each(which, kernel, **options):
         for platform, functions in FORMS.items()
         if platform == "default" or pays
     }
-    return functools.partial(lax.platform_dependent, **branches)
+    return functools.partial(by_platform, **branches)
