@@ -19,6 +19,7 @@ from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
 from train.step import make_predict, make_train_step
 from unetr_flax import UNETR, blocks, encoder, ops
+from unetr_flax.ahead import compile_ahead
 from unetr_flax.cudnn import refuse_wrong_convolutions
 from unetr_flax.weights import from_torch
 
@@ -93,7 +94,7 @@ class FlaxSide:
 
     def _program(self, what: str) -> jax.stages.Compiled:
         if what not in self._compiled:
-            self._compiled[what] = self._functions[what].lower(*self._arguments(what)).compile()
+            self._compiled[what] = compile_ahead(self._functions[what], *self._arguments(what))
         return self._compiled[what]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.cases import SIDES, Case
 from unetr_flax.cudnn import CudnnError
-from unetr_flax.malloc import keep_freed_memory, return_after_first_call
+from unetr_flax.malloc import keep_freed_memory, return_freed_memory
 
 LEARNING_RATE = 1e-4
 CLASSES = 4
@@ -45,15 +45,17 @@ def main() -> None:
         except Exception as error:
             say(answers, **told(error))
             return
-        if options.keep_freed_memory:
-            side.forward = return_after_first_call(side.forward)
-            side.step = return_after_first_call(side.step)
         say(answers, device=side.device)
-        for line in sys.stdin:
+        done = set()
+        for command in map(str.strip, sys.stdin):
             try:
-                answer = answer_to(line.strip(), side)
+                answer = answer_to(command, side)
             except Exception as error:
                 answer = told(error)
+            if command not in done:
+                # Of every side alike, what its first call needed and later ones do not.
+                return_freed_memory()
+                done.add(command)
             say(answers, **answer)
 
 

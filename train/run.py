@@ -35,8 +35,8 @@ from train.record import OptionError, keep_record, refuse_taken, resume_command
 from train.state import abstract_state, create_state
 from train.step import make_train_step
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.ahead import compiled_once
 from unetr_flax.cudnn import refuse_wrong_convolutions
-from unetr_flax.malloc import return_after_first_call
 
 PICTURED_CASES = 4
 LOADERS = 4
@@ -105,9 +105,7 @@ def _train(
         part=(jax.process_index(), jax.process_count()),
     )
     checkpoints = Checkpoints(cfg.out / "checkpoints")
-    train_step = make_train_step(model, tx, dice_cross_entropy_loss, sharding)
-    if cfg.run.keep_freed_memory:
-        train_step = return_after_first_call(train_step)
+    train_step = compiled_once(make_train_step(model, tx, dice_cross_entropy_loss, sharding))
     try:
         progress = Progress()
         if checkpoints.last_step is None:

@@ -6,15 +6,9 @@ volumes costs as much as computing them.
 """
 
 import ctypes
-import functools
 import platform
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import jax
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Constants of glibc's malloc.h.
 _OPTIONS = {
@@ -39,23 +33,10 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(name, value) == 1 for name, value in _OPTIONS.items())
 
 
-def return_after_first_call(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, whose first call is followed by giving all freed memory back once.
-
-    That of a jitted function compiles, which takes memory that nobody needs again.
-    """
-    called = False
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal called
-        result = function(*args, **kwargs)
-        if not called and (libc := _glibc()) is not None:
-            libc.malloc_trim(0)
-        called = True
-        return result
-
-    return call
+def return_freed_memory() -> None:
+    """Gives what is free back to the kernel, once; after compiling that is a gigabyte."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:
