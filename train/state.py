@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
+from unetr_flax.compiler_options import compiler_options
+
 
 class TrainState(flax.struct.PyTreeNode):
     """What is donated to a step, sharded, and checkpointed.
@@ -70,10 +72,8 @@ def create_state(
       seed: of the parameters and of all dropout.
       sharding: where the state lives; the compiler decides if None.
     """
-    # Some hundred small random kernels that run once: optimising them is most of the time.
-    options = {"xla_backend_optimization_level": 0}
     create = functools.partial(_create, model, tx, seed)
-    return jax.jit(create, out_shardings=sharding, compiler_options=options)()
+    return jax.jit(create, out_shardings=sharding, compiler_options=compiler_options())()
 
 
 def abstract_state(
