@@ -1,10 +1,13 @@
-"""The article's sizes in float32: the whole model at 128^3 and the transformer at 224^3."""
+"""The article's sizes: the whole model at 128^3, the transformer at 224^3."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 import torch
 
+from parity_tests.gradients import gradient_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.encoder import VisionTransformer
 from unetr_flax.parity.compare import assert_parity, compare
@@ -30,6 +33,15 @@ def test_the_article_s_model_at_128():
         for layer, skip, feature in zip(cfg.skip_layers, skips, features, strict=True)
     ]
     assert_parity(rows)
+
+
+@pytest.mark.slow
+def test_a_training_step_s_gradients_at_128_in_float64():
+    cfg = UNETRConfig.reference((128, 128, 128), in_channels=1, out_channels=4, light_r=4)
+    with precise():
+        twins = make_twins(cfg, "float64", batch=1)
+        twins = dataclasses.replace(twins, model=twins.model.clone(remat=True))
+        assert_parity(gradient_rows(twins, train=True))
 
 
 @pytest.mark.slow
