@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unetr_flax.ops import sums
+from unetr_flax.ops import in_place_tpu, sums
 from unetr_flax.ops.once import once
 
 
@@ -77,7 +77,12 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
         grad += centred_x * _spread(centred, x) + _spread(constant, x)
         return grad.astype(x.dtype)
 
-    x_grad = once(combine, mean, x, grad, mean, rstd * scale, bias, centred, constant)
+    operands = (x, grad, mean, rstd * scale, bias, centred, constant)
+    x_grad = lax.platform_dependent(
+        *operands,
+        tpu=functools.partial(in_place_tpu.elementwise, combine),
+        default=functools.partial(once, combine, mean),
+    )
     return x_grad, scaled_sum.sum(0), grad_sum.sum(0), None
 
 
