@@ -3,12 +3,24 @@
 Parameters and results are those of `nn.Conv`; only the operations that compute them differ.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from unetr_flax.ops.conv3x3x3 import conv3x3x3
-from unetr_flax.ops.features import Features, Upsampled, channels, joined, normalized, parts, rank
+from unetr_flax.ops.features import (
+    Features,
+    Normalized,
+    Upsampled,
+    channels,
+    joined,
+    normalized,
+    parts,
+    rank,
+)
 from unetr_flax.ops.linear import linear
 from unetr_flax.ops.operands import Operands
 from unetr_flax.ops.patches import space_to_depth
@@ -54,10 +66,21 @@ class Conv(nn.Conv):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        leaves, structure = jax.tree.flatten((normalized(inputs), kernel, bias))
-        leaves = self.promote_dtype(*leaves, dtype=self.dtype)
-        inputs, kernel, bias = jax.tree.unflatten(structure, leaves)
+        inputs, kernel, bias = self._promoted((inputs, kernel, bias))
         return conv(inputs, kernel, bias, strides, self.padding, self.precision, keep)
+
+    def _promoted(self, operands: Any) -> Any:
+        """The operands in one dtype; norms keep theirs inside."""
+        leaves, structure = jax.tree.flatten(operands, is_leaf=_is_norm)
+        stand_ins = [jnp.zeros((), leaf.dtype) if _is_norm(leaf) else leaf for leaf in leaves]
+        promoted = self.promote_dtype(*stand_ins, dtype=self.dtype)
+        pairs = zip(leaves, promoted, strict=True)
+        leaves = [a.replace(dtype=b.dtype) if _is_norm(a) else b for a, b in pairs]
+        return jax.tree.unflatten(structure, leaves)
+
+
+def _is_norm(part: Any) -> bool:
+    return isinstance(part, Normalized)
 
 
 def conv(
@@ -72,11 +95,16 @@ def conv(
     """A convolution of [N, *spatial, I] with [*K, I, O], plus [O]."""
     *kernel_size, _, features = kernel.shape
     if kernel_size == [3, 3, 3] and strides == (1, 1, 1) and padding == "SAME":
-        *arrays, last = parts(x)
-        if not isinstance(last, Upsampled):
-            return conv3x3x3(Operands(joined(x), None, kernel, bias), precision, keep)
-        array = joined(tuple(arrays)) if arrays else None
-        return conv3x3x3(Operands(array, last, kernel, bias), precision, keep)
+        *own, last = parts(x)
+        up = None
+        if isinstance(last, Upsampled):
+            up = normalized(last)
+        else:
+            own.append(last)
+        if not (len(own) == 1 and _is_norm(own[0])):
+            own = [joined(tuple(own))] if own else [None]
+        return conv3x3x3(Operands(own[0], up, kernel, bias), precision, keep)
+    x = normalized(x)
     if set(kernel_size) == set(strides) == {1}:
         y = _of_each_voxel(x, kernel.reshape(-1, features), precision)
         return y if bias is None else y + bias

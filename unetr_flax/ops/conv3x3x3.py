@@ -8,10 +8,13 @@ import jax
 from jax import lax
 
 from unetr_flax.ops import conv3x3x3_cpu, conv3x3x3_gpu, conv3x3x3_tpu
-from unetr_flax.ops.operands import Operands
+from unetr_flax.ops.operands import Operands, backward_with_arrays
 from unetr_flax.ops.platform import by_platform
 
 PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gpu}
+
+# Those whose modules take operands with deferred norms.
+NORMALISING = {"tpu"}
 
 
 # The gradients are written out so that each picks its platform by itself: differentiating through
@@ -46,4 +49,13 @@ def _on_each(name: str, **options: Any) -> Callable:
         platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()
     }
+    for platform in PLATFORMS.keys() - NORMALISING:
+        branches[platform] = functools.partial(_WITH_ARRAYS[name], branches[platform])
     return functools.partial(by_platform, **branches)
+
+
+def _forward_with_arrays(forward, operands):
+    return forward(operands.with_arrays())
+
+
+_WITH_ARRAYS = {"forward": _forward_with_arrays, "backward": backward_with_arrays}

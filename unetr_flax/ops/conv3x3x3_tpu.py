@@ -1,5 +1,7 @@
 """The 3x3x3 convolution on TPU, which pads few channels to many."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,7 +10,12 @@ from unetr_flax.ops import slabs_tpu
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.conv3x3x3_gpu import native_kernel_grad
 from unetr_flax.ops.dtypes import at_least_float32
-from unetr_flax.ops.operands import Operands, backward_as_one, mirrored
+from unetr_flax.ops.operands import (
+    Operands,
+    backward_as_one,
+    backward_with_arrays,
+    mirrored,
+)
 from unetr_flax.ops.sums import channel_sums
 
 # What is best here is by the traffic that the TPU's compiler counts, then by its own time.
@@ -28,7 +35,7 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
     """[N, D, H, W, O]."""
     if size := slabs_tpu.slab_size(operands):
         return slabs_tpu.forward(operands, size, precision=precision)
-    x, _, kernel, bias = operands.as_one()
+    x, _, kernel, bias = operands.with_arrays().as_one()
     y = _conv(x, kernel, precision)
     return y if bias is None else y + bias
 
@@ -47,7 +54,8 @@ def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLik
             None if bias is None else channel_sums(grad).astype(bias.dtype),
         )
 
-    return backward_as_one(gradients, operands, grad)
+    one = functools.partial(backward_as_one, gradients)
+    return backward_with_arrays(one, operands, grad)
 
 
 def _conv(x, kernel, precision):

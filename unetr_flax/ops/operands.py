@@ -6,23 +6,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unetr_flax.ops.features import Upsampled, joined
+from unetr_flax.ops.features import Normalized, Upsampled, joined, normalized
 
 
 class Operands(NamedTuple):
     """Operands of a 3x3x3 convolution.
 
     Attributes:
-      x: [N, D, H, W, I], or None.
+      x: [N, D, H, W, I], or None; deferred only where a platform normalises it by itself.
       up: further channels, or None.
       kernel: [3, 3, 3, I (and those of up), O].
       bias: [O], or None.
     """
 
-    x: jax.Array | None
+    x: jax.Array | Normalized | None
     up: Upsampled | None
     kernel: jax.Array
     bias: jax.Array | None
+
+    def with_arrays(self) -> "Operands":
+        """The same with norms computed."""
+        return self if self.x is None else self._replace(x=normalized(self.x))
 
     def as_one(self) -> "Operands":
         """The same with all channels in one array."""
@@ -38,6 +42,16 @@ def backward_as_one(
     """The gradients of the operands, by a function that takes them with all channels in one."""
     one, vjp = jax.vjp(Operands.as_one, operands)
     return vjp(backward(one, grad))[0]
+
+
+def backward_with_arrays(
+    backward: Callable[[Operands, jax.Array], Operands], operands: Operands, grad: jax.Array
+) -> Operands:
+    """The gradients of the operands, by a function that takes them with norms computed."""
+    if not isinstance(operands.x, Normalized):
+        return backward(operands, grad)
+    with_arrays, vjp = jax.vjp(Operands.with_arrays, operands)
+    return vjp(backward(with_arrays, grad))[0]
 
 
 def mirrored(kernel: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """The 3x3x3 convolution on TPU, slab by slab along depth: what is large is never there at once.
 
-Of each slab the parts of the input are up-sampled, joined and given their neighbours' channels, all
-of which would be several times the input and the result together. The numbers are the same.
+Of each slab the parts of the input are normalised, up-sampled, joined and given their neighbours'
+channels, all of which would be several times the input and the result together. The numbers are the
+same.
 """
 
 import functools
@@ -13,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
-from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.features import Normalized, Upsampled
 from unetr_flax.ops.operands import Operands, mirrored
 from unetr_flax.ops.upsample import upsample
 
@@ -90,8 +91,12 @@ def backward(
     up_grad = None
     if up is not None:
         up_grad = Upsampled(_whole(coarse_grad, up.x.shape), *up_grads, up.precision)
+    if x is not None:
+        x_grad = _whole(x_grad, x.shape)
+    if isinstance(x, Normalized):
+        x_grad = jax.vjp(Normalized.array, x)[1](x_grad.astype(x.dtype))[0]
     return Operands(
-        None if x is None else _whole(x_grad, x.shape),
+        x_grad,
         up_grad,
         kernel_grad,
         bias_grad,
@@ -118,10 +123,25 @@ def _whole(slabs, shape):
 
 def _joined(x, up, start, size):
     """All channels of a slab and of the slices before and after it: [size + 2, H, W, I]."""
-    found = [] if x is None else [_with_neighbours(x, start, size)]
+    found = [] if x is None else [_own(x, start, size)]
     if up is not None:
         found.append(_upsampled(up, start, size))
     return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
+
+
+def _own(x, start, size):
+    """Of what is not up-sampled."""
+    if not isinstance(x, Normalized):
+        return _with_neighbours(x, start, size)
+    y = x.replace(x=_with_neighbours(x.x, start, size)).array()
+    # What the norm makes of the zeros around a volume is none.
+    return jnp.where(_inside(start, size, x.shape[1]), y, jnp.zeros_like(y))
+
+
+def _inside(start, size, depth):
+    """Which of a slab's slices and neighbours belong to its volume, [size + 2, 1, 1, 1]."""
+    index = start % depth + jnp.arange(-1, size + 1)
+    return ((index >= 0) & (index < depth)).reshape(-1, 1, 1, 1)
 
 
 def _with_neighbours(x, start, size):
@@ -147,10 +167,7 @@ def _upsampled(up, start, size):
         return fine
     fine = fine + up.bias
     # There is no bias around a volume.
-    depth = up.shape[1]
-    index = start % depth + jnp.arange(-1, size + 1)
-    inside = ((index >= 0) & (index < depth)).reshape(-1, 1, 1, 1)
-    return jnp.where(inside, fine, jnp.zeros_like(fine))
+    return jnp.where(_inside(start, size, up.shape[1]), fine, jnp.zeros_like(fine))
 
 
 def _upsampled_grad(up, grad, start, size, wide):

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unetr_flax.ops import conv3x3x3_tpu, slabs_tpu
-from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops import conv3x3x3_tpu, slabs_tpu, sums
+from unetr_flax.ops.features import Normalized, Upsampled
 from unetr_flax.ops.operands import Operands
 
 
@@ -12,9 +12,12 @@ def random(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
-def operands(own, strides, use_bias):
+def operands(own, strides, use_bias, norm=False):
     """Of a convolution to 5 channels, of two volumes of 8 x 4 x 6 voxels."""
     x = random(0, 2, 8, 4, 6, own) if own else None
+    if norm:
+        moments = sums.moments(x, per_sample=False)
+        x = Normalized(x, moments, random(7, own), random(8, own), 1e-5, 0.1, x.dtype)
     up, width = None, own
     if strides:
         coarse = (n // s for n, s in zip((8, 4, 6), strides, strict=True))
@@ -27,11 +30,19 @@ def operands(own, strides, use_bias):
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize(
-    ("own", "strides"), [(5, None), (0, (2, 2, 2)), (5, (2, 2, 2)), (5, (1, 2, 1))]
+    ("own", "strides", "norm"),
+    [
+        (5, None, False),
+        (0, (2, 2, 2), False),
+        (5, (2, 2, 2), False),
+        (5, (1, 2, 1), False),
+        (5, None, True),
+        (5, (2, 2, 2), True),
+    ],
 )
-def test_slabs_change_no_number(monkeypatch, own, strides, size, use_bias):
+def test_slabs_change_no_number(monkeypatch, own, strides, norm, size, use_bias):
     with jax.enable_x64(True):
-        given = operands(own, strides, use_bias)
+        given = operands(own, strides, use_bias, norm)
         grad = random(6, 2, 8, 4, 6, 5)
         options = {"precision": None}
         assert slabs_tpu.slab_size(given) is None
