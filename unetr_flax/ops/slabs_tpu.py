@@ -3,6 +3,10 @@
 Of each slab the parts of the input are normalised, up-sampled, joined and given their neighbours'
 channels, all of which would be several times the input and the result together. The numbers are the
 same.
+
+A slab has few slices. A TPU lays out the results of a convolution of few samples and few features
+with many times their size of padding, so the columns of a slab are the samples here: the column
+taps join the channels, and what is left is a 2D convolution along depth and height.
 """
 
 import functools
@@ -12,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Normalized, Upsampled
 from unetr_flax.ops.operands import Operands, mirrored
@@ -23,17 +26,12 @@ SLAB_BYTES = 2**28
 
 LANES = 128
 
-# With so few channels, those of the neighbours are no matter either.
-FEW_CHANNELS = 3
-
 
 def slab_size(operands: Operands) -> int | None:
     """Slices per slab, a divisor of the depth; None if all is small enough."""
     shape = (operands.up if operands.x is None else operands.x).shape
     n, depth, h, w, _ = shape
     inputs, features = operands.kernel.shape[-2:]
-    if min(inputs, features) <= FEW_CHANNELS:
-        return None
     slice_bytes = 3 * h * w * max(inputs, features) * operands.kernel.dtype.itemsize
     if n * depth * slice_bytes <= SLAB_BYTES:
         return None
@@ -47,11 +45,9 @@ def forward(operands: Operands, size: int, *, precision: lax.PrecisionLike) -> j
     """[N, D, H, W, O], `size` slices at a time."""
     x, up, kernel, bias = operands
     n, depth, *rest, _ = (up if x is None else x).shape
-    taps_kernel = _taps_kernel(kernel)
 
     def of_slab(start):
-        taps = _taps(_joined(x, up, start, size))
-        y = conv2d(taps, taps_kernel, "SAME", precision, None)
+        y = _conv(_taps(_joined(x, up, start, size)), kernel, precision)
         return _compact(y if bias is None else y + bias)
 
     y = lax.map(of_slab, jnp.arange(0, n * depth, size))
@@ -64,7 +60,7 @@ def backward(
     """The gradients of the operands, `size` slices at a time."""
     x, up, kernel, bias = operands
     own = 0 if x is None else x.shape[-1]
-    back_kernel = _taps_kernel(mirrored(kernel))
+    back_kernel = mirrored(kernel)
     wide = at_least_float32(grad.dtype)
     smalls = (kernel, bias, None if up is None else (up.kernel, up.bias))
     zeros = jax.tree.map(lambda small: jnp.zeros(small.shape, wide), smalls)
@@ -74,7 +70,7 @@ def backward(
         inner = grad_slab[1:-1]
         taps = _taps(_joined(x, up, start, size))
         kernel_grad = _kernel_grad(taps, inner, precision, wide)
-        x_grad = _compact(conv2d(_taps(grad_slab), back_kernel, "SAME", precision, None))
+        x_grad = _compact(_conv(_taps(grad_slab), back_kernel, precision))
         bias_grad = None if bias is None else inner.astype(wide).sum((0, 1, 2))
         coarse_grad, up_grads = None, None
         if up is not None:
@@ -182,26 +178,34 @@ def _upsampled_grad(up, grad, start, size, wide):
 
 
 def _taps(slab):
-    """Each slice with its neighbours' channels: [size + 2, ..., I] -> [size, ..., 3 I]."""
-    size = slab.shape[0] - 2
-    return jnp.concatenate([slab[tap : tap + size] for tap in range(3)], axis=-1)
+    """Each column with its neighbours' channels: [B, H, W, I] -> [B, H, W, 3 I]."""
+    width = slab.shape[2]
+    slab = jnp.pad(slab, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    return jnp.concatenate([slab[:, :, tap : tap + width] for tap in range(3)], axis=-1)
 
 
-def _taps_kernel(kernel):
-    """[3, 3, 3, I, O] -> [3, 3, 3 I, O]."""
-    return jnp.moveaxis(kernel, 0, -3).reshape(3, 3, -1, kernel.shape[-1])
+def _conv(taps, kernel, precision):
+    """[size + 2, H, W, 3 I], [3, 3, 3, I, O] -> [size, H, W, O]."""
+    columns = (2, 3, 0, 1)
+    return lax.conv_general_dilated(
+        taps,
+        kernel.reshape(3, 3, -1, kernel.shape[-1]),
+        window_strides=(1, 1),
+        padding=((0, 0), (1, 1)),
+        dimension_numbers=lax.ConvDimensionNumbers(columns, (3, 2, 0, 1), columns),
+        precision=precision,
+    )
 
 
 def _kernel_grad(taps, grad, precision, wide):
-    """[B, H, W, 3 I], [B, H, W, O] -> [3, 3, 3, I, O]."""
+    """[size + 2, H, W, 3 I], [size, H, W, O] -> [3, 3, 3, I, O]."""
     y = lax.conv_general_dilated(
         taps,
         grad,
         window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        padding=((0, 0), (1, 1)),
+        dimension_numbers=lax.ConvDimensionNumbers((3, 2, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1)),
         precision=precision,
         preferred_element_type=wide,
     )
-    y = y.reshape(3, 3, 3, -1, grad.shape[-1])
-    return jnp.moveaxis(y, 2, 0)
+    return y.reshape(3, 3, 3, -1, grad.shape[-1])

@@ -33,6 +33,7 @@ def operands(own, strides, use_bias, norm=False):
     ("own", "strides", "norm"),
     [
         (5, None, False),
+        (1, None, False),
         (0, (2, 2, 2), False),
         (5, (2, 2, 2), False),
         (5, (1, 2, 1), False),
