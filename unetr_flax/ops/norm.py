@@ -8,6 +8,7 @@ from jax import lax
 
 from unetr_flax.ops import in_place_tpu, sums
 from unetr_flax.ops.once import once
+from unetr_flax.ops.platform import by_platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -78,7 +79,7 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
         return grad.astype(x.dtype)
 
     operands = (x, grad, mean, rstd * scale, bias, centred, constant)
-    x_grad = lax.platform_dependent(
+    x_grad = by_platform(
         *operands,
         tpu=functools.partial(in_place_tpu.elementwise, combine),
         default=functools.partial(once, combine, mean),
