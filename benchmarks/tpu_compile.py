@@ -91,10 +91,10 @@ class Program:
 
 # GiB that programs must fit, all told.
 PROMISES = {
-    Program("v5e:2x2", "reference", 4.0, 96, 1, "step"): 2.5,
-    Program("v5e:2x2", "reference", 4.0, 224, 1, "step-remat"): 8,
-    Program("v5e:2x2", "reference", 1.0, 224, 1, "forward"): 5.5,
-    Program("v5e:2x2", "reference", 1.0, 224, 1, "step-remat"): 16,
+    Program("v5e:2x2", "reference", 4.0, 96, 1, "step"): 2,
+    Program("v5e:2x2", "reference", 4.0, 224, 1, "step-remat"): 4.5,
+    Program("v5e:2x2", "reference", 1.0, 224, 1, "forward"): 5,
+    Program("v5e:2x2", "reference", 1.0, 224, 1, "step-remat"): 11,
 }
 
 
