@@ -1,5 +1,9 @@
 """The model as it is lowered for TPU, run on CPU, against the model as it is lowered there."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +55,46 @@ def test_the_tpu_s_program_computes_the_same_gradients(monkeypatch, family):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         # Biases before norms have no gradient but rounding.
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12 * largest)
+
+
+def test_devices_that_share_a_batch_exchange_no_volumes():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_enable_x64", True)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from unetr_flax import ops
+from unetr_flax.blocks import Conv3DBlock, Deconv3DBlock
+from unetr_flax.ops import in_place_tpu, slabs_tpu
+slabs_tpu.SLAB_BYTES = in_place_tpu.PART_BYTES = 1
+# The TPU's compiler knows how to share what has a layout, the CPU's does not.
+slabs_tpu._compact = lambda slab: slab
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
+first = Deconv3DBlock(4, (2, 1, 2), remat=True, param_dtype=x.dtype)
+second = Conv3DBlock(4, remat=True, param_dtype=x.dtype)
+
+def apply(params, x):
+    y, _ = first.apply({"params": params[0]}, x, train=True, mutable=["batch_stats"])
+    y, _ = second.apply({"params": params[1]}, y, train=True, mutable=["batch_stats"])
+    return y
+
+@jax.jit
+@ops.traced_for("tpu")
+def step(params, x):
+    return jax.value_and_grad(lambda *given: jnp.square(apply(*given).array()).mean())(params, x)
+
+y = jnp.zeros((4, 8, 6, 10, 4))
+params = [first.init(jax.random.key(1), x)["params"], second.init(jax.random.key(2), y)["params"]]
+alone = step(params, x)
+sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+program = step.lower(params, sharded).compile().as_text()
+assert "all-reduce" in program and "while" in program
+for exchange in ("all-gather", "all-to-all", "collective-permute"):
+    assert exchange not in program, exchange
+for a, b in zip(jax.tree.leaves(step(params, sharded)), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-# Bytes of a part; what has no more is computed at once.
+# Bytes of a volume's part; what has no more is computed at once.
 PART_BYTES = 2**26
 
 
@@ -15,31 +15,32 @@ def elementwise(
     """`compute(x, y, *values)` in the memory of y, part by part, if y is large and then unused.
 
     Args:
-      compute: elementwise; takes x and y as [1, part, *spatial, C] too.
+      compute: elementwise; takes x and y as [N, part, *spatial, C] too.
       x: [N, D, *spatial, C].
       y: the same shape; the result has its dtype.
-      values: [1, C] or [C] each; if they have more rows, all is computed at once.
+      values: what is the same for all parts.
     """
-    n, depth = y.shape[:2]
     size = part_size(y)
-    if size is None or any(value.ndim > 1 and value.shape[0] > 1 for value in values):
+    if size is None:
         return compute(x, y, *values)
-    rows_x, rows_y = (array.reshape(1, n * depth, *array.shape[2:]) for array in (x, y))
 
-    def of_part(index, rows_y):
+    def of_part(index, y):
         start = index * size
-        parts = (lax.dynamic_slice_in_dim(rows, start, size, 1) for rows in (rows_x, rows_y))
-        part = compute(*parts, *values).astype(rows_y.dtype)
-        return lax.dynamic_update_slice_in_dim(rows_y, part, start, 1)
+        parts = (lax.dynamic_slice_in_dim(array, start, size, 1) for array in (x, y))
+        part = compute(*parts, *values).astype(y.dtype)
+        return lax.dynamic_update_slice_in_dim(y, part, start, 1)
 
-    return lax.fori_loop(0, n * depth // size, of_part, rows_y).reshape(y.shape)
+    return lax.fori_loop(0, y.shape[1] // size, of_part, y)
 
 
 def part_size(y: jax.Array) -> int | None:
-    """Slices of all volumes per part, a divisor of their number; None if all is small enough."""
-    slices = y.shape[0] * y.shape[1]
-    slice_bytes = y.size // slices * y.dtype.itemsize
-    if y.ndim < 4 or slices * slice_bytes <= PART_BYTES:
+    """Slices per part, a divisor of the depth; None if a volume is small enough.
+
+    A part has slices of all volumes, as those may be shared by devices.
+    """
+    n, depth = y.shape[:2]
+    slice_bytes = y.size // n // depth * y.dtype.itemsize
+    if y.ndim < 4 or depth * slice_bytes <= PART_BYTES:
         return None
-    sizes = [size for size in range(1, slices + 1) if slices % size == 0]
+    sizes = [size for size in range(1, depth + 1) if depth % size == 0]
     return max((size for size in sizes if size * slice_bytes <= PART_BYTES), default=1)
