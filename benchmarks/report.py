@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from benchmarks.race import Result
 from benchmarks.roofline import Peaks
@@ -152,8 +153,9 @@ def plot(results: list[Result], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="voxels in the batch", title=title)
         axis.set_xticks(list(shapes), list(shapes.values()))
         axis.xaxis.minorticks_off()
-        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            set_formatter("{x:g}")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.minorticks_off()
         axis.grid(alpha=0.3)
     if any(result.failure is None for result in results):
         axes[0].legend(fontsize="small")

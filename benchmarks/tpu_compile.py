@@ -16,16 +16,21 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from train.losses import dice_cross_entropy_loss
+from train.mesh import AXIS, replicated
 from train.state import abstract_state
 from train.step import make_predict, make_train_step
 from unetr_flax import UNETR, UNETRConfig
+
+# Chips of each topology below.
+ALL_CHIPS = 4
 
 # GiB of one chip. The compiler itself refuses what exceeds the part that is left to programs.
 CHIPS = {"v5e:2x2": 16, "v5p:2x2x1": 95, "v6e:2x2": 32}
@@ -35,7 +40,7 @@ KINDS = ("forward", "step", "step-remat")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of the model for one chip.
+    """A program of the model for one chip, or for some that share its batch.
 
     Attributes:
       topology: which chip, of `CHIPS`.
@@ -45,6 +50,7 @@ class Program:
       batch: volumes.
       kind: of `KINDS`: "forward", "step" (of training), or "step-remat", which computes activations
         again in the backward pass.
+      chips: 1 or `ALL_CHIPS`.
 
     Raises:
       ValueError: if there is no such program.
@@ -56,6 +62,7 @@ class Program:
     edge: int
     batch: int
     kind: str
+    chips: int = 1
 
     def __post_init__(self) -> None:
         fields = (("topology", CHIPS), ("family", FAMILIES), ("kind", KINDS))
@@ -64,6 +71,11 @@ class Program:
                 raise ValueError(f"{field} {value!r}: must be one of {', '.join(allowed)}")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch}: must be at least 1")
+        if self.chips not in (1, ALL_CHIPS) or self.batch % self.chips:
+            raise ValueError(
+                f"chips {self.chips}: must be 1 or {ALL_CHIPS}, and divide the batch of "
+                f"{self.batch}"
+            )
         if self.family == "monai" and self.light_r != 1:
             raise ValueError(f"light_r {self.light_r:g}: must be 1 for monai")
         _ = self.config
@@ -78,20 +90,23 @@ class Program:
 
     @property
     def room(self) -> float:
-        """GiB that it may take."""
+        """GiB of each chip that it may take."""
         return PROMISES.get(self, CHIPS[self.topology])
 
     def __str__(self) -> str:
         width = f" light_r {self.light_r:g}" if self.family == "reference" else ""
+        shared = f" on {self.chips} chips" if self.chips > 1 else ""
         return (
-            f"{self.topology} | {self.family}{width}, {self.edge}^3, batch {self.batch} "
+            f"{self.topology} | {self.family}{width}, {self.edge}^3, batch {self.batch}{shared} "
             f"| {self.kind}"
         )
 
 
-# GiB that programs must fit, all told.
+# GiB of each chip that programs must fit, all told.
 PROMISES = {
     Program("v5e:2x2", "reference", 4.0, 96, 1, "step"): 2,
+    # As much: chips exchange sums, never volumes.
+    Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4): 2,
     Program("v5e:2x2", "reference", 4.0, 224, 1, "step-remat"): 4.5,
     Program("v5e:2x2", "reference", 1.0, 224, 1, "forward"): 5,
     Program("v5e:2x2", "reference", 1.0, 224, 1, "step-remat"): 11,
@@ -103,13 +118,16 @@ class Options:
     """What is compiled."""
 
     topologies: tuple[str, ...] = ("v5e:2x2",)
-    """Of v5e:2x2, v5p:2x2x1 and v6e:2x2; one of the chips is used."""
+    """Of v5e:2x2, v5p:2x2x1 and v6e:2x2."""
 
     edges: tuple[int, ...] = (96,)
     """Voxels per axis."""
 
     batch: int = 1
     """Volumes."""
+
+    chips: int = 1
+    """1, or 4 that share the batch."""
 
     light_r: float | None = None
     """Divisor of the reference decoder's widths; 4 if left out."""
@@ -129,7 +147,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """The compiler's figures of one program.
+    """The compiler's figures of one program, for each chip.
 
     Attributes:
       total: bytes of intermediate results, arguments and results, donated ones once.
@@ -158,28 +176,33 @@ def chosen(options: Options) -> list[Program]:
     if light_r is None:
         light_r = 1.0 if options.family == "monai" else 4.0
     return [
-        Program(topology, options.family, light_r, edge, options.batch, kind)
+        Program(topology, options.family, light_r, edge, options.batch, kind, options.chips)
         for topology in options.topologies
         for edge in options.edges
         for kind in options.kinds
     ]
 
 
-def compile_program(topology: str, cfg: UNETRConfig, batch: int, kind: str) -> Figures:
-    """Compiles a program for one chip; arguments as in `Program`."""
-    device = topologies.get_topology_desc(topology, platform="tpu").devices[0]
-    sharding = SingleDeviceSharding(device)
+def compile_program(
+    topology: str, cfg: UNETRConfig, batch: int, kind: str, chips: int = 1
+) -> Figures:
+    """Compiles a program; arguments as in `Program`."""
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices[:chips]
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    shared = NamedSharding(mesh, PartitionSpec(AXIS))
     model = UNETR(cfg, dtype=jnp.bfloat16, remat=kind == "step-remat")
     update = optax.adamw(1e-3)
-    struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    struct = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
     image = struct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
     labels = struct((batch, *cfg.img_size), jnp.int32)
-    state = abstract_state(model, update, sharding)
+    state = abstract_state(model, update, replicated(mesh))
     start = time.perf_counter()
     if kind == "forward":
         lowered = make_predict(model, "tpu").lower(state.variables, image)
     else:
-        step = make_train_step(model, update, dice_cross_entropy_loss, platform="tpu")
+        step = make_train_step(
+            model, update, dice_cross_entropy_loss, replicated(mesh), platform="tpu"
+        )
         lowered = step.lower(state, {"image": image, "label": labels})
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
@@ -208,9 +231,10 @@ def main(args: list[str]) -> int:
     console.print(HEAD, highlight=False, soft_wrap=True)
     too_large = []
     for program in programs:
-        arguments = (program.topology, program.config, program.batch, program.kind)
         try:
-            found = compile_program(*arguments)
+            found = compile_program(
+                program.topology, program.config, program.batch, program.kind, program.chips
+            )
         except jax.errors.JaxRuntimeError as error:
             # The compiler itself refuses what exceeds the chip.
             if "RESOURCE_EXHAUSTED" not in str(error):

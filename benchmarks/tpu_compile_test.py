@@ -21,7 +21,7 @@ def compiler(monkeypatch):
     """Kinds of programs take the bytes that a test gives them, others none; 96^3 may take 2 GiB."""
     totals = {}
 
-    def compile_program(topology, cfg, batch, kind):
+    def compile_program(topology, cfg, batch, kind, chips):
         total = totals.get(kind, 0)
         if isinstance(total, str):
             raise jax.errors.JaxRuntimeError(total)
@@ -98,6 +98,9 @@ def test_options_choose():
     assert chosen(Options(batch=2)) == [
         Program("v5e:2x2", "reference", 4.0, 96, 2, kind) for kind in ("forward", "step")
     ]
+    assert chosen(Options(batch=4, chips=4, kinds=("step",))) == [
+        Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4)
+    ]
     options = Options(topologies=("v6e:2x2",), edges=(32, 64), family="monai", kinds=("step",))
     assert chosen(options) == [Program("v6e:2x2", "monai", 1, edge, 1, "step") for edge in (32, 64)]
 
@@ -109,6 +112,8 @@ def test_options_choose():
         (["--family", "swin"], "family 'swin': must be one of reference, monai"),
         (["--kinds", "train"], "kind 'train': must be one of forward, step, step-remat"),
         (["--batch", "0"], "batch 0: must be at least 1"),
+        (["--chips", "2"], "chips 2: must be 1 or 4, and divide the batch of 1"),
+        (["--chips", "4", "--batch", "6"], "chips 4: must be 1 or 4, and divide the batch of 6"),
         (["--edges", "90"], "img_size=(90, 90, 90)"),
         (["--light-r", "0"], "light_r=0.0"),
         (["--family", "monai", "--light-r", "4"], "light_r 4: must be 1 for monai"),
@@ -133,14 +138,18 @@ def test_the_compiler_compiles():
         text=True,
         check=True,
     )
-    found = json.loads(result.stdout.splitlines()[-1])
+    found, shared = json.loads(result.stdout.splitlines()[-1])
     # The image, the logits, and some parameters.
     assert found["total"] > 32**3 * (4 + 2 * 2)
     assert min(found["flops"], found["traffic"], found["seconds"]) > 0
+    # Four chips with a volume each need what one with one volume needs.
+    assert shared["total"] == pytest.approx(found["total"], rel=0.05)
 
 
 def print_figures():
-    """Prints the figures of a small model's forward pass."""
+    """Prints the figures of a small model's forward pass, on one chip and on four."""
     cfg = UNETRConfig.reference((32, 32, 32), 1, 2, 8, hidden_size=32, num_layers=4, num_heads=2)
-    found = tpu_compile.compile_program("v5e:2x2", cfg, 1, "forward")
-    print(json.dumps(dataclasses.asdict(found)))
+    alone, shared = (
+        tpu_compile.compile_program("v5e:2x2", cfg, chips, "forward", chips) for chips in (1, 4)
+    )
+    print(json.dumps([dataclasses.asdict(alone), dataclasses.asdict(shared)]))
