@@ -12,6 +12,8 @@ def test_norm_of_a_tree_is_that_of_all_its_numbers(dtype):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         shapes = {"a": (37, 5), "b": (16, 3), "c": (7,), "d": (), "e": (0,)}
+        # Of one size with another, and larger than what is added to others of its size.
+        shapes |= {"f": (5, 37), "g": (48,), "h": (300, 80), "i": (300, 80)}
         tree = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
         norm = jax.jit(ops.global_norm)(tree)
         assert norm.dtype == (dtype if dtype == "float64" else "float32")
