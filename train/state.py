@@ -45,7 +45,7 @@ def initial_state(
 
     Args:
       variables: of a UNETR.
-      tx: the optimiser; it sees parameters and gradients packed, see `train.packed`.
+      tx: the optimiser.
       key: of all dropout.
     """
     return TrainState(

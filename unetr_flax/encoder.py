@@ -182,6 +182,10 @@ def layer_norm(cfg: UNETRConfig, **fields: Any) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=cfg.traits.layer_norm_epsilon, use_fast_variance=False, **fields)
 
 
+# All blocks are traced once.
+_TransformerBlock = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
+
+
 class VisionTransformer(nn.Module):
     """Patch embedding and transformer blocks (Dosovitskiy et al. 2021)."""
 
@@ -209,7 +213,7 @@ class VisionTransformer(nn.Module):
         x = PatchEmbedding(cfg, **types, name="embedding")(image, train=train)
         features, attention = [], []
         for i in range(cfg.num_layers):
-            block = TransformerBlock(cfg, **types, name=f"block_{i}")
+            block = _TransformerBlock(cfg, **types, name=f"block_{i}")
             if return_attention:
                 x, weights = block(x, mask, train=train, return_weights=True)
                 attention.append(weights)

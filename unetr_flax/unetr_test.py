@@ -130,10 +130,30 @@ def test_dropout_reaches_everything_and_follows_its_rng():
     # The embeddings, and in each block the attention weights and the feed-forward units.
     assert len(dropped) == 1 + 2 * cfg.num_layers
     assert all((d == 0).mean() > 0.2 for d in dropped)
+    masks = [d == 0 for d in dropped]
+    assert not any(
+        a.shape == b.shape and np.array_equal(a, b) for a, b in itertools.combinations(masks, 2)
+    )
     assert np.array_equal(logits, train(jax.random.key(1))[0])
     assert not np.array_equal(logits, train(jax.random.key(2))[0])
     with pytest.raises(Exception, match="dropout"):
         model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+def test_transformer_blocks_are_traced_once(monkeypatch):
+    norms = []
+
+    def layer_norm(*args, name, **fields):
+        norms.append(name)
+        return given(*args, name=name, **fields)
+
+    given = encoder.layer_norm
+    monkeypatch.setattr(encoder, "layer_norm", layer_norm)
+    cfg = dataclasses.replace(CFG, mlp_dim=20)  # which no other test has traced
+    x = jnp.asarray(image(cfg))
+    jax.eval_shape(lambda variables: UNETR(cfg).apply(variables, x), random_variables(cfg))
+    # Once to initialise, once to apply.
+    assert [name for name in norms if name != "norm"] == 2 * ["norm1", "norm2"]
 
 
 def test_mask_cuts_tokens_off(variables):

@@ -63,6 +63,7 @@ def kernel_grad(
 
     along = jnp.asarray(h // columns)
 
+    @jax.jit
     def of_block(block):
         start, left = lax.div(block, along) * rows, lax.rem(block, along) * columns
         seen = (n, rows + size - 1, inputs, columns + size - 1, w + size - 1)

@@ -6,6 +6,7 @@ rows there, first as arrays, then in stages of few terms.
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -98,9 +99,9 @@ def _square_sum_by_rows(*leaves):
         if leaf.size <= SMALL:
             small[leaf.size].append(squares.reshape(-1))
         else:
-            large.append(squares.reshape(_divisor(leaf.size, ROWS), -1))
+            large.append(_rows(squares.reshape(_divisor(leaf.size, ROWS), -1), 0))
     # What is small and of one size is added first: a hundred single sums take long to compile.
-    return sum(sum(rows).sum() for rows in (*large, *small.values()))
+    return sum(_added(rows).sum() for rows in (*large, *small.values()))
 
 
 def _moments_at_once(x):
@@ -132,11 +133,22 @@ def _slabs(x: jax.Array) -> jax.Array:
     return x.reshape(n, -1, rows, width)
 
 
+@jax.jit
 def _sum_of_rows(slabs: jax.Array) -> jax.Array:
     """[N, slabs, rows, *] -> [N, slabs, *]."""
-    return sum(slabs[:, :, row] for row in range(slabs.shape[2]))
+    return _added(_rows(slabs, 2))
 
 
+def _rows(x: jax.Array, axis: int) -> list[jax.Array]:
+    """All of an axis; indexing takes several times longer to trace."""
+    return [lax.index_in_dim(x, row, axis, keepdims=False) for row in range(x.shape[axis])]
+
+
+def _added(rows: list[jax.Array]) -> jax.Array:
+    return functools.reduce(lax.add, rows)
+
+
+@jax.jit
 def _sum_in_stages(x: jax.Array) -> jax.Array:
     """[N, groups, C] -> [N, C], in stages of few terms.
 
