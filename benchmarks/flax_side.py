@@ -145,7 +145,8 @@ def plain_modules() -> Iterator[None]:
         param_dtype: Any = jnp.float32
 
         @nn.compact
-        def __call__(self, x):
+        def __call__(self, x, *, deferred=False):
+            del deferred  # it is computed here
             norm = nn.GroupNorm(
                 self.num_groups,
                 1 if self.num_groups is None else None,
@@ -173,5 +174,16 @@ def plain_modules() -> Iterator[None]:
         mock.patch.object(encoder, "ops", plain),
         mock.patch.object(blocks, "BatchNorm", BatchNorm),
         mock.patch.object(blocks, "GroupNorm", GroupNorm),
+        jaxprs_forgotten(),
     ):
         yield
+
+
+@contextlib.contextmanager
+def jaxprs_forgotten() -> Iterator[None]:
+    """What was traced before is not used within, nor what is traced within afterwards."""
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.clear_caches()

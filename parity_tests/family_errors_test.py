@@ -91,6 +91,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize(("cfg", "plant"), ERRORS.values(), ids=ERRORS)
 def test_planted_error_is_caught(cfg, plant):
     with precise(), plant:

@@ -23,6 +23,7 @@ def test_float32(name, rung):
         assert_parity(RUNGS[rung](make_twins(configs.ALL[name], "float32")))
 
 
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("error", PLANTED_ERRORS, ids=lambda error: error.name)
 def test_planted_error_is_caught(error):
     with precise(), error.plant():

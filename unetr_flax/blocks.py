@@ -124,7 +124,7 @@ class BatchNorm(nn.Module):
         Args:
           x: features.
           train: whether batch statistics are used and updated.
-          deferred: in training, whether to leave the result to the convolution that follows.
+          deferred: in training, whether to leave the result to what follows.
 
         Raises:
           ValueError: in training, if there is one value per channel and so no variance.
@@ -148,12 +148,8 @@ class BatchNorm(nn.Module):
             )
         options = (self.epsilon, False, self.negative_slope)
         if deferred:
-            # The result's gradient is that of its statistics too.
-            constants = jax.lax.stop_gradient((x, scale, bias))
-            _, *moments = ops.normalize(*constants, *options)
-            y = ops.Normalized(
-                x, tuple(moments), scale, bias, self.epsilon, self.negative_slope, out_dtype
-            )
+            y = ops.deferred_norm(x, scale, bias, *options, out_dtype)
+            moments = y.moments
         else:
             y, *moments = ops.normalize(x, scale, bias, *options)
             y = y.astype(out_dtype)
@@ -188,13 +184,21 @@ class GroupNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, *spatial, C] -> [B, *spatial, C]."""
+    def __call__(self, x: jax.Array, *, deferred: bool = False) -> jax.Array | ops.Normalized:
+        """[B, *spatial, C] -> [B, *spatial, C].
+
+        Args:
+          x: features.
+          deferred: whether to leave the result to what follows, where each channel is a group.
+        """
         features = x.shape[-1]
         out_dtype = x.dtype if self.dtype is None else self.dtype
         scale, bias = _affine(self, features)
         if self.num_groups is None:
-            y, _, _ = ops.normalize(x, scale, bias, self.epsilon, True, self.negative_slope)
+            options = (self.epsilon, True, self.negative_slope)
+            if deferred:
+                return ops.deferred_norm(x, scale, bias, *options, out_dtype)
+            y, _, _ = ops.normalize(x, scale, bias, *options)
             return y.astype(out_dtype)
         # A group's channels become voxels of one channel.
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1).swapaxes(-1, -2)
@@ -282,17 +286,24 @@ class UNetBlock(nn.Module):
         y = conv(name="conv2")(y, train=train)
         if self.style.block == "basic":
             return norm(y, negative_slope=SLOPE, name="norm2")
-        y = norm(y, name="norm2")
-        if ops.channels(x) != self.features:
-            x = norm(conv(kernel_size=1, name="conv3")(x, train=train), name="norm3")
-        return nn.leaky_relu(y + ops.joined(x), SLOPE)
+        y = norm(y, deferred=True, name="norm2")
+        if ops.channels(x) == self.features:
+            x = ops.joined(x)
+        else:
+            x = conv(kernel_size=1, name="conv3")(x, train=train)
+            x = norm(x, deferred=True, name="norm3")
+        return ops.residual((y, x), SLOPE)
 
 
-def _normalise(x: jax.Array, *, style: BlockStyle, train: bool, **fields: Any) -> jax.Array:
+def _normalise(
+    x: jax.Array, *, style: BlockStyle, train: bool, deferred: bool = False, **fields: Any
+) -> jax.Array | ops.Normalized:
     """The norm that a style names, as a module of the caller's."""
     if style.norm == "batch":
-        return BatchNorm(affine=style.norm_affine, **fields)(x, train=train)
-    return GroupNorm(style.norm_groups, affine=style.norm_affine, **fields)(x)
+        norm = BatchNorm(affine=style.norm_affine, **fields)
+        return norm(x, train=train, deferred=deferred)
+    norm = GroupNorm(style.norm_groups, affine=style.norm_affine, **fields)
+    return norm(x, deferred=deferred)
 
 
 def conv_block(features: int, style: BlockStyle, **fields: Any) -> nn.Module:

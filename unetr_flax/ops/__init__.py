@@ -3,11 +3,19 @@
 from unetr_flax.ops.attention import attention_weights, dot_product_attention, weighted_values
 from unetr_flax.ops.conv import Conv
 from unetr_flax.ops.conv_transpose import ConvTranspose
-from unetr_flax.ops.features import Features, Normalized, channels, joined, rank
+from unetr_flax.ops.features import (
+    Features,
+    Normalized,
+    channels,
+    deferred_norm,
+    joined,
+    rank,
+)
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
 from unetr_flax.ops.once import gradient_once
 from unetr_flax.ops.platform import traced_for
+from unetr_flax.ops.residual import residual
 from unetr_flax.ops.sums import global_norm
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "Normalized",
     "attention_weights",
     "channels",
+    "deferred_norm",
     "dot_general",
     "dot_product_attention",
     "global_norm",
@@ -24,6 +33,7 @@ __all__ = [
     "joined",
     "normalize",
     "rank",
+    "residual",
     "traced_for",
     "weighted_values",
 ]

@@ -10,19 +10,21 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from unetr_flax.ops.norm import normalize
+from unetr_flax.ops.sums import moments
 from unetr_flax.ops.upsample import upsample
 
 
 @flax.struct.dataclass
 class Normalized:
-    """A batch normalisation and its LeakyReLU, not computed yet.
+    """A norm and its LeakyReLU, not computed yet; see `normalize`.
 
     Attributes:
       x: [N, *spatial, C].
-      moments: its mean and variance, [1, C] each.
+      moments: its mean and variance, [1, C] each, or [N, C] if per sample.
       scale: [C].
       bias: [C].
       epsilon: added to the variance.
+      per_sample: whether mean and variance are those of each sample.
       negative_slope: of the LeakyReLU.
       dtype: of the array.
     """
@@ -32,6 +34,7 @@ class Normalized:
     scale: jax.Array
     bias: jax.Array
     epsilon: float = flax.struct.field(pytree_node=False)
+    per_sample: bool = flax.struct.field(pytree_node=False)
     negative_slope: float = flax.struct.field(pytree_node=False)
     dtype: DTypeLike = flax.struct.field(pytree_node=False)
 
@@ -42,8 +45,23 @@ class Normalized:
 
     def array(self) -> jax.Array:
         """[N, *spatial, C]."""
-        options = (self.epsilon, False, self.negative_slope, self.moments)
+        options = (self.epsilon, self.per_sample, self.negative_slope, self.moments)
         return normalize(self.x, self.scale, self.bias, *options)[0].astype(self.dtype)
+
+
+def deferred_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    per_sample: bool,
+    negative_slope: float,
+    dtype: DTypeLike,
+) -> Normalized:
+    """A norm of which only the moments are computed."""
+    # The result's gradient is that of its moments too.
+    found = moments(lax.stop_gradient(x), per_sample)
+    return Normalized(x, found, scale, bias, epsilon, per_sample, negative_slope, dtype)
 
 
 @flax.struct.dataclass

@@ -45,8 +45,7 @@ def _normalize(x, scale, bias, epsilon, per_sample, negative_slope, moments):
     rstd = lax.rsqrt(var + epsilon)
 
     def apply(x, mean, factor, bias):
-        y = _affine(x, mean, factor, bias)
-        return _where_negative(y, y, negative_slope).astype(x.dtype)
+        return affine(x, mean, factor, bias, negative_slope).astype(x.dtype)
 
     y = once(apply, mean, x, mean, rstd * scale, bias)
     return (y, mean, var), (x, scale, bias, mean, rstd)
@@ -88,6 +87,22 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, cotangents):
 
 
 normalize.defvjp(_normalize, _normalize_bwd)
+
+
+def affine(
+    x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, negative_slope: float
+) -> jax.Array:
+    """LeakyReLU((x - mean) * factor + bias) of [N, *spatial, C], in the dtype of the mean.
+
+    Args:
+      x: features.
+      mean: [N or 1, C], as is the factor.
+      factor: the scale over the standard deviation.
+      bias: [C].
+      negative_slope: as of `normalize`.
+    """
+    y = _affine(x, mean, factor, bias)
+    return _where_negative(y, y, negative_slope)
 
 
 def _affine(x, mean, factor, bias):

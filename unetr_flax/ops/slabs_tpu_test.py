@@ -17,7 +17,7 @@ def operands(own, strides, use_bias, norm=False):
     x = random(0, 2, 8, 4, 6, own) if own else None
     if norm:
         moments = sums.moments(x, per_sample=False)
-        x = Normalized(x, moments, random(7, own), random(8, own), 1e-5, 0.1, x.dtype)
+        x = Normalized(x, moments, random(7, own), random(8, own), 1e-5, False, 0.1, x.dtype)
     up, width = None, own
     if strides:
         coarse = (n // s for n, s in zip((8, 4, 6), strides, strict=True))

@@ -112,17 +112,17 @@ def _moments_at_once(x):
 
 
 def _moments_by_slabs(x):
-    """The same from the moments of slabs."""
     slabs = _wide(_slabs(x))  # [N, slabs, rows, width]
-    count = slabs.shape[2]
-    means = lax.optimization_barrier(_sum_of_rows(slabs) / count)
-    squares = _sum_of_rows(jnp.square(slabs - means[:, :, None]))
     n, features = x.shape[0], x.shape[-1]
-    groups = means.size // n // features
-    means, squares = (a.reshape(n, groups, features) for a in (means, squares))
-    mean = _sum_in_stages(means) / groups
-    between = _sum_in_stages(jnp.square(means - mean[:, None]))  # Chan et al. 1983
-    return mean, (_sum_in_stages(squares) / count + between) / groups
+    voxels = x.size // n // features
+
+    def mean(slabs):
+        return _sum_in_stages(_sum_of_rows(slabs).reshape(n, -1, features)) / voxels
+
+    centre = mean(slabs)
+    by_channel = slabs.reshape(*slabs.shape[:3], -1, features)
+    centred = by_channel - centre[:, None, None, None]
+    return centre, mean(jnp.square(centred).reshape(slabs.shape))
 
 
 def _slabs(x: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from unetr_flax.blocks import SLOPE
 from unetr_flax.config import UNETRConfig
-from unetr_flax.ops.features import Upsampled
+from unetr_flax.ops.features import Normalized, Upsampled
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, channels_first, to_tensor
 from unetr_flax.unetr import UNETR
@@ -174,7 +174,7 @@ def forward(
 
 def _computed(output: Any) -> Any:
     """What a module gave, as an array if it is one not computed yet."""
-    return output.array() if isinstance(output, Upsampled) else output
+    return output.array() if isinstance(output, Normalized | Upsampled) else output
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
