@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unetr_flax.ops import subpixel
+from unetr_flax.ops import subpixel, winograd_cpu
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import Upsampled
@@ -33,7 +33,10 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
     shares = []
     if up is None and kernel[0, 0, 0].size <= FEW_WEIGHTS:
         return _by_voxels(x, kernel, bias, keep)
-    if x is not None:
+    # Kept, it is a part of training, which gains nothing by it but needs longer to compile.
+    if x is not None and not keep and winograd_cpu.pays(x, own):
+        shares.append((winograd_cpu.results, winograd_cpu.products(x, own, precision)))
+    elif x is not None:
         shares.append(_by_slices(x, own, precision))
     if up is not None:
         composed = subpixel.compose(up.kernel, up.bias, further)

