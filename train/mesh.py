@@ -41,13 +41,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def of_batches(mesh: Mesh) -> NamedSharding:
+    """The first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's share [b, ...] of a batch on its devices.
 
     Returns:
       The global batch [b * processes, ...], its first axis split over all devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharding = of_batches(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 

@@ -33,9 +33,9 @@ from train.optim import learning_rate_schedule, make_optimizer
 from train.picture import Column, save_predictions
 from train.record import OptionError, keep_record, refuse_taken, resume_command
 from train.state import abstract_state, create_state
-from train.step import make_train_step
+from train.step import abstract_batch, make_train_step
 from unetr_flax import UNETR, UNETRConfig
-from unetr_flax.ahead import compiled_once
+from unetr_flax.ahead import compiled_beside
 from unetr_flax.cudnn import refuse_wrong_convolutions
 
 PICTURED_CASES = 4
@@ -105,7 +105,12 @@ def _train(
         part=(jax.process_index(), jax.process_count()),
     )
     checkpoints = Checkpoints(cfg.out / "checkpoints")
-    train_step = compiled_once(make_train_step(model, tx, dice_cross_entropy_loss, sharding))
+    # It takes about as long to compile as a state to make or to read.
+    train_step = compiled_beside(
+        make_train_step(model, tx, dice_cross_entropy_loss, sharding),
+        abstract,
+        abstract_batch(model_config, cfg.data.batch_size, devices.of_batches(mesh)),
+    )
     try:
         progress = Progress()
         if checkpoints.last_step is None:

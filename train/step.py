@@ -5,15 +5,25 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
 from train.state import TrainState
-from unetr_flax import ops
+from unetr_flax import UNETRConfig, ops
 from unetr_flax.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def abstract_batch(cfg: UNETRConfig, batch_size: int, sharding: Sharding) -> Batch:
+    """Shapes, dtypes and sharding of what a training step takes."""
+    shapes = {
+        "image": ((batch_size, *cfg.img_size, cfg.in_channels), jnp.float32),
+        "label": ((batch_size, *cfg.img_size), jnp.int32),
+    }
+    return {k: jax.ShapeDtypeStruct(*v, sharding=sharding) for k, v in shapes.items()}
 
 
 def make_train_step(

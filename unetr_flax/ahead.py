@@ -3,6 +3,7 @@
 import functools
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -35,15 +36,22 @@ def compile_ahead(function: Callable[..., Any], *args: Any) -> jax.stages.Compil
     return compiled
 
 
-def compiled_once(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of `jax.jit` that its first call compiles ahead, for arguments like those."""
-    compiled = None
+def compiled_beside(function: Callable[P, R], *args: Any) -> Callable[P, R]:
+    """A function of `jax.jit` for arguments like those, which is compiled while others work.
+
+    A call waits until that is done, and raises what went wrong. Settings of JAX that hold in this
+    thread only, by a context manager, do not hold there.
+
+    Args:
+      function: of `jax.jit`.
+      *args: arrays, or their shapes, dtypes and shardings.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+    compiled = pool.submit(compile_ahead, function, *args)
+    pool.shutdown(wait=False)
 
     @functools.wraps(function)
     def call(*args: P.args) -> R:
-        nonlocal compiled
-        if compiled is None:
-            compiled = compile_ahead(function, *args)
-        return compiled(*args)
+        return compiled.result()(*args)
 
     return call

@@ -1,28 +1,47 @@
 import gc
+import threading
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from unetr_flax.ahead import compile_ahead, compiled_once
+from unetr_flax.ahead import compile_ahead, compiled_beside
+
+FLOAT = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def test_the_first_call_compiles_and_later_ones_do_not():
+def test_it_compiles_beside_and_once():
     traced = []
+    started, go_on = threading.Event(), threading.Event()
 
     @jax.jit
     def double(x):
+        started.set()
+        assert go_on.wait(60)
         traced.append(gc.isenabled())
         return 2 * x
 
-    call = compiled_once(double)
+    call = compiled_beside(double, FLOAT)
+    assert started.wait(60)  # though nobody has called it
+    go_on.set()
     assert [float(call(jnp.float32(x))) for x in range(3)] == [0, 2, 4]
     assert traced == [False]  # the collector was off
     assert gc.isenabled()
 
 
+def test_a_call_raises_what_compiling_did():
+    @jax.jit
+    def fail(x):
+        raise ArithmeticError("no")
+
+    call = compiled_beside(fail, FLOAT)
+    for _ in range(2):
+        with pytest.raises(ArithmeticError, match="no"):
+            call(jnp.float32(1))
+
+
 def test_other_shapes_are_refused():
-    call = compiled_once(jax.jit(lambda x: x))
+    call = compiled_beside(jax.jit(lambda x: x), jnp.zeros(2))
     call(jnp.zeros(2))
     with pytest.raises(TypeError, match="float32\\[3\\]"):
         call(jnp.zeros(3))
