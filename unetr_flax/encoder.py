@@ -182,8 +182,8 @@ def layer_norm(cfg: UNETRConfig, **fields: Any) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=cfg.traits.layer_norm_epsilon, use_fast_variance=False, **fields)
 
 
-# All blocks are traced once.
-_TransformerBlock = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
+# Equal ones are traced once, so that `nn.tabulate` and the like see into the first only.
+_SharedTransformerBlock = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
 
 
 class VisionTransformer(nn.Module):
@@ -212,8 +212,9 @@ class VisionTransformer(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = PatchEmbedding(cfg, **types, name="embedding")(image, train=train)
         features, attention = [], []
+        block_class = _SharedTransformerBlock if ops.in_program() else TransformerBlock
         for i in range(cfg.num_layers):
-            block = _TransformerBlock(cfg, **types, name=f"block_{i}")
+            block = block_class(cfg, **types, name=f"block_{i}")
             if return_attention:
                 x, weights = block(x, mask, train=train, return_weights=True)
                 attention.append(weights)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unetr_flax import UNETR, UNETRConfig, encoder
+from unetr_flax import UNETR, UNETRConfig, encoder, ops
 
 CFG = UNETRConfig.reference(
     (16, 8, 32), 2, 3, 8, patch_size=(8, 4, 16), hidden_size=24, num_layers=4, num_heads=3
@@ -110,11 +110,13 @@ def test_training_mode_changes_only_running_statistics(variables):
         assert not np.array_equal(before, after)
 
 
-def test_dropout_reaches_everything_and_follows_its_rng():
+@pytest.mark.parametrize("trace", [lambda f: f, ops.traced_for("cpu")], ids=["alone", "program"])
+def test_dropout_reaches_everything_and_follows_its_rng(trace):
     cfg = dataclasses.replace(CFG, dropout_rate=0.5)
     model, x, variables = UNETR(cfg), image(cfg), random_variables(cfg)
 
     @jax.jit
+    @trace
     def train(key):
         return model.apply(
             variables,
@@ -140,7 +142,8 @@ def test_dropout_reaches_everything_and_follows_its_rng():
         model.apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-def test_transformer_blocks_are_traced_once(monkeypatch):
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_program_s_transformer_blocks_are_traced_once(monkeypatch, platform):
     norms = []
 
     def layer_norm(*args, name, **fields):
@@ -150,10 +153,16 @@ def test_transformer_blocks_are_traced_once(monkeypatch):
     given = encoder.layer_norm
     monkeypatch.setattr(encoder, "layer_norm", layer_norm)
     cfg = dataclasses.replace(CFG, mlp_dim=20)  # which no other test has traced
-    x = jnp.asarray(image(cfg))
-    jax.eval_shape(lambda variables: UNETR(cfg).apply(variables, x), random_variables(cfg))
-    # Once to initialise, once to apply.
-    assert [name for name in norms if name != "norm"] == 2 * ["norm1", "norm2"]
+    variables, x = random_variables(cfg), jnp.asarray(image(cfg))
+    norms.clear()
+
+    def apply(variables):
+        return UNETR(cfg).apply(variables, x)
+
+    jax.eval_shape(ops.traced_for(platform)(apply), variables)
+    assert norms == ["norm1", "norm2"]
+    jax.eval_shape(apply, variables)
+    assert norms == (1 + cfg.num_layers) * ["norm1", "norm2"]
 
 
 def test_mask_cuts_tokens_off(variables):

@@ -14,7 +14,7 @@ from unetr_flax.ops.features import (
 from unetr_flax.ops.linear import dot_general
 from unetr_flax.ops.norm import normalize
 from unetr_flax.ops.once import gradient_once
-from unetr_flax.ops.platform import traced_for
+from unetr_flax.ops.platform import in_program, traced_for
 from unetr_flax.ops.residual import residual
 from unetr_flax.ops.sums import global_norm
 
@@ -30,6 +30,7 @@ __all__ = [
     "dot_product_attention",
     "global_norm",
     "gradient_once",
+    "in_program",
     "joined",
     "normalize",
     "rank",
