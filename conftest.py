@@ -1,4 +1,4 @@
-"""Tests' programs are compiled without optimisation: each runs once, and that is most of it."""
+"""Tests' programs are compiled without optimization: each runs once, and that is most of it."""
 
 import os
 

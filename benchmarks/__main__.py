@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 from benchmarks import device_parity, report, roofline
 from benchmarks.cases import FAMILIES, GPU_SHAPES, SIDES, Case
 from benchmarks.race import RaceError, Result, race
-from unetr_flax.cudnn import CudnnError
+from unetr_flax.runtime.cudnn import CudnnError
 
 
 @dataclasses.dataclass(frozen=True)

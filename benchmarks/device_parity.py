@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.cases import environment
 from unetr_flax import UNETR, UNETRConfig
-from unetr_flax.cudnn import CudnnError, refuse_wrong_convolutions
+from unetr_flax.runtime.cudnn import CudnnError, refuse_wrong_convolutions
 
 # How much larger than the CPU's the device's error may be, and below what any error is rounding.
 FACTOR = 4

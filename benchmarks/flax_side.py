@@ -18,9 +18,10 @@ from benchmarks.roofline import Cost, cost_of
 from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
 from train.step import make_predict, make_train_step
-from unetr_flax import UNETR, blocks, encoder, ops
-from unetr_flax.ahead import compile_ahead
-from unetr_flax.cudnn import refuse_wrong_convolutions
+from unetr_flax import UNETR, ops
+from unetr_flax.model import blocks, encoder
+from unetr_flax.runtime.aot import aot_compile
+from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 from unetr_flax.weights import from_torch
 
 
@@ -94,7 +95,7 @@ class FlaxSide:
 
     def _program(self, what: str) -> jax.stages.Compiled:
         if what not in self._compiled:
-            self._compiled[what] = compile_ahead(self._functions[what], *self._arguments(what))
+            self._compiled[what] = aot_compile(self._functions[what], *self._arguments(what))
         return self._compiled[what]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.cases import Case
 from parity_tests.torch_loss import dice_cross_entropy
-from unetr_flax.parity.originals import pytorch_original
+from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import to_tensor
 
 
@@ -42,7 +42,7 @@ class TorchSide:
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-        model = pytorch_original(case.cfg)
+        model = torch_model_of(case.cfg)
         model.load_state_dict(state_dict)
         self._module = model.to(self._device, memory_format=layout)
         self._model = torch.compile(self._module) if compile else self._module

@@ -4,7 +4,7 @@ Needs the package libtpu, and runs as
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile
 one at a time, as the compiler holds a lock. It fails if a program no longer fits the memory that
 `PROMISES` gives it, or, if there is no promise, its chip. Computation is bfloat16, parameters are
-float32, the optimiser is AdamW.
+float32, the optimizer is AdamW.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from train.losses import dice_cross_entropy_loss
-from train.mesh import AXIS, replicated
+from train.sharding import AXIS, replicated
 from train.state import abstract_state
 from train.step import make_predict, make_train_step
 from unetr_flax import UNETR, UNETRConfig

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from benchmarks.cases import SIDES, Case
-from unetr_flax.cudnn import CudnnError
-from unetr_flax.malloc import keep_freed_memory, return_freed_memory
+from unetr_flax.runtime.cudnn import CudnnError
+from unetr_flax.runtime.malloc import keep_freed_memory, return_freed_memory
 
 LEARNING_RATE = 1e-4
 CLASSES = 4
@@ -91,10 +91,10 @@ def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
     jax.devices()
     import torch
 
-    from unetr_flax.parity.originals import pytorch_original
+    from unetr_flax.parity.torch_models import torch_model_of
 
     torch.manual_seed(0)
-    state_dict = pytorch_original(case.cfg).state_dict()
+    state_dict = torch_model_of(case.cfg).state_dict()
     rng = np.random.default_rng(0)
     cfg = case.cfg
     image = rng.standard_normal((case.batch, *cfg.img_size, cfg.in_channels), np.float32)

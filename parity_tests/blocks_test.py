@@ -9,12 +9,12 @@ from flax import traverse_util
 
 import unetr_torch_ref as reference
 from parity_tests import configs
-from unetr_flax import blocks, encoder
+from unetr_flax.model import blocks, encoder
 from unetr_flax.parity.activations import TOKEN_KINDS
 from unetr_flax.parity.compare import assert_parity, compare
-from unetr_flax.parity.twins import channels_first, precise, randomise, to_tensor
+from unetr_flax.parity.twins import channels_first, precise, randomize, to_tensor
+from unetr_flax.weights.families.reference import REFERENCE
 from unetr_flax.weights.mapping import ModulePair, array_pairs, with_parts
-from unetr_flax.weights.reference import REFERENCE
 
 CFG = configs.SMALL
 E, H = CFG.hidden_size, CFG.num_heads
@@ -69,7 +69,7 @@ def test_block(name, dtype):
     kind = name.split()[0]
     torch_module = torch_module.to(getattr(torch, dtype)).eval()
     torch_module.zero_grad()  # one module is tested in both dtypes, and gradients add up
-    randomise(torch_module, seed=0)
+    randomize(torch_module, seed=0)
     on_grid = kind not in TOKEN_KINDS or kind == "embedding"
     x = np.random.default_rng(1).standard_normal(shape).astype(dtype)
     x_torch = (to_tensor(x) if on_grid else torch.from_numpy(x)).requires_grad_()
@@ -105,7 +105,7 @@ def test_block(name, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_attention_with_mask(dtype):
     torch_module = reference.MultiHeadAttention(E, H).to(getattr(torch, dtype)).eval()
-    randomise(torch_module, seed=0)
+    randomize(torch_module, seed=0)
     rng = np.random.default_rng(1)
     x = rng.standard_normal(TOKENS).astype(dtype)
     mask = rng.random((2, 1, 7, 7)) < 0.5

@@ -8,8 +8,9 @@ from unittest import mock
 import flax.linen as nn
 import pytest
 
-from unetr_flax import UNETRConfig, blocks
-from unetr_flax.families import FAMILIES
+from unetr_flax import UNETRConfig
+from unetr_flax.model import blocks
+from unetr_flax.model.family_spec import FAMILIES
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.twins import make_twins, precise
 from unetr_flax.weights import layouts

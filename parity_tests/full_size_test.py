@@ -9,9 +9,9 @@ import torch
 
 from parity_tests.gradients import gradient_rows
 from unetr_flax import UNETRConfig
-from unetr_flax.encoder import VisionTransformer
+from unetr_flax.model.encoder import VisionTransformer
 from unetr_flax.parity.compare import assert_parity, compare
-from unetr_flax.parity.twins import channels_first, make_twins, precise, randomise, to_tensor
+from unetr_flax.parity.twins import channels_first, make_twins, precise, randomize, to_tensor
 from unetr_flax.weights.mapping import array_pairs, module_pairs, table_of
 from unetr_torch_ref import Embeddings, TransformerBlock
 
@@ -50,7 +50,7 @@ def test_the_article_s_transformer_at_224():
     encoder = torch.nn.ModuleDict(
         {"embedding": Embeddings((1, *cfg.img_size)), "transformer": TransformerBlock()}
     ).eval()
-    randomise(encoder, seed=0)
+    randomize(encoder, seed=0)
     state = encoder.state_dict()
     params: dict = {}
     for pair in array_pairs(module_pairs(cfg), table_of(cfg)):

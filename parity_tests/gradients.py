@@ -11,7 +11,7 @@ import torch
 
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, channels_first, to_tensor
@@ -29,7 +29,7 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
 
     Args:
       twins: both models.
-      train: whether normalisation uses the batch's statistics.
+      train: whether normalization uses the batch's statistics.
     """
     labels = random_labels(twins)
     torch_model = copy.deepcopy(twins.torch_model).train(train)
@@ -99,7 +99,7 @@ def _compared_gradients(
     }
     ours = to_torch({"params": parameters}, twins.cfg)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    beside = _cancelled(torch_model, twins.cfg)
+    beside = _canceled(torch_model, twins.cfg)
     for name, gradient in theirs.items():
         scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
         rows.append(compare(rung, name, ours[name], gradient, scale=scale))
@@ -116,29 +116,29 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
     ]
 
 
-def _cancelled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
+def _canceled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
     """Parameters whose gradient is zero but for rounding, and beside each a weight.
 
     The rounding is of the size of that weight's gradient, whose terms are alike and do not cancel.
     """
-    cancelled = {}
+    canceled = {}
     for name, parameter in model.named_parameters():
         block, _, leaf = name.rpartition(".")
         if leaf == "bias" and block.endswith("attn.key"):
             # A softmax over keys cancels what all of them have more.
-            cancelled[name] = f"{block}.weight"
+            canceled[name] = f"{block}.weight"
         one_factor = name.endswith("conv3.conv.weight") and parameter[0].numel() == 1
         if one_factor and cfg.norm == "instance":
             # The norm cancels the factor that makes a feature of an image of one channel.
-            cancelled[name] = name.replace("conv3", "conv1")
+            canceled[name] = name.replace("conv3", "conv1")
     if model.training:
         # Batch statistics cancel a bias before them.
-        cancelled |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
-    return cancelled
+        canceled |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
+    return canceled
 
 
 def _before_batch_norm(model: torch.nn.Module) -> set[str]:
-    """Names of the convolutions with biases that a batch normalisation directly follows."""
+    """Names of the convolutions with biases that a batch normalization directly follows."""
     names = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Sequential):

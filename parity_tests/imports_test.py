@@ -22,7 +22,7 @@ MAY_IMPORT = {
 # Where functions may import a package when called, and only then.
 LATE = {
     "unetr_flax/weights/torch_files.py": "torch",
-    "unetr_flax/parity/originals.py": "monai",
+    "unetr_flax/parity/torch_models.py": "monai",
 }
 
 

@@ -11,10 +11,10 @@ from parity_tests.monai_grid import grid_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.compare import assert_parity
-from unetr_flax.parity.originals import pytorch_original
-from unetr_flax.parity.twins import make_twins, precise, randomise
+from unetr_flax.parity.torch_models import torch_model_of
+from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
-from unetr_flax.weights.never_applied import COUNTER, never_applied
+from unetr_flax.weights.unused_keys import COUNTER, unused_keys
 
 
 def unless(default: tuple[str, ...]) -> list:
@@ -52,7 +52,7 @@ def test_gradients_and_statistics_in_training_mode():
 @pytest.mark.parametrize("name", ALL)
 def test_round_trip_is_exact_and_loads_strictly(name):
     model = UNETR(**ALL[name])
-    randomise(model, seed=0)
+    randomize(model, seed=0)
     cfg = UNETRConfig.monai(**ALL[name])
     state = model.state_dict()
     back = to_torch(from_torch(state, cfg), cfg)
@@ -61,11 +61,11 @@ def test_round_trip_is_exact_and_loads_strictly(name):
     for key, value in back.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, state[key].numpy(), err_msg=key)
-    tensors = {key: torch.from_numpy(v) for key, v in (never_applied(cfg) | back).items()}
+    tensors = {key: torch.from_numpy(v) for key, v in (unused_keys(cfg) | back).items()}
     UNETR(**ALL[name]).load_state_dict(tensors, strict=True)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_original_of_the_configuration_is_the_same_model(name):
-    original = pytorch_original(UNETRConfig.monai(**ALL[name]))
+    original = torch_model_of(UNETRConfig.monai(**ALL[name]))
     assert str(original) == str(UNETR(**ALL[name]))

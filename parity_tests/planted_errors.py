@@ -14,8 +14,8 @@ import jax
 import optax
 
 from parity_tests import trajectory
-from unetr_flax import blocks, decoder, encoder, unetr
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model import blocks, decoder, encoder, unetr
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import layouts
 from unetr_flax.weights.layouts import Layout
 

@@ -103,11 +103,11 @@ def plot(rows: list[Row], path: Path) -> None:
     """Error of every module's output against its depth, with the tolerances as lines."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for dtype, colour in zip(DTYPES, ("tab:blue", "tab:orange"), strict=True):
+    for dtype, color in zip(DTYPES, ("tab:blue", "tab:orange"), strict=True):
         errors = [r.relative for r in rows if r.dtype == dtype and r.rung == "activations"]
-        axes.plot(errors, ".-", color=colour, label=dtype, linewidth=0.8, markersize=4)
-        axes.axhline(TOLERANCE[dtype], color=colour, linestyle="--", linewidth=1)
-        axes.annotate(f"tolerance {dtype}", (0, TOLERANCE[dtype]), color=colour, va="bottom")
+        axes.plot(errors, ".-", color=color, label=dtype, linewidth=0.8, markersize=4)
+        axes.axhline(TOLERANCE[dtype], color=color, linestyle="--", linewidth=1)
+        axes.annotate(f"tolerance {dtype}", (0, TOLERANCE[dtype]), color=color, va="bottom")
     names = [r.name for r in rows if r.dtype == DTYPES[0] and r.rung == "activations"]
     step = max(1, len(names) // 24)
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=6)

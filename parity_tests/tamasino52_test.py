@@ -8,10 +8,10 @@ from parity_tests.gradients import evaluation_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.compare import assert_parity
-from unetr_flax.parity.originals import pytorch_original
-from unetr_flax.parity.twins import make_twins, precise, randomise
+from unetr_flax.parity.torch_models import torch_model_of
+from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
-from unetr_flax.weights.never_applied import COUNTER, never_applied
+from unetr_flax.weights.unused_keys import COUNTER, unused_keys
 
 CONFIGS = {
     "12 blocks": UNETRConfig.tamasino52(
@@ -52,13 +52,13 @@ def test_float32_forward(cfg):
 
 @ALL
 def test_round_trip_is_exact_and_loads_strictly(cfg):
-    model = pytorch_original(cfg)
-    randomise(model, seed=0)
+    model = torch_model_of(cfg)
+    randomize(model, seed=0)
     state = model.state_dict()
     back = to_torch(from_torch(state, cfg), cfg)
     assert set(back) == {k for k in state if "encoder_norm" not in k and not k.endswith(COUNTER)}
     for key, value in back.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, state[key].numpy(), err_msg=key)
-    tensors = {key: torch.from_numpy(v) for key, v in (never_applied(cfg) | back).items()}
-    pytorch_original(cfg).load_state_dict(tensors, strict=True)
+    tensors = {key: torch.from_numpy(v) for key, v in (unused_keys(cfg) | back).items()}
+    torch_model_of(cfg).load_state_dict(tensors, strict=True)

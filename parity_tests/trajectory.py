@@ -1,4 +1,4 @@
-"""The rung of training: both models take the same optimiser steps."""
+"""The rung of training: both models take the same optimizer steps."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, to_tensor
 from unetr_flax.weights import to_torch
 
-# Biases before a batch normalisation have a gradient of zero but for rounding. Adam divides it by
+# Biases before a batch normalization have a gradient of zero but for rounding. Adam divides it by
 # its own size plus epsilon: with 1e-8 it would turn rounding into steps of 1e-10.
 ADAM_EPSILON = 1e-6
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
@@ -26,17 +26,17 @@ WEIGHT_DECAY = 0.05
 MOMENTUM = 0.9
 
 
-def trajectory_rows(twins: Twins, optimiser: str, steps: int = 20) -> list[Row]:
+def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
     """Losses of every step, parameters and running statistics after the last.
 
     Args:
       twins: both models.
-      optimiser: "adamw" (with weight decay) or "sgd" (with momentum).
-      steps: optimiser steps, all on the same batch, in training mode.
+      optimizer: "adamw" (with weight decay) or "sgd" (with momentum).
+      steps: optimizer steps, all on the same batch, in training mode.
     """
-    their_model, their_losses = _torch_steps(twins, optimiser, steps)
-    variables, our_losses = _flax_steps(twins, optimiser, steps)
-    rung = f"{steps} steps of {optimiser}"
+    their_model, their_losses = _torch_steps(twins, optimizer, steps)
+    variables, our_losses = _flax_steps(twins, optimizer, steps)
+    rung = f"{steps} steps of {optimizer}"
     rows = [compare(rung, "loss of every step", our_losses, their_losses)]
     ours = to_torch(variables, twins.cfg)
     rows += [
@@ -46,10 +46,10 @@ def trajectory_rows(twins: Twins, optimiser: str, steps: int = 20) -> list[Row]:
     return rows + statistics_rows(their_model, variables["batch_stats"], twins)
 
 
-def _torch_steps(twins: Twins, optimiser: str, steps: int) -> tuple[torch.nn.Module, np.ndarray]:
+def _torch_steps(twins: Twins, optimizer: str, steps: int) -> tuple[torch.nn.Module, np.ndarray]:
     model = copy.deepcopy(twins.torch_model).train()
-    lr = LEARNING_RATE[optimiser]
-    if optimiser == "adamw":
+    lr = LEARNING_RATE[optimizer]
+    if optimizer == "adamw":
         update = torch.optim.AdamW(
             model.parameters(), lr=lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY
         )
@@ -66,10 +66,10 @@ def _torch_steps(twins: Twins, optimiser: str, steps: int) -> tuple[torch.nn.Mod
     return model, np.stack(losses)
 
 
-def _flax_steps(twins: Twins, optimiser: str, steps: int) -> tuple[dict[str, Any], np.ndarray]:
+def _flax_steps(twins: Twins, optimizer: str, steps: int) -> tuple[dict[str, Any], np.ndarray]:
     """The training application's own step, as it is."""
-    lr = LEARNING_RATE[optimiser]
-    if optimiser == "adamw":
+    lr = LEARNING_RATE[optimizer]
+    if optimizer == "adamw":
         update = optax.adamw(lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
     else:
         update = optax.sgd(lr, momentum=MOMENTUM)

@@ -5,15 +5,15 @@ import sys
 
 from rich.console import Console
 
-from train import mesh
+from train import sharding as mesh
 from train.data.decathlon import DataError
 from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
-from train.record import OptionError, read_options, resume_command
 from train.run import BadCasesError, run
-from unetr_flax.compilation import CompilationCacheError, keep_compiled_programs
-from unetr_flax.cudnn import CudnnError
-from unetr_flax.malloc import keep_freed_memory
+from train.run_dir import OptionError, read_options, resume_command
+from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
+from unetr_flax.runtime.cudnn import CudnnError
+from unetr_flax.runtime.malloc import keep_freed_memory
 
 
 def main(args: list[str]) -> int:

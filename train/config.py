@@ -80,7 +80,7 @@ class TrainingOptions:
     """Epochs between validations, each of which saves a checkpoint; there is one at the end."""
 
     overlap: float = 0.25
-    """Share of the window that neighbours have in common in validation."""
+    """Share of the window that neighbors have in common in validation."""
 
     seed: int = 0
     """Of split, parameters, order and augmentation of the data, dropout and phantoms."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from train import mesh as devices
+from train import sharding as devices
 from train.checkpoint import Checkpoints
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.weights import save_pretrained

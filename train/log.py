@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from train.metrics import DiceScores
+from unetr_flax.evaluation.dice import DiceScores
 
 
 class RunLog:

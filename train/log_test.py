@@ -5,7 +5,7 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
 from train.log import RunLog
-from train.metrics import DiceScores
+from unetr_flax.evaluation.dice import DiceScores
 
 CLASSES = ("background", "anterior", "posterior")
 

@@ -13,9 +13,9 @@ import numpy as np
 from train.checkpoint import Checkpoints
 from train.interrupt import Interrupt
 from train.log import RunLog
-from train.mesh import any_process
-from train.metrics import DiceScores
+from train.sharding import any_process
 from train.state import TrainState
+from unetr_flax.evaluation.dice import DiceScores
 
 # Steps that may be under way on the device while the host goes on to the next.
 STEPS_IN_FLIGHT = 2
@@ -92,7 +92,7 @@ def fit(
     schedule: Schedule,
     batches: Batches,
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    place_batch: Callable[[Any], Any],
+    shard_batch: Callable[[Any], Any],
     evaluate: Callable[[TrainState], DiceScores | None],
     learning_rate: Callable[[int], Any],
     checkpoints: Checkpoints,
@@ -107,7 +107,7 @@ def fit(
       schedule: how long and how often.
       batches: the data, at the place that belongs to `state`.
       train_step: see `train.step`.
-      place_batch: puts a batch on the devices.
+      shard_batch: puts a batch on the devices.
       evaluate: validates; None if it was interrupted.
       learning_rate: as a function of the step.
       checkpoints: where to save, after each validation and when interrupted.
@@ -167,7 +167,7 @@ def fit(
         if step >= schedule.total_steps or stop:
             return step >= schedule.total_steps and progress.validated_step == step
 
-        state, metrics = train_step(state, place_batch(next(batches)))
+        state, metrics = train_step(state, shard_batch(next(batches)))
         step += 1
         in_flight.append((step, metrics))
         settle(STEPS_IN_FLIGHT)

@@ -8,16 +8,16 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from train.checkpoint import Checkpoints
-from train.data.augment import Augmentation
-from train.data.batches import Batches
+from train.data.loader import Batches
 from train.data.preprocess import Sample
+from train.data.transforms import Augmentation
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
-from train.metrics import DiceScores
 from train.stand_in import Small
 from train.state import abstract_state, create_state
 from train.step import make_train_step
+from unetr_flax.evaluation.dice import DiceScores
 
 MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
 TX = optax.adam(1e-2)
@@ -84,7 +84,7 @@ def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCH
         progress = Progress(**position["progress"])
     interrupt = StopAfter(stop_after)
 
-    def place_batch(batch):
+    def shard_batch(batch):
         interrupt.step_begins()
         return batch
 
@@ -98,7 +98,7 @@ def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCH
                 schedule=schedule,
                 batches=batches,
                 train_step=train_step,
-                place_batch=place_batch,
+                shard_batch=shard_batch,
                 evaluate=evaluate or by_step({6: 0.5, 12: 0.4}),
                 learning_rate=lambda step: 0.1 * step,
                 checkpoints=checkpoints,

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, the optimiser of vision transformers."""
+"""AdamW with warm-up and cosine decay, the optimizer of vision transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,6 @@ def decay_mask(params: optax.Params) -> optax.Params:
     """True for the leaves that decay: the kernels of convolutions and linear maps.
 
     Biases, scales of norms and position embeddings are not shrunk towards 0, as in BERT and ViT
-    training code: they are few, and pulling them in regularises nothing.
+    training code: they are few, and pulling them in regularizes nothing.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -15,28 +15,28 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from train import mesh as devices
+from train import sharding as devices
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data.augment import Augmentation
-from train.data.batches import Batches, auto_roi
 from train.data.decathlon import Case, Dataset, check_cases, read_dataset, split
+from train.data.loader import Batches, auto_roi
 from train.data.phantoms import make_phantoms
 from train.data.preprocess import Sample, load_case
-from train.evaluate import Evaluator
+from train.data.transforms import Augmentation
 from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog, results_table
 from train.loop import Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
 from train.optim import learning_rate_schedule, make_optimizer
-from train.picture import Column, save_predictions
-from train.record import OptionError, keep_record, refuse_taken, resume_command
+from train.run_dir import OptionError, refuse_taken, resume_command, write_run_file
 from train.state import abstract_state, create_state
 from train.step import abstract_batch, make_train_step
+from train.validate import Evaluator
+from train.visualize import Column, save_predictions
 from unetr_flax import UNETR, UNETRConfig
-from unetr_flax.ahead import compiled_beside
-from unetr_flax.cudnn import refuse_wrong_convolutions
+from unetr_flax.runtime.aot import compile_in_background
+from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 PICTURED_CASES = 4
 LOADERS = 4
@@ -51,7 +51,7 @@ def run(cfg: Config) -> bool:
 
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
-      unetr_flax.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
+      unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
       BadCasesError: if files of the data cannot be trained on.
       train.data.decathlon.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
@@ -67,7 +67,7 @@ def run(cfg: Config) -> bool:
         devices.run_on_main(lambda: refuse_taken(cfg.out))
     with _undone_on_failure(cfg):
         dataset, train_samples, val_cases, model_config = _prepare(cfg, console)
-        devices.run_on_main(lambda: keep_record(cfg, dataset, val_cases, model_config))
+        devices.run_on_main(lambda: write_run_file(cfg, dataset, val_cases, model_config))
     return _train(cfg, console, dataset, train_samples, val_cases, model_config)
 
 
@@ -106,10 +106,10 @@ def _train(
     )
     checkpoints = Checkpoints(cfg.out / "checkpoints")
     # It takes about as long to compile as a state to make or to read.
-    train_step = compiled_beside(
+    train_step = compile_in_background(
         make_train_step(model, tx, dice_cross_entropy_loss, sharding),
         abstract,
-        abstract_batch(model_config, cfg.data.batch_size, devices.of_batches(mesh)),
+        abstract_batch(model_config, cfg.data.batch_size, devices.batch_sharding(mesh)),
     )
     try:
         progress = Progress()
@@ -144,7 +144,7 @@ def _train(
                 schedule=schedule,
                 batches=batches,
                 train_step=train_step,
-                place_batch=lambda batch: devices.place_batch(batch, mesh),
+                shard_batch=lambda batch: devices.shard_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
                 learning_rate=learning_rate,
                 checkpoints=checkpoints,

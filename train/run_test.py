@@ -71,8 +71,8 @@ def snapshot(folder):
 
 
 def test_a_cudnn_that_computes_wrongly_is_refused(monkeypatch, capsys, data, tmp_path):
-    monkeypatch.setattr("unetr_flax.cudnn.cuda_devices", lambda: ["gpu"])
-    monkeypatch.setattr("unetr_flax.cudnn.cudnn_version", lambda: (9, 10, 2))
+    monkeypatch.setattr("unetr_flax.runtime.cudnn.cuda_devices", lambda: ["gpu"])
+    monkeypatch.setattr("unetr_flax.runtime.cudnn.cudnn_version", lambda: (9, 10, 2))
     out = tmp_path / "run"
     options = ["--data", str(data), "--out", str(out), "--dtype", "bfloat16", *TINY]
     assert main(options) == 2

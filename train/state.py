@@ -1,4 +1,4 @@
-"""Everything that one optimisation step changes, as one pytree."""
+"""Everything that one optimization step changes, as one pytree."""
 
 import functools
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
-from unetr_flax.compiler_options import compiler_options
+from unetr_flax.runtime.compiler_options import compiler_options
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -21,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: steps taken so far, int32 [].
       params: the model's parameters.
       batch_stats: running statistics of its norms.
-      opt_state: state of the optimiser.
+      opt_state: state of the optimizer.
       rng: data of the key from which each step derives its own for dropout, uint32 [2]; not a key
         itself, so that a state is plain arrays for whoever places, copies or stores it.
     """
@@ -45,7 +45,7 @@ def initial_state(
 
     Args:
       variables: of a UNETR.
-      tx: the optimiser.
+      tx: the optimizer.
       key: of all dropout.
     """
     return TrainState(
@@ -68,7 +68,7 @@ def create_state(
 
     Args:
       model: a UNETR.
-      tx: the optimiser.
+      tx: the optimizer.
       seed: of the parameters and of all dropout.
       sharding: where the state lives; the compiler decides if None.
     """

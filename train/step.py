@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
-from unetr_flax.compiler_options import compiler_options
+from unetr_flax.runtime.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -41,7 +41,7 @@ def make_train_step(
 
     Args:
       model: a UNETR.
-      tx: the optimiser.
+      tx: the optimizer.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
       sharding: where the new state and the metrics live; the compiler decides if None.
       platform: where it will run, "cpu", "gpu" or "tpu"; JAX's default if None.
@@ -53,7 +53,7 @@ def make_train_step(
 
     platform = platform or jax.default_backend()
 
-    @ops.traced_for(platform)
+    @ops.target_platform(platform)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
@@ -93,5 +93,5 @@ def make_predict(
     Running statistics are used, nothing is dropped, and logits are the same for any batch.
     """
     platform = platform or jax.default_backend()
-    apply = ops.traced_for(platform)(model.apply)
+    apply = ops.target_platform(platform)(model.apply)
     return jax.jit(apply, compiler_options=compiler_options(platform))

@@ -1,7 +1,7 @@
 """UNETR for volumetric segmentation in JAX/Flax, proven equal to PyTorch."""
 
-from unetr_flax.config import UNETRConfig
-from unetr_flax.inference import sliding_window_inference
-from unetr_flax.unetr import UNETR
+from unetr_flax.inference.sliding_window import sliding_window_inference
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.unetr import UNETR
 
 __all__ = ["UNETR", "UNETRConfig", "sliding_window_inference"]

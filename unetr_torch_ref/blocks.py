@@ -1,4 +1,4 @@
-"""The convolution blocks of the decoder (Hatamizadeh et al. 2022, figure 2: the coloured arrows).
+"""The convolution blocks of the decoder (Hatamizadeh et al. 2022, figure 2: the colored arrows).
 
 All tensors are channels first: [B, C, H, W, D].
 """

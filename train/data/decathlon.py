@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.volumes import VolumeError, read_labels, read_volume
+from unetr_flax.imaging.nifti import VolumeError, read_labels, read_volume
 
 # Affines of one grid written by different programs differ in the last digits of float32.
 AFFINE_TOLERANCE = 1e-3
@@ -20,7 +20,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One labelled image.
+    """One labeled image.
 
     Attributes:
       name: the image's file name without its endings.
@@ -41,7 +41,7 @@ class Dataset:
       name: of the data set.
       modalities: name of each channel of the images, such as "CT" or "MRI".
       labels: name of each class by its id; 0 is the background.
-      cases: the labelled cases, by name.
+      cases: the labeled cases, by name.
     """
 
     name: str

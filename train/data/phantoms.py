@@ -15,7 +15,7 @@ LABELS = ("background", "liver", "spleen", "kidneys")
 AIR, FAT, MUSCLE, BOWEL, VESSEL, BONE = -1000, -100, 55, 40, 165, 400
 ORGAN_HU = {1: 105, 2: 115, 3: 170}
 
-# Class, centre and half axes of each organ within the body, in units of the body's half axes; x to
+# Class, center and half axes of each organ within the body, in units of the body's half axes; x to
 # the patient's right, y to the front, z to the head.
 ORGANS = (
     (3, (-0.36, -0.36, -0.25), (0.19, 0.25, 0.40)),
@@ -69,15 +69,15 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
     image[radius < 0.93] = MUSCLE + rng.normal(0, 5)
     image[radius < 0.80] = FAT
     for _ in range(12):
-        centre = rng.uniform((-0.6, -0.1, -0.9), (0.5, 0.6, 0.6))
-        image[_ellipsoid(x, y, z, centre, rng.uniform(0.08, 0.2, 3))] = BOWEL + rng.normal(0, 15)
+        center = rng.uniform((-0.6, -0.1, -0.9), (0.5, 0.6, 0.6))
+        image[_ellipsoid(x, y, z, center, rng.uniform(0.08, 0.2, 3))] = BOWEL + rng.normal(0, 15)
     vessel = np.hypot(x + 0.08, y + 0.30) < 0.09
     image[vessel] = VESSEL + rng.normal(0, 10)
     label = np.zeros(shape, np.uint8)
-    for class_id, centre, half_axes in ORGANS:
-        centre = centre + rng.normal(0, 0.03, 3)
+    for class_id, center, half_axes in ORGANS:
+        center = center + rng.normal(0, 0.03, 3)
         half_axes = half_axes * rng.uniform(0.88, 1.12, 3)
-        inside = _ellipsoid(x, y, z, centre, half_axes) & (radius < 0.80) & (label == 0)
+        inside = _ellipsoid(x, y, z, center, half_axes) & (radius < 0.80) & (label == 0)
         label[inside] = class_id
         image[inside] = ORGAN_HU[class_id] + rng.normal(0, 6)
     spine = np.hypot(x, y + 0.62) < 0.16
@@ -91,8 +91,8 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
     return np.clip(image, -1024, 3071).astype(np.int16), label, affine
 
 
-def _ellipsoid(x, y, z, centre, half_axes) -> np.ndarray:
-    scaled = ((p - c) / a for p, c, a in zip((x, y, z), centre, half_axes, strict=True))
+def _ellipsoid(x, y, z, center, half_axes) -> np.ndarray:
+    scaled = ((p - c) / a for p, c, a in zip((x, y, z), center, half_axes, strict=True))
     return sum(p**2 for p in scaled) < 1
 
 

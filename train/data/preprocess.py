@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from train.data.decathlon import Case
-from unetr_flax.volumes import normalise_ct, normalise_mri, read_labels, read_volume
+from unetr_flax.imaging.nifti import normalize_ct, normalize_mri, read_labels, read_volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Sample:
 
     Attributes:
       name: of the case.
-      image: normalised intensities [X, Y, Z, C], float32.
+      image: normalized intensities [X, Y, Z, C], float32.
       label: class ids [X, Y, Z], int32.
       spacing: mm per voxel along each axis.
     """
@@ -41,9 +41,9 @@ class Sample:
 def load_case(
     case: Case, modalities: Sequence[str], spacing: Sequence[float] | None = None
 ) -> Sample:
-    """Reads a case onto the canonical grid and normalises it.
+    """Reads a case onto the canonical grid and normalizes it.
 
-    CT (by its modality's name) is windowed, everything else normalised by its own statistics.
+    CT (by its modality's name) is windowed, everything else normalized by its own statistics.
 
     Args:
       case: which case.
@@ -58,9 +58,9 @@ def load_case(
     label, _ = read_labels(case.label)
     image = np.concatenate(
         [
-            normalise_ct(volume.array[..., i : i + 1])
+            normalize_ct(volume.array[..., i : i + 1])
             if modality.strip().upper() == "CT"
-            else normalise_mri(volume.array[..., i : i + 1])
+            else normalize_mri(volume.array[..., i : i + 1])
             for i, modality in enumerate(modalities)
         ],
         axis=-1,

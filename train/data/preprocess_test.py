@@ -5,7 +5,7 @@ import pytest
 from train.data.decathlon import Case, read_dataset
 from train.data.phantoms import LABELS, make_phantoms
 from train.data.preprocess import load_case
-from unetr_flax.volumes import normalise_ct, normalise_mri
+from unetr_flax.imaging.nifti import normalize_ct, normalize_mri
 
 SHAPE = (9, 7, 6)
 SPACING = (1.0, 2.0, 3.0)
@@ -28,13 +28,13 @@ def write_case(tmp_path):
     return write
 
 
-def test_each_channel_is_normalised_as_its_modality_asks(write_case):
+def test_each_channel_is_normalized_as_its_modality_asks(write_case):
     rng = np.random.default_rng(0)
     image = rng.gamma(3.0, 60.0, (*SHAPE, 3)).astype(np.float32)
     label = rng.integers(0, 3, SHAPE).astype(np.uint8)
     sample = load_case(write_case(image, label), ("T2", "ct ", "ADC"))
-    expected = [normalise_mri(image[..., :1]), normalise_ct(image[..., 1:2])]
-    expected = np.concatenate([*expected, normalise_mri(image[..., 2:])], axis=-1)
+    expected = [normalize_mri(image[..., :1]), normalize_ct(image[..., 1:2])]
+    expected = np.concatenate([*expected, normalize_mri(image[..., 2:])], axis=-1)
     np.testing.assert_allclose(sample.image, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(sample.label, label)
     assert sample.image.dtype == np.float32
@@ -51,12 +51,12 @@ def test_image_is_resampled_linearly_and_label_to_the_nearest(write_case):
     fine = load_case(case, ("CT",), (0.5, 2.0, 3.0))
     assert fine.image.shape == (18, 7, 6, 1)
     assert fine.spacing == (0.5, 2.0, 3.0)
-    # Centres of the fine voxels, in coarse voxels.
-    centres = (np.arange(18) + 0.5) / 2 - 0.5
-    ramp = np.interp(centres, np.arange(9), own.image[:, 0, 0, 0])
+    # Centers of the fine voxels, in coarse voxels.
+    centers = (np.arange(18) + 0.5) / 2 - 0.5
+    ramp = np.interp(centers, np.arange(9), own.image[:, 0, 0, 0])
     np.testing.assert_allclose(fine.image[:, 3, 2, 0], ramp, atol=1e-5)
     assert set(np.unique(fine.label)) == {0, 3}
-    np.testing.assert_array_equal(fine.label[:, 3, 2], np.where(centres < 3.5, 0, 3))
+    np.testing.assert_array_equal(fine.label[:, 3, 2], np.where(centers < 3.5, 0, 3))
 
 
 def test_resampling_changes_the_grid_and_keeps_the_anatomy(tmp_path):

@@ -16,7 +16,7 @@ from unetr_flax.weights import (
     to_torch,
     write_state_dict,
 )
-from unetr_flax.weights.never_applied import never_applied
+from unetr_flax.weights.unused_keys import unused_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def convert(
             provenance=model.provenance,
         )
     else:
-        state_dict = {**to_torch(variables, cfg), **never_applied(cfg, output.monai)}
+        state_dict = {**to_torch(variables, cfg), **unused_keys(cfg, output.monai)}
         metadata = {CONFIG_METADATA: json.dumps(cfg.to_dict())}
         write_state_dict(target, state_dict, metadata)
     print(f"{target}: written")

@@ -7,7 +7,7 @@ import pytest
 
 from unetr_flax import UNETR, UNETRConfig, cli
 from unetr_flax.weights import load_pretrained, read_metadata, read_state_dict, to_torch
-from unetr_flax.weights.never_applied import never_applied
+from unetr_flax.weights.unused_keys import unused_keys
 
 torch = pytest.importorskip("torch")
 
@@ -45,7 +45,7 @@ def random_variables(cfg):
 @pytest.fixture
 def file(tmp_path):
     """A checkpoint as a DDP run of MONAI 1.5 leaves it."""
-    state_dict = {**to_torch(random_variables(MONAI), MONAI), **never_applied(MONAI, "1.5")}
+    state_dict = {**to_torch(random_variables(MONAI), MONAI), **unused_keys(MONAI, "1.5")}
     tensors = {f"module.{key}": torch.tensor(value) for key, value in state_dict.items()}
     path = tmp_path / "best.pt"
     torch.save({"epoch": 7, "state_dict": tensors, "optimizer": {"lr": 0.1}}, path)
@@ -70,7 +70,7 @@ def test_a_checkpoint_becomes_a_folder_and_goes_back(monkeypatch, capsys, tmp_pa
     assert provenance == {
         "source": "best.pt",
         "held": "state_dict of a checkpoint, prefix 'module.' removed",
-        "never_applied": 84,
+        "unused_keys": 84,
     }
 
     back = tmp_path / "back.pt"
@@ -85,7 +85,7 @@ def test_safetensors_say_themselves_which_model_they_are_of(monkeypatch, tmp_pat
     folder, again, there = tmp_path / "model", tmp_path / "again", tmp_path / "a.safetensors"
     assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
     assert run(monkeypatch, "convert", folder, there, "--to", "torch") == 0
-    assert never_applied(MONAI).keys() <= read_state_dict(there).state_dict.keys()
+    assert unused_keys(MONAI).keys() <= read_state_dict(there).state_dict.keys()
     assert run(monkeypatch, "convert", there, again) == 0
     assert_equal(load_pretrained(again), load_pretrained(folder))
 

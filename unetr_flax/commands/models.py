@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import (
     CheckpointError,
     from_torch,
@@ -115,7 +115,7 @@ def load_model(path: Path, told: Told) -> Model:
         variables = from_torch(file.state_dict, cfg)
     except ValueError as error:
         raise type(error)(f"{path}: {error}") from None
-    provenance = {"source": path.name, "held": file.description, "never_applied": len(dropped)}
+    provenance = {"source": path.name, "held": file.description, "unused_keys": len(dropped)}
     return Model(
         cfg,
         variables,

@@ -11,9 +11,9 @@ import tyro
 from flax import linen as nn
 
 from unetr_flax.commands.models import Told, load_model
-from unetr_flax.compilation import keep_for_accelerators
-from unetr_flax.config import UNETRConfig
-from unetr_flax.unetr import UNETR
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.unetr import UNETR
+from unetr_flax.runtime.compilation_cache import keep_for_accelerators
 from unetr_flax.weights import CheckpointError
 
 

@@ -9,8 +9,8 @@ import tyro
 
 from unetr_flax.commands.convert import describe
 from unetr_flax.commands.models import Told, load_model
-from unetr_flax.compilation import keep_for_accelerators
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.runtime.compilation_cache import keep_for_accelerators
 from unetr_flax.weights import CheckpointError
 
 
@@ -79,8 +79,8 @@ def verify(
 
 
 def _window(path: Path, cfg: UNETRConfig) -> np.ndarray:
-    """The middle of a volume, normalised, in the shape of the model's input."""
-    from unetr_flax.volumes import read_volume
+    """The middle of a volume, normalized, in the shape of the model's input."""
+    from unetr_flax.imaging.nifti import read_volume
 
     image = read_volume(path).array.astype(np.float64)  # [X, Y, Z, C]
     if (cfg.spatial_rank, cfg.in_channels) != (3, image.shape[-1]):

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unetr_flax.ops.conv3x3x3 import conv3x3x3
+from unetr_flax.ops.conv3x3x3.api import conv3x3x3
+from unetr_flax.ops.conv3x3x3.operands import Operands
 from unetr_flax.ops.features import (
+    DeferredNorm,
+    DeferredUpsample,
     Features,
-    Normalized,
-    Upsampled,
     channels,
     joined,
     normalized,
@@ -22,7 +23,6 @@ from unetr_flax.ops.features import (
     rank,
 )
 from unetr_flax.ops.linear import linear
-from unetr_flax.ops.operands import Operands
 from unetr_flax.ops.patches import space_to_depth
 
 
@@ -80,7 +80,7 @@ class Conv(nn.Conv):
 
 
 def _is_norm(part: Any) -> bool:
-    return isinstance(part, Normalized)
+    return isinstance(part, DeferredNorm)
 
 
 def conv(
@@ -97,7 +97,7 @@ def conv(
     if kernel_size == [3, 3, 3] and strides == (1, 1, 1) and padding == "SAME":
         *own, last = parts(x)
         up = None
-        if isinstance(last, Upsampled):
+        if isinstance(last, DeferredUpsample):
             up = normalized(last)
         else:
             own.append(last)
@@ -135,7 +135,7 @@ def _of_each_voxel(x: Features, kernel: jax.Array, precision: lax.PrecisionLike)
     for part in parts(x):
         own = kernel[start : start + part.shape[-1]]
         start += part.shape[-1]
-        if isinstance(part, Upsampled):  # two linear maps are one
+        if isinstance(part, DeferredUpsample):  # two linear maps are one
             bias = None if part.bias is None else part.bias @ own
             total += part.replace(kernel=part.kernel @ own, bias=bias).array()
         else:

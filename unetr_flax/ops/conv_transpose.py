@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unetr_flax.ops.features import Normalized, Upsampled, normalized
-from unetr_flax.ops.upsample import upsample
+from unetr_flax.ops.features import DeferredNorm, DeferredUpsample, normalized
+from unetr_flax.ops.upsample.api import upsample
 
 
 class ConvTranspose(nn.ConvTranspose):
@@ -22,8 +22,8 @@ class ConvTranspose(nn.ConvTranspose):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array | Normalized, *, deferred: bool = False
-    ) -> jax.Array | Upsampled:
+        self, inputs: jax.Array | DeferredNorm, *, deferred: bool = False
+    ) -> jax.Array | DeferredUpsample:
         """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features].
 
         Args:
@@ -48,7 +48,7 @@ class ConvTranspose(nn.ConvTranspose):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         dtype = self.dtype
-        if isinstance(inputs, Normalized) and deferred:
+        if isinstance(inputs, DeferredNorm) and deferred:
             kernel, bias = self.promote_dtype(kernel, bias, dtype=dtype or inputs.dtype)
         else:
             inputs = normalized(inputs)
@@ -56,7 +56,7 @@ class ConvTranspose(nn.ConvTranspose):
         # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
         if deferred:
-            return Upsampled(inputs, kernel, bias, self.precision)
+            return DeferredUpsample(inputs, kernel, bias, self.precision)
         batch = inputs.shape[: -len(shape) + 1]
         inputs = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
         y = upsample(inputs, kernel, self.precision, self.preferred_element_type)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from unetr_flax.ops.norm import normalize
-from unetr_flax.ops.sums import moments
-from unetr_flax.ops.upsample import upsample
+from unetr_flax.ops.norm.api import normalize
+from unetr_flax.ops.reductions import moments
+from unetr_flax.ops.upsample.api import upsample
 
 
 @flax.struct.dataclass
-class Normalized:
+class DeferredNorm:
     """A norm and its LeakyReLU, not computed yet; see `normalize`.
 
     Attributes:
@@ -57,15 +57,15 @@ def deferred_norm(
     per_sample: bool,
     negative_slope: float,
     dtype: DTypeLike,
-) -> Normalized:
+) -> DeferredNorm:
     """A norm of which only the moments are computed."""
     # The result's gradient is that of its moments too.
     found = moments(lax.stop_gradient(x), per_sample)
-    return Normalized(x, found, scale, bias, epsilon, per_sample, negative_slope, dtype)
+    return DeferredNorm(x, found, scale, bias, epsilon, per_sample, negative_slope, dtype)
 
 
 @flax.struct.dataclass
-class Upsampled:
+class DeferredUpsample:
     """A deconvolution whose kernel is its stride, not computed yet.
 
     Attributes:
@@ -75,7 +75,7 @@ class Upsampled:
       precision: of the product.
     """
 
-    x: jax.Array | Normalized
+    x: jax.Array | DeferredNorm
     kernel: jax.Array
     bias: jax.Array | None
     precision: lax.PrecisionLike = flax.struct.field(pytree_node=False, default=None)
@@ -93,7 +93,7 @@ class Upsampled:
         return y if self.bias is None else y + self.bias
 
 
-Part = jax.Array | Normalized | Upsampled
+Part = jax.Array | DeferredNorm | DeferredUpsample
 
 # The channels of all parts, one after the other.
 Features = Part | tuple[Part, ...]
@@ -108,9 +108,9 @@ def normalized(features: Features) -> Features:
     """The same with norms computed."""
     if isinstance(features, tuple):
         return tuple(normalized(part) for part in features)
-    if isinstance(features, Upsampled):
+    if isinstance(features, DeferredUpsample):
         return features.replace(x=normalized(features.x))
-    return features.array() if isinstance(features, Normalized) else features
+    return features.array() if isinstance(features, DeferredNorm) else features
 
 
 def rank(features: Features) -> int:

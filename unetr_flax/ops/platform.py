@@ -14,19 +14,19 @@ _ONE_PLATFORM = ("cpu", "tpu")
 
 
 def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
-    """`jax.lax.platform_dependent`, of which `traced_for` leaves the one branch that is needed."""
+    """`jax.lax.platform_dependent`; `target_platform` leaves one branch to be traced."""
     if _ONLY.value not in _ONE_PLATFORM:
         return lax.platform_dependent(*operands, default=default, **branches)
     return branches.get(_ONLY.value, default)(*operands)
 
 
 def in_program() -> bool:
-    """Whether `traced_for` traces: nobody looks into modules then, but time counts."""
+    """Whether `target_platform` traces: nobody looks into modules then, but time counts."""
     return _ONLY.value is not None
 
 
 @contextlib.contextmanager
-def traced_for(platform: str) -> Iterator[None]:
+def target_platform(platform: str) -> Iterator[None]:
     """What is traced within, or in a function that this decorates, is for one platform only.
 
     Its program there is the same, but for the random numbers of dropout, and tracing takes half of

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from flax import traverse_util
 
-from unetr_flax.blocks import SLOPE
-from unetr_flax.config import UNETRConfig
-from unetr_flax.ops.features import Normalized, Upsampled
+from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.unetr import UNETR
+from unetr_flax.ops.features import DeferredNorm, DeferredUpsample
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, channels_first, to_tensor
-from unetr_flax.unetr import UNETR
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
 # Kinds whose outputs are tokens [B, N, ...]; all others work on grids, channels last in Flax.
@@ -174,7 +174,7 @@ def forward(
 
 def _computed(output: Any) -> Any:
     """What a module gave, as an array if it is one not computed yet."""
-    return output.array() if isinstance(output, Normalized | Upsampled) else output
+    return output.array() if isinstance(output, DeferredNorm | DeferredUpsample) else output
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
@@ -203,7 +203,9 @@ def negative_slope(pair: ModulePair, cfg: UNETRConfig) -> float:
     if pair.kind == "batch_norm":
         return 0.0
     followed = ("norm1", "norm2") if cfg.block_style.block == "basic" else ("norm1",)
-    return SLOPE if pair.kind == "channel_norm" and pair.flax_path[-1] in followed else 1.0
+    return (
+        LEAKY_RELU_SLOPE if pair.kind == "channel_norm" and pair.flax_path[-1] in followed else 1.0
+    )
 
 
 def by_depth(cfg: UNETRConfig) -> Iterator[ModulePair]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from unetr_flax.config import UNETRConfig
-from unetr_flax.parity.originals import load_weights, pytorch_original
-from unetr_flax.unetr import UNETR
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.unetr import UNETR
+from unetr_flax.parity.torch_models import load_weights, torch_model_of
 from unetr_flax.weights import from_torch
 
 
@@ -37,7 +37,7 @@ class Twins:
     image: np.ndarray
 
 
-def randomise(module: torch.nn.Module, seed: int) -> None:
+def randomize(module: torch.nn.Module, seed: int) -> None:
     """Gives every parameter and running statistic values that no layout error leaves alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -77,9 +77,9 @@ def make_twins(
       state_dict: weights to use instead of random ones, as for `from_torch`.
       image: what to use instead of a random one, [B, *img_size, in_channels].
     """
-    torch_model = pytorch_original(cfg).to(getattr(torch, dtype)).eval()
+    torch_model = torch_model_of(cfg).to(getattr(torch, dtype)).eval()
     if state_dict is None:
-        randomise(torch_model, seed)
+        randomize(torch_model, seed)
         state_dict = torch_model.state_dict()
     # First, because its errors say more.
     variables = from_torch(state_dict, cfg)

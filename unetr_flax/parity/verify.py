@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.compare import TOLERANCE, Row
 from unetr_flax.parity.twins import make_twins, precise
@@ -34,7 +34,7 @@ def verify(
 
     Raises:
       WeightsError: if the state dict does not fit the configuration.
-      OriginalError: if the original is not installed, or does not take the weights.
+      TorchModelError: if the original is not installed, or does not take the weights.
       ValueError: if the volume has another shape.
     """
     expected = (*cfg.img_size, cfg.in_channels)

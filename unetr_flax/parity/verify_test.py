@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.originals import pytorch_original
-from unetr_flax.parity.twins import randomise
+from unetr_flax.parity.torch_models import torch_model_of
+from unetr_flax.parity.twins import randomize
 from unetr_flax.parity.verify import verify
 from unetr_flax.weights import WeightsError
 from unetr_flax.weights.mapping import module_pairs
@@ -26,8 +26,8 @@ def strict_promotion():
 
 @pytest.fixture(scope="module")
 def state_dict():
-    model = pytorch_original(CFG)
-    randomise(model, seed=3)
+    model = torch_model_of(CFG)
+    randomize(model, seed=3)
     return model.state_dict()
 
 

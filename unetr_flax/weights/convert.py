@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from unetr_flax.config import UNETRConfig
-from unetr_flax.unetr import UNETR
-from unetr_flax.weights.containers import unwrap
-from unetr_flax.weights.infer import recognise
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.unetr import UNETR
+from unetr_flax.weights.infer import recognize
 from unetr_flax.weights.mapping import ArrayPair, array_pairs, module_pairs, table_of
-from unetr_flax.weights.never_applied import COUNTER, known_unused
+from unetr_flax.weights.unused_keys import COUNTER, known_unused
+from unetr_flax.weights.unwrap import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def from_torch(state_dict: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, Any
       CheckpointError: if there is no state dict, or it is no UNETR's that is known.
     """
     state_dict, _ = unwrap(state_dict)
-    if (family := recognise(state_dict)) != cfg.family:
+    if (family := recognize(state_dict)) != cfg.family:
         raise WeightsError(f"state dict: is of family {family!r}, the model of {cfg.family!r}")
     given, dropped = drop_unused(state_dict, cfg)
     if dropped:

@@ -13,7 +13,6 @@ import safetensors
 import safetensors.numpy
 
 from unetr_flax.weights.atomic import commit, staged, sync
-from unetr_flax.weights.containers import CheckpointError, first_line, unwrap
 from unetr_flax.weights.convert import to_numpy
 from unetr_flax.weights.torch_files import (
     import_torch,
@@ -22,6 +21,7 @@ from unetr_flax.weights.torch_files import (
     read_torch,
     to_tensor,
 )
+from unetr_flax.weights.unwrap import CheckpointError, first_line, unwrap
 
 SAFETENSORS_ENDING = ".safetensors"
 TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")

@@ -273,7 +273,7 @@ TABLE = {
         lambda _: torch_bytes({**tensors(), KEY: tensors()[KEY] > 0}),
         f"{KEY} is bool",
     ),
-    "quantised": (
+    "quantized": (
         ".pt",
         lambda _: torch_bytes({**tensors(), KEY: tensors()[KEY].to(torch.float8_e4m3fn)}),
         f"{KEY} is float8",

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from unetr_flax.config import UNETRConfig
-from unetr_flax.weights.containers import CheckpointError, unwrap
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.weights.unwrap import CheckpointError, unwrap
 
 # How keys begin that every model of a family has and no other.
 SIGNATURES = {
@@ -16,7 +16,7 @@ SIGNATURES = {
 }
 
 
-def recognise(keys: Iterable[str]) -> str:
+def recognize(keys: Iterable[str]) -> str:
     """The family of a state dict.
 
     Raises:
@@ -59,7 +59,7 @@ def infer_config(
       ValueError: if the sizes are not those of a model that can be built.
     """
     state_dict, _ = unwrap(state_dict)
-    family = recognise(state_dict)
+    family = recognize(state_dict)
     if num_heads is None:
         defaults = {"reference": 8, "monai": 12, "tamasino52": 12}
         raise CheckpointError(

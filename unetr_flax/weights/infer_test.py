@@ -6,7 +6,7 @@ import pytest
 
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.weights import CheckpointError, to_torch
-from unetr_flax.weights.never_applied import never_applied
+from unetr_flax.weights.unused_keys import unused_keys
 
 SIZE = {"img_size": (32, 16, 48), "in_channels": 2, "out_channels": 3}
 MONAI = {**SIZE, "feature_size": 8, "hidden_size": 24, "mlp_dim": 40, "num_heads": 4}
@@ -19,7 +19,7 @@ def state_dict(cfg):
     x = np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)
     shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return {**to_torch(variables, cfg), **never_applied(cfg)}
+    return {**to_torch(variables, cfg), **unused_keys(cfg)}
 
 
 @pytest.mark.parametrize(

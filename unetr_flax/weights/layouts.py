@@ -51,7 +51,7 @@ class Layout:
         return {name: size for name, size in sizes.items() if name in axes}
 
 
-SAME = Layout("...", "...")
+IDENTITY = Layout("...", "...")
 LINEAR = Layout("o i", "i o")
 CONV = Layout("o i ...", "... i o")
 CONV_OF_JOIN = Layout("o i ...", "... i o", swap=True)

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.weights.families.monai import monai_table
+from unetr_flax.weights.families.reference import REFERENCE
+from unetr_flax.weights.families.tamasino52 import TAMASINO52
 from unetr_flax.weights.layouts import Layout
-from unetr_flax.weights.monai import monai_table
-from unetr_flax.weights.reference import REFERENCE
 from unetr_flax.weights.tables import Table
-from unetr_flax.weights.tamasino52 import TAMASINO52
 
 
 @dataclasses.dataclass(frozen=True)

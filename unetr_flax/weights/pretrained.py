@@ -14,11 +14,11 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from unetr_flax.config import UNETRConfig
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights.atomic import commit, staged, sync
-from unetr_flax.weights.containers import CheckpointError
 from unetr_flax.weights.convert import WeightsError, check_fit, flax_shapes, plain_tree
 from unetr_flax.weights.files import FLOATS, read_arrays, read_header
+from unetr_flax.weights.unwrap import CheckpointError
 
 FORMAT = "unetr_flax"
 VERSION = 1

@@ -329,7 +329,7 @@ def test_broken_folders_are_refused_by_one_line(folder, name):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"num_heads": 3}, "num_heads=3"), ({"colour": "red"}, "unknown fields ['colour']")],
+    [({"num_heads": 3}, "num_heads=3"), ({"color": "red"}, "unknown fields ['color']")],
 )
 def test_a_configuration_of_no_model(folder, values, message):
     rewrite(folder, header={"config": {**CFG.to_dict(), **values}})

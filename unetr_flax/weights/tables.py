@@ -37,19 +37,19 @@ def weight(name: str, layout: Layout) -> Array:
     return ("weight", "params", name, layout)
 
 
-def bias(layout: Layout = layouts.SAME) -> Array:
+def bias(layout: Layout = layouts.IDENTITY) -> Array:
     """A parameter that both call "bias"."""
     return ("bias", "params", "bias", layout)
 
 
 KERNEL_OF_CONV = weight("kernel", layouts.CONV)
 KERNEL_OF_DECONV = weight("kernel", layouts.DECONV)
-SCALE = weight("scale", layouts.SAME)
+SCALE = weight("scale", layouts.IDENTITY)
 STATISTICS = (
-    ("running_mean", "batch_stats", "mean", layouts.SAME),
-    ("running_var", "batch_stats", "var", layouts.SAME),
+    ("running_mean", "batch_stats", "mean", layouts.IDENTITY),
+    ("running_var", "batch_stats", "var", layouts.IDENTITY),
 )
-POSITIONS = ("position_embeddings", "params", "position_embedding", layouts.SAME)
+POSITIONS = ("position_embeddings", "params", "position_embedding", layouts.IDENTITY)
 
 # Kinds that are the same in all families.
 LINEAR = (weight("kernel", layouts.LINEAR), bias())

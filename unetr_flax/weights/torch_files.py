@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from unetr_flax.weights.containers import CheckpointError, first_line
+from unetr_flax.weights.unwrap import CheckpointError, first_line
 
 ZIP_MAGIC = b"PK"
 PICKLE_MAGICS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))

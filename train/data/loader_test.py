@@ -1,0 +1,140 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from train.data.loader import Batches, auto_roi
+from train.data.preprocess import Sample
+from train.data.transforms import Augmentation
+
+ROI = (8, 6, 10)
+
+
+def sample(shape, seed=0, name="case"):
+    """A case whose intensities tell the class and the position of every voxel."""
+    label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
+    position = np.arange(label.size, dtype=np.float32).reshape(shape)
+    return Sample(
+        name,
+        np.stack([label + np.float32(1), position + 1], -1).astype(np.float32),
+        label,
+        (1.0, 1.0, 2.0),
+    )
+
+
+def stream(seed=0, **options):
+    samples = [sample((9, 5, 12 + i), seed=i, name=str(i)) for i in range(5)]
+    options = {"augmentation": Augmentation(probability=1.0), **options}
+    return Batches(samples, ROI, 2, seed, **options)
+
+
+def take(batches, count):
+    out = list(itertools.islice(batches, count))
+    batches.close()
+    return out
+
+
+def same(a, b):
+    return all(np.array_equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x)
+
+
+def test_shapes_and_types():
+    (batch,) = take(stream(), 1)
+    assert batch["image"].shape == (2, *ROI, 2)
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].shape == (2, *ROI)
+    assert batch["label"].dtype == np.int32
+
+
+def test_same_seed_same_stream_other_seed_other_stream():
+    first = take(stream(), 6)
+    assert same(first, take(stream(), 6))
+    assert not same(first, take(stream(seed=1), 6))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_restored_stream_goes_on_as_the_original(steps):
+    original = stream()
+    for _ in range(steps):
+        next(original)
+    restored = stream()
+    next(restored)
+    restored.restore(original.state())
+    assert same(take(original, 5), take(restored, 5))
+
+
+def test_every_epoch_has_every_case_once():
+    samples = [
+        Sample(str(i), np.full((*ROI, 1), i, np.float32), np.zeros(ROI, np.int32), (1, 1, 1))
+        for i in range(6)
+    ]
+    batches = take(Batches(samples, ROI, 2, 0, augmentation=None), 9)
+    seen = np.concatenate([batch["image"][:, 0, 0, 0, 0] for batch in batches]).reshape(3, 6)
+    assert [sorted(epoch) for epoch in seen.tolist()] == [[0, 1, 2, 3, 4, 5]] * 3
+    assert len({tuple(epoch) for epoch in seen.tolist()}) > 1
+
+
+def test_a_case_is_cropped_anew_in_every_epoch():
+    options = {"augmentation": None, "foreground_fraction": 0.0}
+    batches = take(Batches([sample((30, 30, 30))], ROI, 1, 0, **options), 5)
+    assert len({float(batch["image"][0, 0, 0, 0, 1]) for batch in batches}) == 5
+
+
+def test_parts_of_two_processes_are_the_whole_batch():
+    whole = take(stream(), 3)
+    halves = [take(stream(part=(i, 2)), 3) for i in range(2)]
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)
+    ]
+    assert same(joined, whole)
+
+
+class Unreadable(list):
+    """Cases of which one cannot be had."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise OSError("case 3 is gone")
+        return super().__getitem__(index)
+
+
+def test_errors_in_the_background_reach_the_consumer_at_their_batch():
+    samples = [sample(ROI, seed=i) for i in range(5)]
+    whole = take(Batches(samples, ROI, 1, 0, augmentation=None), 5)
+    batches = Batches(Unreadable(samples), ROI, 1, 0, augmentation=None)
+    before = []
+    with pytest.raises(OSError, match="case 3 is gone"):
+        before.extend(iter(lambda: next(batches), None))
+    assert len(before) < 5
+    assert batches.state() == {"step": len(before)}
+    # Asking again is no way around it.
+    with pytest.raises(OSError, match="case 3 is gone"):
+        next(batches)
+    batches.restore({"step": len(before) + 1})
+    assert same(before, whole[: len(before)])
+    after = list(itertools.islice(batches, 4 - len(before)))
+    assert same(after, whole[len(before) + 1 :])
+    batches.close()
+
+
+def test_close_stops_the_threads():
+    before = set(threading.enumerate())
+    batches = stream()
+    next(batches)
+    assert set(threading.enumerate()) > before
+    batches.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_unusable_batch_sizes():
+    with pytest.raises(ValueError, match="batch_size=3: must be a multiple of 2 processes"):
+        Batches([sample(ROI)], ROI, 3, 0, augmentation=None, part=(0, 2))
+    with pytest.raises(ValueError, match="samples: must have"):
+        Batches([], ROI, 3, 0, augmentation=None)
+
+
+def test_auto_roi():
+    shapes = [(35, 50, 35), (36, 51, 34), (30, 81, 57)]
+    assert auto_roi(shapes, (16, 16, 8)) == (48, 64, 40)
+    assert auto_roi([(512, 512, 20)], (16, 16, 8)) == (96, 96, 24)

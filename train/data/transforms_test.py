@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+
+from train.data.preprocess import Sample
+from train.data.transforms import Augmentation, random_crop
+
+ROI = (8, 6, 10)
+GEOMETRY = Augmentation(probability=1.0, intensity=0.0, noise=0.0)
+
+
+def sample(shape, seed=0, name="case"):
+    """A case whose intensities tell the class and the position of every voxel."""
+    label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
+    position = np.arange(label.size, dtype=np.float32).reshape(shape)
+    return Sample(
+        name,
+        np.stack([label + np.float32(1), position + 1], -1).astype(np.float32),
+        label,
+        (1.0, 1.0, 2.0),
+    )
+
+
+def blobs(shape=(16, 20, 14)):
+    """A smooth case, on which interpolation leaves image and label in agreement."""
+    x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    label = ((x - 6) ** 2 + (y - 11) ** 2 + 2 * (z - 6) ** 2 < 30).astype(np.int32)
+    return Sample("blob", label[..., None].astype(np.float32), label, (1.0, 1.0, 1.5))
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 15), (3, 4, 5), (8, 6, 10), (20, 4, 10)])
+@pytest.mark.parametrize("foreground_fraction", [0.0, 1.0])
+def test_crop_without_augmentation_is_a_part_of_the_volume(shape, foreground_fraction):
+    case = sample(shape)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        image, label = random_crop(case, ROI, foreground_fraction, None, rng)
+        position = image[..., 1] - 1
+        inside = np.zeros(ROI, bool)
+        corner = [(roi - n) // 2 if n < roi else 0 for roi, n in zip(ROI, shape, strict=True)]
+        inside[
+            tuple(
+                slice(max(c, 0), max(c, 0) + min(n, r))
+                for c, n, r in zip(corner, shape, ROI, strict=True)
+            )
+        ] = True
+        # Outside the volume is padding; within it, neighbors are the volume's neighbors.
+        np.testing.assert_array_equal(label[~inside], 0)
+        np.testing.assert_array_equal(position[~inside], 0)
+        np.testing.assert_array_equal(
+            case.label.ravel()[position[inside].astype(int)], label[inside]
+        )
+        assert len(np.unique(position[inside])) == inside.sum()
+
+
+def test_foreground_is_found():
+    label = np.zeros((40, 40, 40), np.int32)
+    label[35, 3, 20] = 1
+    case = Sample("needle", label[..., None].astype(np.float32), label, (1, 1, 1))
+    rng = np.random.default_rng(0)
+    assert all(random_crop(case, ROI, 1.0, None, rng)[1].sum() == 1 for _ in range(10))
+    found = sum(random_crop(case, ROI, 0.0, None, rng)[1].sum() for _ in range(50))
+    assert found < 10
+
+
+def test_image_and_label_stay_aligned_under_augmentation():
+    case = blobs()
+    agreements = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        image, label = random_crop(case, (16, 16, 16), 0.5, GEOMETRY, rng)
+        agreements.append(((image[..., 0] > 0.5) == label).mean())
+        assert label.sum() > 20
+    assert min(agreements) > 0.98
+
+
+def test_augmentation_really_changes_geometry_and_intensity():
+    case = blobs()
+    plain = random_crop(case, (16, 20, 14), 0.0, None, np.random.default_rng(0))
+    options = Augmentation(probability=1.0)
+    image, label = random_crop(case, (16, 20, 14), 0.0, options, np.random.default_rng(0))
+    assert not np.array_equal(label, plain[1])
+    assert not np.allclose(image, plain[0], atol=0.05)
+
+
+def linear_map(seed, **options):
+    """The 3 x 3 map, mm of the crop to mm of the volume, of a crop as large as the volume.
+
+    The image is the position of each voxel, which linear interpolation leaves exact.
+    """
+    shape, spacing = (25, 21, 15), (1.0, 1.5, 3.0)
+    axes = [(np.arange(n) - n // 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+    image = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+    case = Sample("ramps", image, np.zeros(shape, np.int32), spacing)
+    options = Augmentation(probability=1.0, intensity=0.0, noise=0.0, **options)
+    image, _ = random_crop(case, shape, 0.0, options, np.random.default_rng(seed))
+    middle = image[11:14, 9:12, 6:9]
+    np.testing.assert_allclose(middle[1, 1, 1], 0, atol=1e-4)
+    columns = [np.diff(middle, axis=i).mean((0, 1, 2)) / spacing[i] for i in range(3)]
+    return np.stack(columns, axis=-1)
+
+
+def test_geometry_is_a_rotation_of_millimeters_and_one_zoom_but_no_mirror():
+    zooms, angles = [], []
+    for seed in range(40):
+        matrix = linear_map(seed)
+        zoom = np.cbrt(np.linalg.det(matrix))
+        rotation = matrix / zoom
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+        zooms.append(zoom)
+        # Of a rotation about z, then y, then x.
+        about_x = np.arctan2(-rotation[1, 2], rotation[2, 2])
+        about_z = np.arctan2(-rotation[0, 1], rotation[0, 0])
+        angles.append(np.degrees([about_x, np.arcsin(rotation[0, 2]), about_z]))
+    assert 0.85 <= min(zooms) < 0.88
+    assert 1.12 < max(zooms) <= 1.15
+    angles = np.array(angles)
+    np.testing.assert_array_less(np.abs(angles), 15.01)
+    np.testing.assert_array_less(12, angles.max(0))
+    np.testing.assert_array_less(angles.min(0), -12)
+
+
+def test_without_rotation_and_zoom_nothing_moves():
+    np.testing.assert_allclose(linear_map(0, max_rotation=0.0, max_zoom=0.0), np.eye(3), atol=1e-5)
+
+
+def test_outside_of_the_volume_is_its_own_background():
+    label = np.zeros((5, 5, 5), np.int32)
+    label[2, 2, 2] = 1
+    image = np.stack([label + 7.0, label - 3.0], axis=-1).astype(np.float32)
+    case = Sample("small", image, label, (1, 1, 1))
+    for options in (None, GEOMETRY):
+        image, label = random_crop(case, (9, 8, 11), 0.0, options, np.random.default_rng(0))
+        np.testing.assert_array_equal(image[0, 0, 0], [7.0, -3.0])
+        np.testing.assert_allclose(image.min(axis=(0, 1, 2)), [7.0, -3.0], rtol=1e-6)
+        assert label[0, 0, 0] == 0
+
+
+def test_labels_are_never_mixed():
+    case = blobs()
+    case = Sample("three", case.image, 3 * case.label, case.spacing)
+    for seed in range(5):
+        _, label = random_crop(case, (16, 16, 16), 0.5, GEOMETRY, np.random.default_rng(seed))
+        assert set(np.unique(label)) == {0, 3}
+
+
+def changed_intensities(options, seeds=40):
+    """Of crops that differ from the case in intensity alone: contrast, shift and noise."""
+    case = sample((9, 7, 12))
+    case = Sample("case", case.image[..., 1:] / case.label.size, case.label, case.spacing)
+    plain = case.image.ravel()
+    fits = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        image, label = random_crop(case, case.label.shape, 0.0, options, rng)
+        np.testing.assert_array_equal(label, case.label)
+        contrast, shift = np.polyfit(plain, image.ravel(), 1)
+        fits.append((contrast, shift, (image.ravel() - contrast * plain - shift).std()))
+    return np.array(fits).T
+
+
+def test_contrast_and_shift_are_within_their_bounds():
+    contrast, shift, noise = changed_intensities(Augmentation(0.0, intensity=0.1, noise=0.0))
+    for change in (contrast - 1, shift):
+        assert -0.1 <= change.min() < -0.07
+        assert 0.07 < change.max() <= 0.1
+    assert abs(np.corrcoef(contrast, shift)[0, 1]) < 0.5
+    assert noise.max() < 1e-5
+
+
+def test_noise_is_within_its_bounds():
+    contrast, shift, noise = changed_intensities(Augmentation(0.0, intensity=0.0, noise=0.05))
+    np.testing.assert_allclose(contrast, 1, atol=0.03)
+    np.testing.assert_allclose(shift, 0, atol=0.02)
+    assert noise.min() < 0.01
+    assert 0.04 < noise.max() < 0.055

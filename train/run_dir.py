@@ -1,0 +1,128 @@
+"""The record of a run, config.json: how it was started, so that it goes on as it began."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from train.config import PHANTOMS, Config, option, parse
+from train.data.decathlon import Case, Dataset
+from unetr_flax import UNETRConfig
+
+
+class OptionError(ValueError):
+    """Options that cannot be; the message names the option, its value and what is allowed."""
+
+
+def read_options(args: list[str]) -> Config:
+    """Options from the command line, and, when resuming, from the run's config.json.
+
+    Raises:
+      OptionError: if an option is out of range, there is nothing to resume, or an option differs
+        from what the run was started with.
+    """
+    cfg = parse(args)
+    if cfg.run.resume:
+        saved = _saved_options(cfg.out)
+        # --resume, and with it the rest of RunOptions, comes from the arguments again.
+        defaults = dataclasses.replace(saved, run=dataclasses.replace(PHANTOMS.run, out=cfg.out))
+        cfg = parse(args, defaults)
+        _compare(cfg.to_dict(), saved.to_dict(), cfg.out)
+    try:
+        cfg.check()
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    return cfg
+
+
+def resume_command(cfg: Config) -> str:
+    """The command that goes on with a run."""
+    run = cfg.run
+    args = ["python", "-m", "train", "--out", str(cfg.out), "--resume"]
+    if run.coordinator_address is not None:
+        args += ["--coordinator-address", run.coordinator_address]
+        args += ["--num-processes", str(run.num_processes), "--process-id", str(run.process_id)]
+    return shlex.join(args)
+
+
+def refuse_taken(out: Path) -> None:
+    """Makes sure that a new run may have the folder.
+
+    Raises:
+      OptionError: if there is anything in it.
+    """
+    if (out / "config.json").exists():
+        raise OptionError(
+            f"--out {out}: holds a run; add --resume to go on with it, or give another folder"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"--out {out}: exists and is not empty; give another folder")
+
+
+def _saved_options(out: Path) -> Config:
+    path = out / "config.json"
+    try:
+        return Config.from_dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+    except FileNotFoundError:
+        raise OptionError(f"--out {out}: holds no run to resume, it has no config.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path}: is not the record of a run of this version: {error}") from None
+
+
+def write_run_file(
+    cfg: Config, dataset: Dataset, val_cases: tuple[Case, ...], model_config: UNETRConfig
+) -> None:
+    """Writes config.json; when resuming, makes sure that it still holds.
+
+    Raises:
+      OptionError: if the data or the model are not those that the run was started with.
+    """
+    path = cfg.out / "config.json"
+    record = {
+        "options": cfg.to_dict(),
+        "model": model_config.to_dict(),
+        "dataset": {
+            "name": dataset.name,
+            "labels": list(dataset.labels),
+            "modalities": list(dataset.modalities),
+            "fingerprint": _fingerprint(dataset),
+            "validation": [case.name for case in val_cases],
+        },
+    }
+    if cfg.run.resume:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["dataset"] != record["dataset"]:
+            raise OptionError(
+                f"--out {cfg.out}: the data set {dataset.name} is not what the run was started "
+                "with; its cases, labels or files have changed"
+            )
+        _compare(record["model"], saved["model"], cfg.out)
+        return
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)
+
+
+def _compare(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
+    for name, value in given.items():
+        if value != saved[name]:
+            raise OptionError(
+                f"{option(name)} {_show(value)}: the run in {out} was started with "
+                f"{_show(saved[name])}, which cannot change"
+            )
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """A hash of the cases' names and the sizes of their files."""
+    lines = [
+        f"{case.name} {case.image.stat().st_size} {case.label.stat().st_size}"
+        for case in dataset.cases
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

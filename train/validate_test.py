@@ -1,0 +1,88 @@
+import types
+
+import flax.linen as nn
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import pytest
+
+from train.data.decathlon import Case
+from train.validate import Evaluator
+
+WINDOW = (16, 8, 8)
+NOBODY = types.SimpleNamespace(requested=False)
+
+
+class Threshold(nn.Module):
+    """Class 1 where the image is above its middle; what it is given is all that it knows."""
+
+    config: types.SimpleNamespace
+
+    def __call__(self, x):
+        return jnp.concatenate([0.5 - x, x - 0.5], axis=-1)
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Volumes larger and smaller than the window, whose bright half is class 1."""
+    cases = []
+    for i, shape in enumerate([(21, 9, 13), (6, 12, 5), (17, 8, 8)]):
+        label = np.zeros(shape, np.uint8)
+        label[:, : shape[1] // 2 + i] = 1
+        affine = np.diag([1.0, 2.0, 3.0, 1.0])
+        case = Case(f"c{i}", tmp_path / f"image{i}.nii.gz", tmp_path / f"label{i}.nii.gz")
+        # From the lowest to the highest value of the CT window.
+        nib.save(nib.Nifti1Image(label.astype(np.int16) * 3000 - 1500, affine), case.image)
+        nib.save(nib.Nifti1Image(label, affine), case.label)
+        cases.append(case)
+    return cases
+
+
+def evaluator(cases, spacing=None, modality="CT"):
+    config = types.SimpleNamespace(img_size=WINDOW, in_channels=1, out_channels=2)
+    return Evaluator(Threshold(config), cases, (modality,), spacing, overlap=0.25)
+
+
+def state():
+    return types.SimpleNamespace(variables={})
+
+
+def test_segments_whole_volumes_on_their_own_grid(cases):
+    pairs = list(evaluator(cases).segment({}, cases))
+    assert [sample.name for sample, _ in pairs] == ["c0", "c1", "c2"]
+    for sample, prediction in pairs:
+        assert prediction.shape == sample.label.shape
+        np.testing.assert_array_equal(prediction, sample.label)
+    scores = evaluator(cases)(state(), NOBODY)
+    np.testing.assert_array_equal(scores.per_class, [1, 1])
+    assert scores.mean_foreground == 1
+
+
+def test_resampling_is_undone(cases):
+    pairs = list(evaluator(cases, spacing=(1.5, 1.0, 2.0)).segment({}, cases))
+    for sample, prediction in pairs:
+        assert prediction.shape == sample.label.shape
+        assert sample.spacing == (1, 2, 3)
+        # The edge between the classes lies between voxels, so that it comes back where it was.
+        assert (prediction == sample.label).mean() > 0.95
+    assert evaluator(cases, spacing=(1.5, 1.0, 2.0))(state(), NOBODY).mean_foreground > 0.95
+
+
+def test_what_lies_outside_a_small_volume_looks_like_background(cases, monkeypatch):
+    seen = []
+
+    def predict(variables, x):
+        seen.append(x)
+        return np.concatenate([x, x], axis=-1)
+
+    monkeypatch.setattr("train.validate.make_predict", lambda model: predict)
+    ((sample, _),) = evaluator(cases, modality="MRI").segment({}, cases[1:2])
+    lowest = sample.image.min()
+    assert lowest < 0
+    assert min(x.min() for x in seen) == lowest
+    # 6 of 16, 5 of 8: the rest of the window is neither zero nor anything else.
+    assert all(np.isin(x, [lowest, sample.image.max()]).all() for x in seen)
+
+
+def test_an_interrupt_ends_it_without_a_result(cases):
+    assert evaluator(cases)(state(), types.SimpleNamespace(requested=True)) is None

@@ -1,0 +1,153 @@
+"""Sliding-window inference: a model of one fixed input size segments volumes of any size."""
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+# Floor of the gaussian weights, so that no voxel is divided by nearly nothing (as in MONAI).
+MIN_WEIGHT = 1e-3
+
+
+def sliding_window_inference(
+    volume: ArrayLike,
+    roi_size: Sequence[int],
+    predictor: Callable[[np.ndarray], jax.Array | np.ndarray],
+    overlap: float = 0.25,
+    mode: Literal["constant", "gaussian"] = "constant",
+    sigma_scale: float = 0.125,
+    batch_size: int = 4,
+) -> np.ndarray:
+    """Segments volumes window by window and blends the windows where they overlap.
+
+    Windows start every max(1, int(roi * (1 - overlap))) voxels, the last one of an axis is moved
+    back to end with the volume, and a voxel's logits are the weighted mean over the windows that
+    contain it. An axis shorter than the window is padded with zeros on both sides, the odd voxel at
+    the end, and cropped back. Windows and weights are those of MONAI's `sliding_window_inference`
+    (Cardoso et al. 2022, "MONAI: An open-source framework for deep learning in healthcare").
+
+    Every call of the predictor has the same shape, whatever the volume's (the last batch is filled
+    up with zeros), so a jitted predictor compiles once. Logits are gathered on the host, while the
+    device already works on the next batch: the device holds two batches, never the whole volume.
+
+    Args:
+      volume: images [B, *spatial, C]; any number of spatial axes.
+      roi_size: voxels of the window per spatial axis.
+      predictor: maps windows [batch_size, *roi_size, C] to logits [batch_size, *roi_size, K].
+      overlap: fraction of the window that neighbors share, in [0, 1).
+      mode: weight of a voxel within its window: "constant", or "gaussian", which trusts the
+        center most.
+      sigma_scale: standard deviation of the gaussian, as a fraction of the window.
+      batch_size: windows per call of the predictor.
+
+    Returns:
+      Logits [B, *spatial, K] on the host, in the predictor's precision but at least float32.
+
+    Raises:
+      ValueError: if an argument, or the shape that the predictor returns, is not as above.
+    """
+    volume = np.asarray(volume)
+    if volume.ndim < 3 or 0 in volume.shape:
+        raise ValueError(
+            f"volume: shape {volume.shape}, must be [B, *spatial, C] with at least one spatial "
+            "axis and no axis of length 0"
+        )
+    spatial = volume.shape[1:-1]
+    roi = _window_size(roi_size, spatial)
+    batch_size = _positive_integer("batch_size", batch_size)
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap!r}: must be in [0, 1)")
+    importance = _importance(roi, mode, sigma_scale)
+
+    padding = [max(r - s, 0) for s, r in zip(spatial, roi, strict=True)]
+    before = [p // 2 for p in padding]
+    if any(padding):
+        margins = [(b, p - b) for b, p in zip(before, padding, strict=True)]
+        volume = np.pad(volume, [(0, 0), *margins, (0, 0)])
+    windows = _windows(volume.shape[1:-1], roi, overlap)
+    places = [(b, *window) for b in range(len(volume)) for window in windows]
+    batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
+
+    def predict(batch):
+        # A new array each time: the device may still read the one before.
+        inputs = np.zeros((batch_size, *roi, volume.shape[-1]), volume.dtype)
+        for i, place in enumerate(batch):
+            inputs[i] = volume[place]
+        return predictor(inputs)
+
+    total = None
+    pending = predict(batches[0])
+    for i, batch in enumerate(batches):
+        outputs = pending
+        if outputs.ndim != volume.ndim or outputs.shape[:-1] != (batch_size, *roi):
+            raise ValueError(
+                f"predictor: returned shape {outputs.shape}, must be "
+                f"({', '.join(map(str, (batch_size, *roi)))}, K)"
+            )
+        if total is None:
+            dtype = np.promote_types(outputs.dtype, np.float32)
+            importance = importance.astype(dtype)[..., None]
+            total = np.zeros((*volume.shape[:-1], outputs.shape[-1]), dtype)
+        # Dispatched before the host waits for the batch at hand, so both work at once.
+        if i + 1 < len(batches):
+            pending = predict(batches[i + 1])
+        for place, logits in zip(batch, np.asarray(outputs), strict=False):
+            total[place] += logits if mode == "constant" else logits * importance
+
+    weight = np.zeros((*volume.shape[1:-1], 1), total.dtype)
+    for window in windows:
+        weight[window] += importance
+    total /= weight
+    inner = tuple(slice(b, b + s) for b, s in zip(before, spatial, strict=True))
+    return total[:, *inner]
+
+
+def _windows(spatial: Sequence[int], roi: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
+    """The windows that cover a volume at least as large as one of them, last axis fastest."""
+    axes = []
+    for size, length in zip(spatial, roi, strict=True):
+        interval = max(1, int(length * (1 - overlap)))
+        last = size - length
+        starts = [min(i * interval, last) for i in range(math.ceil(last / interval) + 1)]
+        axes.append([slice(start, start + length) for start in starts])
+    return list(itertools.product(*axes))
+
+
+def _importance(roi: Sequence[int], mode: str, sigma_scale: float) -> np.ndarray:
+    """Weight of each voxel of a window, [*roi]."""
+    if mode == "constant":
+        return np.ones(roi)
+    if mode != "gaussian":
+        raise ValueError(f'mode={mode!r}: must be "constant" or "gaussian"')
+    if not 0 < sigma_scale < math.inf:
+        raise ValueError(f"sigma_scale={sigma_scale!r}: must be above 0 and finite")
+    importance = np.ones(())
+    for length in roi:
+        distance = np.arange(length) - (length - 1) / 2
+        profile = np.exp(-0.5 * (distance / (sigma_scale * length)) ** 2)
+        importance = importance[..., None] * profile
+    return np.maximum(importance, MIN_WEIGHT)
+
+
+def _window_size(roi_size: Sequence[int], spatial: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(roi_size, Sequence) or len(roi_size) != len(spatial):
+        raise ValueError(
+            f"roi_size={roi_size!r}: must be {len(spatial)} positive integers, one for each "
+            f"spatial axis of the volume {tuple(spatial)}"
+        )
+    return tuple(_positive_integer("roi_size", length) for length in roi_size)
+
+
+def _positive_integer(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}: {value!r}, must be a positive integer")
+    return number

@@ -1,0 +1,150 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unetr_flax.inference.sliding_window import sliding_window_inference
+
+RNG = np.random.default_rng(0)
+# Larger than the window, equal to it, smaller by an even and by an odd number of voxels.
+SHAPES = [(13, 6, 9), (5, 6, 4), (3, 5, 11), (5, 3, 2)]
+ROI = (5, 6, 4)
+OVERLAPS = [0.0, 0.25, 0.5, 0.9]
+
+
+def place_dependent(windows):
+    """Logits [b, *roi, 2] that depend on the voxel's place in its window, so blending shows."""
+    roi = windows.shape[1:-1]
+    ramp = jnp.arange(math.prod(roi), dtype=windows.dtype).reshape(*roi, 1) / math.prod(roi)
+    first = windows[..., :1] * (1 + ramp) + windows.mean((1, 2, 3, 4), keepdims=True)
+    return jnp.concatenate([first, windows[..., 1:] - ramp**2], -1)
+
+
+def double_loop(volume, roi, predictor, overlap, mode, sigma_scale=0.125):
+    """One window and one voxel at a time."""
+    spatial = volume.shape[1:-1]
+    pads = [max(r - s, 0) for s, r in zip(spatial, roi, strict=True)]
+    padded = np.pad(volume, [(0, 0), *[(p // 2, p - p // 2) for p in pads], (0, 0)])
+    starts = []
+    for size, r in zip(padded.shape[1:-1], roi, strict=True):
+        step = r if size == r else max(int(r * (1 - overlap)), 1)
+        axis = [0]
+        while axis[-1] + r < size:
+            axis.append(min(axis[-1] + step, size - r))
+        starts.append(axis)
+    total, weights = 0, np.zeros(padded.shape[:-1])
+    for b in range(len(volume)):
+        for start in itertools.product(*starts):
+            window = tuple(slice(s, s + r) for s, r in zip(start, roi, strict=True))
+            logits = np.asarray(predictor(padded[b, *window][None]))[0]
+            if np.isscalar(total):
+                total = np.zeros((*padded.shape[:-1], logits.shape[-1]))
+            for at in np.ndindex(*roi):
+                weight = 1.0
+                if mode == "gaussian":
+                    exponents = [
+                        (i - (r - 1) / 2) ** 2 / (2 * (sigma_scale * r) ** 2)
+                        for i, r in zip(at, roi, strict=True)
+                    ]
+                    weight = max(math.exp(-sum(exponents)), 1e-3)
+                voxel = (b, *(s + i for s, i in zip(start, at, strict=True)))
+                total[voxel] += weight * logits[at]
+                weights[voxel] += weight
+    crop = tuple(slice(p // 2, p // 2 + s) for p, s in zip(pads, spatial, strict=True))
+    return (total / weights[..., None])[:, *crop]
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS[1:])
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_double_loop(shape, mode, overlap):
+    with jax.enable_x64(True):
+        volume = RNG.normal(size=(2, *shape, 2))
+        predictor = jax.jit(place_dependent)
+        actual = sliding_window_inference(volume, ROI, predictor, overlap, mode, batch_size=5)
+        expected = double_loop(volume, ROI, predictor, overlap, mode)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_sigma_scale_widens_the_gaussian():
+    volume = RNG.normal(size=(2, 7, 8, 9, 2)).astype(np.float32)
+    for sigma_scale in (0.1, 0.4):
+        actual = sliding_window_inference(
+            volume, ROI, place_dependent, 0.5, "gaussian", sigma_scale=sigma_scale
+        )
+        expected = double_loop(volume, ROI, place_dependent, 0.5, "gaussian", sigma_scale)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("shape", [(7,), (5, 9), *SHAPES, (3, 4, 2, 5)])
+def test_identity_returns_the_volume(shape, overlap):
+    # Small integers, so that sums of them are exact.
+    volume = RNG.integers(-50, 50, (2, *shape, 3)).astype(np.float32)
+    roi = (3, 4, 2, 3)[: len(shape)]
+    constant = sliding_window_inference(volume, roi, lambda x: x, overlap, "constant")
+    np.testing.assert_array_equal(constant, volume)
+    gaussian = sliding_window_inference(volume, roi, lambda x: x, overlap, "gaussian")
+    np.testing.assert_allclose(gaussian, volume, rtol=2e-6)
+
+
+def test_result_does_not_depend_on_the_batch_size():
+    volume = RNG.normal(size=(2, 13, 6, 9, 2)).astype(np.float32)
+    one, many = (
+        sliding_window_inference(jnp.asarray(volume), ROI, jax.jit(place_dependent), batch_size=n)
+        for n in (1, 64)
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-6, atol=1e-6)
+
+
+def test_predictor_compiles_once_for_all_volumes():
+    traced = []
+
+    @jax.jit
+    def predictor(windows):
+        traced.append(windows.shape)
+        return windows
+
+    for batch, *shape in [(1, 13, 6, 9), (2, 5, 6, 4), (3, 3, 5, 11), (1, 20, 7, 3)]:
+        sliding_window_inference(np.ones((batch, *shape, 2), np.float32), ROI, predictor)
+    assert traced == [(4, *ROI, 2)]
+
+
+def test_bfloat16_logits_are_blended_in_float32():
+    volume = RNG.normal(size=(2, 9, 6, 7, 1)).astype(np.float32)
+    logits = sliding_window_inference(volume, ROI, lambda x: jnp.asarray(x, jnp.bfloat16), 0.5)
+    assert logits.dtype == np.float32
+    expected = np.asarray(jnp.asarray(volume, jnp.bfloat16), np.float32)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"volume": np.zeros((4, 2))}, r"volume: shape \(4, 2\), must be \[B, \*spatial, C\]"),
+        ({"volume": np.zeros((2, 0, 6, 1))}, r"volume: shape \(2, 0, 6, 1\), must"),
+        ({"roi_size": (4, 4, 4)}, r"roi_size=\(4, 4, 4\): must be 2 positive integers"),
+        ({"roi_size": 4}, "roi_size=4: must be 2 positive integers"),
+        ({"roi_size": (4, 0)}, "roi_size: 0, must be a positive integer"),
+        ({"roi_size": (4, 2.5)}, r"roi_size: 2\.5, must be a positive integer"),
+        ({"overlap": 1.0}, r"overlap=1\.0: must be in \[0, 1\)"),
+        ({"overlap": -0.1}, r"overlap=-0\.1: must be in \[0, 1\)"),
+        ({"mode": "linear"}, 'mode=\'linear\': must be "constant" or "gaussian"'),
+        ({"mode": "gaussian", "sigma_scale": 0}, "sigma_scale=0: must be above 0"),
+        ({"batch_size": 0}, "batch_size: 0, must be a positive integer"),
+        (
+            {"predictor": lambda x: x[:, :2]},
+            r"predictor: returned shape \(4, 2, 3, 1\), must be \(4, 4, 3, K\)",
+        ),
+        ({"predictor": lambda x: x[..., 0]}, r"predictor: returned shape \(4, 4, 3\), must be"),
+        ({"predictor": lambda x: x[:1]}, r"predictor: returned shape \(1, 4, 3, 1\), must be"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    arguments = {"volume": np.zeros((2, 5, 6, 1)), "roi_size": (4, 3), "predictor": lambda x: x}
+    with pytest.raises(ValueError, match=message):
+        sliding_window_inference(**(arguments | change))

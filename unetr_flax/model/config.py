@@ -1,0 +1,451 @@
+"""What a UNETR is made of: every size and option, checked once, in one frozen record."""
+
+import dataclasses
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from unetr_flax.model.decoder_spec import (
+    NUM_STAGES,
+    PATCH_SIZES,
+    BlockStyle,
+    DecoderStage,
+    decoder_stages,
+    doubling_widths,
+)
+from unetr_flax.model.family_spec import FAMILIES, FamilySpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNETRConfig:
+    """Sizes and options of a UNETR (Hatamizadeh et al. 2022, section 3.1).
+
+    Build one with a preset, `reference`, `monai` or `tamasino52`, or from a checkpoint with
+    `from_torch`; the constructor takes the same facts resolved.
+
+    Attributes:
+      family: "reference", "monai" or "tamasino52": what is not a matter of sizes, see `FamilySpec`.
+      img_size: voxels per spatial axis; any number of axes.
+      in_channels: channels of the image.
+      out_channels: channels of the logits, one per class.
+      patch_size: voxels per patch and axis, each 1, 2, 4, 8 or 16. An axis with a patch smaller
+        than 16 is not up-sampled in the coarsest stages, so thin volumes keep their detail.
+      proj_type: "conv" or "perceptron": how PyTorch keeps the patch embedding; the same numbers.
+      hidden_size: width of the tokens, E in the paper.
+      num_layers: transformer blocks.
+      num_heads: attention heads; divides hidden_size.
+      mlp_dim: width of the feed-forward layer.
+      qkv_bias: whether queries, keys and values have biases.
+      skip_layers: the four blocks (counted from 1) whose outputs feed the decoder; the last of
+        them feeds its deepest stage, and blocks after it could have no effect.
+      channels: widths of the decoder's stages from full resolution to the coarsest, each twice the
+        one before.
+      skip_convs: whether convolution blocks follow the up-sampling of skips.
+      block: "conv", "basic" or "residual", see `BlockStyle`.
+      norm: "batch", "instance" or "group", of the decoder.
+      norm_groups: channel groups of a group norm, None for other norms.
+      norm_affine: whether the decoder's norms scale and shift.
+      dropout_rate: probability of dropping embeddings, attention weights, feed-forward units and,
+        where the family does, outputs of sublayers.
+
+    Raises:
+      ValueError: if the model cannot be built; the message names field, value and what is allowed.
+    """
+
+    family: str
+    img_size: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, ...]
+    proj_type: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    qkv_bias: bool
+    skip_layers: tuple[int, ...]
+    channels: tuple[int, ...]
+    skip_convs: bool
+    block: str
+    norm: str
+    norm_groups: int | None
+    norm_affine: bool
+    dropout_rate: float
+
+    @classmethod
+    def reference(
+        cls,
+        img_size: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        light_r: float = 4,
+        *,
+        patch_size: int | Sequence[int] = 16,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 8,
+        mlp_dim: int | None = None,
+        skip_layers: Sequence[int] | None = None,
+        dropout_rate: float = 0.0,
+    ) -> Self:
+        """The model of `unetr_torch_ref.UNETR`: the paper's, its decoder `light_r` times narrower.
+
+        Args:
+          img_size: voxels per spatial axis.
+          in_channels: channels of the image.
+          out_channels: channels of the logits.
+          light_r: divisor of the decoder's widths 32, 64, 128, 256, 512; may be fractional.
+          patch_size: voxels per patch, one number or one per axis, each 1, 2, 4, 8 or 16.
+          hidden_size: width of the tokens.
+          num_layers: transformer blocks.
+          num_heads: attention heads.
+          mlp_dim: width of the feed-forward layer; 4 x hidden_size if None.
+          skip_layers: the four blocks that feed the decoder; the ends of four equal parts if None,
+            which for 12 blocks are 3, 6, 9 and 12.
+          dropout_rate: probability of dropping.
+        """
+        return cls._of_conv_blocks(
+            family="reference",
+            img_size=img_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=4 * _integer("hidden_size", hidden_size) if mlp_dim is None else mlp_dim,
+            skip_layers=skip_layers,
+            channels=_reference_channels(light_r),
+            dropout_rate=dropout_rate,
+        )
+
+    @classmethod
+    def tamasino52(
+        cls,
+        img_size: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        *,
+        patch_size: int | Sequence[int] = 16,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 2048,
+        skip_layers: Sequence[int] | None = None,
+        width: int = 64,
+        dropout_rate: float = 0.0,
+    ) -> Self:
+        """The model of github.com/tamasino52/UNETR, `unetr_torch_ref.Tamasino52UNETR`.
+
+        Args:
+          img_size: voxels per spatial axis.
+          in_channels: channels of the image.
+          out_channels: channels of the logits.
+          patch_size: voxels per patch, one number or one per axis, each 1, 2, 4, 8 or 16.
+          hidden_size: width of the tokens.
+          num_layers: transformer blocks.
+          num_heads: attention heads.
+          mlp_dim: width of the feed-forward layer.
+          skip_layers: the four blocks that feed the decoder, as in `reference`.
+          width: channels of the decoder at full resolution.
+          dropout_rate: probability of dropping; PyTorch's feed-forward layers always drop 0.1.
+        """
+        width = _integer("width", width)
+        return cls._of_conv_blocks(
+            family="tamasino52",
+            img_size=img_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            skip_layers=skip_layers,
+            channels=doubling_widths(width),
+            dropout_rate=dropout_rate,
+        )
+
+    @classmethod
+    def _of_conv_blocks(cls, img_size, patch_size, num_layers, skip_layers, **values: Any) -> Self:
+        """The two families whose decoders are of Conv-BatchNorm-ReLU blocks."""
+        img_size = _integers("img_size", img_size)
+        if isinstance(patch_size, Sequence):
+            patch_size = _integers("patch_size", patch_size)
+        else:
+            patch_size = (_integer("patch_size", patch_size),) * len(img_size)
+        num_layers = _integer("num_layers", num_layers)
+        if skip_layers is None:
+            skip_layers = tuple(num_layers * i // NUM_STAGES for i in range(1, NUM_STAGES + 1))
+        return cls(
+            img_size=img_size,
+            patch_size=patch_size,
+            proj_type="conv",
+            num_layers=num_layers,
+            skip_layers=tuple(skip_layers),
+            qkv_bias=True,
+            skip_convs=True,
+            block="conv",
+            norm="batch",
+            norm_groups=None,
+            norm_affine=True,
+            **values,
+        )
+
+    @classmethod
+    def monai(
+        cls,
+        img_size: Sequence[int] | int,
+        in_channels: int,
+        out_channels: int,
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        proj_type: str = "conv",
+        norm_name: str | tuple[str, Mapping[str, Any]] = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        dropout_rate: float = 0.0,
+        spatial_dims: int = 3,
+        qkv_bias: bool = False,
+    ) -> Self:
+        """The model of `monai.networks.nets.UNETR` (MONAI 1.6), with its arguments.
+
+        Args:
+          img_size: voxels per spatial axis, multiples of 16; one number stands for `spatial_dims`
+            equal ones.
+          in_channels: channels of the image.
+          out_channels: channels of the logits.
+          feature_size: channels of the decoder at full resolution.
+          hidden_size: width of the tokens.
+          mlp_dim: width of the feed-forward layer.
+          num_heads: attention heads.
+          proj_type: "conv" or "perceptron".
+          norm_name: "instance", "batch" or ("group", {"num_groups": n}); a pair may also hold
+            "affine". By default all but instance norms are affine.
+          conv_block: whether convolution blocks follow the up-sampling of skips.
+          res_block: whether blocks are residual.
+          dropout_rate: probability of dropping.
+          spatial_dims: number of axes, if img_size is one number.
+          qkv_bias: whether queries, keys and values have biases.
+        """
+        if not isinstance(img_size, Sequence):
+            img_size = (img_size,) * _integer("spatial_dims", spatial_dims)
+        img_size = _integers("img_size", img_size)
+        norm, norm_groups, norm_affine = _monai_norm(norm_name)
+        return cls(
+            family="monai",
+            img_size=img_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=(PATCH_SIZES[-1],) * len(img_size),
+            proj_type=proj_type,
+            hidden_size=hidden_size,
+            num_layers=12,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            qkv_bias=qkv_bias,
+            skip_layers=(4, 7, 10, 12),
+            channels=doubling_widths(_integer("feature_size", feature_size)),
+            skip_convs=conv_block,
+            block="residual" if res_block else "basic",
+            norm=norm,
+            norm_groups=norm_groups,
+            norm_affine=norm_affine,
+            dropout_rate=dropout_rate,
+        )
+
+    @classmethod
+    def from_torch(cls, state_dict: Mapping[str, Any], **told: Any) -> Self:
+        """The configuration of a PyTorch checkpoint; see `unetr_flax.weights.infer_config`."""
+        from unetr_flax.weights.infer import infer_config
+
+        return infer_config(state_dict, **told)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; also takes lists where JSON has turned tuples into them."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if values.keys() != names:
+            missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+            raise ValueError(f"UNETRConfig: missing fields {missing}, unknown fields {unknown}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them: numbers and lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    def __post_init__(self):
+        for name in ("img_size", "patch_size", "skip_layers", "channels"):
+            object.__setattr__(self, name, _integers(name, getattr(self, name)))
+        for name in (
+            "in_channels",
+            "out_channels",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "mlp_dim",
+        ):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        self._check_options()
+        self._check_transformer()
+        self._check_decoder()
+
+    def _check_options(self) -> None:
+        _one_of("family", self.family, FAMILIES)
+        _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
+        _one_of("norm", self.norm, ("batch", "instance", "group"))
+        _one_of(f"family={self.family!r}, block", self.block, FAMILIES[self.family].blocks)
+        for name in ("qkv_bias", "skip_convs", "norm_affine"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.family != "monai":
+            for name, value in (
+                ("proj_type", "conv"),
+                ("norm", "batch"),
+                ("qkv_bias", True),
+                ("skip_convs", True),
+                ("norm_affine", True),
+            ):
+                _one_of(f"family={self.family!r}, {name}", getattr(self, name), (value,))
+        if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be in [0, 1)")
+
+    def _check_transformer(self) -> None:
+        if len(self.patch_size) != len(self.img_size):
+            raise ValueError(
+                f"patch_size={self.patch_size}: needs one size for each axis of "
+                f"img_size={self.img_size}"
+            )
+        for size, patch in zip(self.img_size, self.patch_size, strict=True):
+            if patch not in PATCH_SIZES:
+                raise ValueError(f"patch_size={self.patch_size}: each must be one of {PATCH_SIZES}")
+            if size % patch:
+                raise ValueError(
+                    f"img_size={self.img_size}: each must be divisible by its "
+                    f"patch_size={self.patch_size}"
+                )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads}: must divide hidden_size={self.hidden_size}"
+            )
+        if (
+            len(self.skip_layers) != NUM_STAGES
+            or sorted(set(self.skip_layers)) != list(self.skip_layers)
+            or self.skip_layers[-1] > self.num_layers
+        ):
+            raise ValueError(
+                f"skip_layers={self.skip_layers}: must be {NUM_STAGES} increasing numbers of "
+                f"blocks from 1 to num_layers={self.num_layers}"
+            )
+
+    def _check_decoder(self) -> None:
+        if self.channels != doubling_widths(self.channels[0]):
+            raise ValueError(
+                f"channels={self.channels}: must be {NUM_STAGES} widths, each twice the one before"
+            )
+        if self.family != "monai" and self.channels[0] < 2:
+            raise ValueError(f"channels={self.channels}: must be at least 2")
+        if self.norm == "group":
+            groups = _integer("norm_groups", self.norm_groups)
+            if self.channels[0] % groups:
+                raise ValueError(f"norm_groups={groups}: must divide channels={self.channels}")
+        elif self.norm_groups is not None:
+            raise ValueError(f"norm_groups={self.norm_groups}: must be None with norm={self.norm}")
+
+    @property
+    def spatial_rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.img_size)
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """Patches per axis."""
+        return tuple(s // p for s, p in zip(self.img_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of the transformer, N in the paper."""
+        return math.prod(self.grid_size)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def family_spec(self) -> FamilySpec:
+        """What the configuration has in common with its family."""
+        return FAMILIES[self.family]
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the attention energies: 1/sqrt of the hidden size or of a head's width."""
+        return 1 / math.sqrt(self.head_dim if self.family_spec.scale_by_head else self.hidden_size)
+
+    @property
+    def block_style(self) -> BlockStyle:
+        """How the decoder's blocks are built."""
+        return BlockStyle(self.block, self.norm, self.norm_groups, self.norm_affine)
+
+    @property
+    def decoder_stages(self) -> tuple[DecoderStage, ...]:
+        """The decoder's channel plan, coarsest stage first (paper, figure 2)."""
+        return decoder_stages(
+            self.channels, self.patch_size, self.block_style, self.skip_convs, self.family_spec
+        )
+
+
+def _reference_channels(light_r: float) -> tuple[int, ...]:
+    """Widths 64..512 divided by light_r as the reference does, which truncates."""
+    full = tuple(32 * 2**i for i in range(NUM_STAGES + 2))
+    if not isinstance(light_r, bool) and light_r > 0 and math.isfinite(light_r):
+        channels = tuple(int(width / light_r) for width in full)
+        joins_match = all(2 * a == b for a, b in itertools.pairwise(channels[1:]))
+        if channels[0] >= 1 and joins_match:
+            return channels[1:-1]
+    raise ValueError(
+        f"light_r={light_r!r}: must be above 0, at most {full[0]} and leave each of the widths "
+        f"{full[1:]} twice the one before, as 1, 2, 4, 8, 16 and 32 do"
+    )
+
+
+def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, int | None, bool]:
+    """Name, groups and affinity that MONAI's `norm_name` stands for."""
+    name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
+    name, options = name.lower(), dict(options)
+    _one_of("norm_name", name, ("instance", "batch", "group"))
+    affine = options.pop("affine", name != "instance")
+    groups = options.pop("num_groups", None) if name == "group" else None
+    if options:
+        raise ValueError(
+            f"norm_name={norm_name}: {sorted(options)} cannot be given, only 'affine' and, for "
+            "group, 'num_groups'"
+        )
+    return name, groups, affine
+
+
+def _one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    if value not in tuple(allowed):
+        raise ValueError(f"{name}={value!r}: must be {' or '.join(map(repr, allowed))}")
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r}: must be a positive integer") from None
+    if number < 1:
+        raise ValueError(f"{name}={value!r}: must be a positive integer")
+    return number
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
+        raise ValueError(f"{name}={values!r}: must be a sequence of positive integers")
+    return tuple(_integer(name, value) for value in values)

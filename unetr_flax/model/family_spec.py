@@ -1,0 +1,72 @@
+"""The families of UNETR whose weights people hold, and what tells them apart but for sizes."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySpec:
+    """What all models of a family have in common, whatever their sizes.
+
+    Attributes:
+      scale_by_head: whether attention energies are divided by the square root of the head's width,
+        rather than of the whole hidden size.
+      layer_norm_epsilon: what the transformer's norms add to a variance.
+      activation: "gelu" (exact) or "relu", in the feed-forward layers.
+      final_norm: whether the last feature is normalized.
+      output_dropout: which sublayers drop units of their output too, "attention", "feed_forward".
+      position_std: standard deviation of fresh position embeddings.
+      blocks: which decoder blocks the family is built of.
+      tapering_skips: whether the skips' towers narrow from stage to stage as the decoder does.
+      early_narrowing: whether it is a stage's convolutions that narrow to the width of the next
+        stage, rather than the next stage's up-sampling.
+    """
+
+    scale_by_head: bool
+    layer_norm_epsilon: float
+    activation: str
+    final_norm: bool
+    output_dropout: tuple[str, ...]
+    position_std: float
+    blocks: tuple[str, ...]
+    tapering_skips: bool
+    early_narrowing: bool
+
+
+FAMILIES = {
+    # The article's model, `unetr_torch_ref.UNETR`.
+    "reference": FamilySpec(
+        scale_by_head=False,
+        layer_norm_epsilon=1e-5,
+        activation="gelu",
+        final_norm=False,
+        output_dropout=(),
+        position_std=0.0,
+        blocks=("conv",),
+        tapering_skips=False,
+        early_narrowing=True,
+    ),
+    # monai.networks.nets.UNETR.
+    "monai": FamilySpec(
+        scale_by_head=True,
+        layer_norm_epsilon=1e-5,
+        activation="gelu",
+        final_norm=True,
+        output_dropout=("attention", "feed_forward"),
+        position_std=0.02,
+        blocks=("residual", "basic"),
+        tapering_skips=False,
+        early_narrowing=False,
+    ),
+    # github.com/tamasino52/UNETR, `unetr_torch_ref.Tamasino52UNETR`.
+    "tamasino52": FamilySpec(
+        scale_by_head=True,
+        layer_norm_epsilon=1e-6,
+        activation="relu",
+        final_norm=False,
+        output_dropout=("attention",),
+        position_std=0.0,
+        blocks=("conv",),
+        tapering_skips=True,
+        early_narrowing=False,
+    ),
+}

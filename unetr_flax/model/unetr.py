@@ -1,0 +1,69 @@
+"""UNETR: a transformer encodes the volume as patches, a U-Net decoder turns it into logits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.decoder import Decoder
+from unetr_flax.model.encoder import VisionTransformer
+
+
+class UNETR(nn.Module):
+    """UNETR (Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation").
+
+    Attributes:
+      config: sizes and options.
+      dtype: dtype of the computation; that of input and parameters if None. With jnp.bfloat16,
+        statistics and softmax stay in the parameters' precision.
+      param_dtype: dtype of the parameters and running statistics.
+      remat: whether training keeps no more than the inputs of transformer and residual blocks and
+        the results of other convolutions; the backward pass computes the rest again (Chen et al.
+        2016): more time, a fraction of the memory, the same numbers.
+    """
+
+    config: UNETRConfig
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        mask: jax.Array | None = None,
+        return_skips: bool = False,
+        return_attention: bool = False,
+    ) -> jax.Array | tuple[jax.Array | tuple[jax.Array, ...], ...]:
+        """Segments a batch of volumes.
+
+        Args:
+          x: image [B, *img_size, in_channels]; any batch size.
+          train: whether dropout is active (needs the rng "dropout" if dropout_rate > 0) and batch
+            statistics are used and updated (needs mutable=["batch_stats"]).
+          mask: which tokens each token may attend to: boolean, broadcastable to [B, heads, N, N].
+          return_skips: whether to return the encoder's features too.
+          return_attention: whether to return the attention weights of every block too.
+
+        Returns:
+          Logits [B, *img_size, out_channels]; with `return_skips` also the four features
+          [B, N, hidden_size], in the order of `config.skip_layers`; with `return_attention` also
+          `num_layers` arrays [B, heads, N queries, N keys], as they are before dropout.
+
+        Raises:
+          ValueError: if the input does not have the configured shape, or the mask is not boolean.
+        """
+        cfg = self.config
+        expected = (*cfg.img_size, cfg.in_channels)
+        if x.ndim != len(expected) + 1 or x.shape[1:] != expected:
+            raise ValueError(f"x: shape {x.shape}, must be (batch, {str(expected)[1:]}")
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "remat": self.remat}
+        encoder = VisionTransformer(cfg, **types, name="encoder")
+        skips, attention = encoder(x, mask, train=train, return_attention=return_attention)
+        logits = Decoder(cfg, **types, name="decoder")(x, skips, train=train)
+        if not (return_skips or return_attention):
+            return logits
+        return logits, *([skips] * return_skips), *([attention] * return_attention)

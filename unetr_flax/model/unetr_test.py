@@ -1,0 +1,312 @@
+import dataclasses
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from unetr_flax import UNETR, UNETRConfig, ops
+from unetr_flax.model import encoder
+
+CFG = UNETRConfig.reference(
+    (16, 8, 32), 2, 3, 8, patch_size=(8, 4, 16), hidden_size=24, num_layers=4, num_heads=3
+)
+
+
+def image(cfg=CFG, batch=2):
+    shape = (batch, *cfg.img_size, cfg.in_channels)
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def random_variables(cfg):
+    """Variables of the right shapes, without compiling the initializers."""
+    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image(cfg))
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        noise = rng.standard_normal(shape.shape, np.float32)
+        return 0.5 + np.abs(noise) if path[-1].key in ("var", "scale") else 0.2 * noise
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables(CFG)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def abstract_params(cfg):
+    x = jax.ShapeDtypeStruct((1, *cfg.img_size, cfg.in_channels), jnp.float32)
+    return jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)["params"]
+
+
+def test_the_article_s_counts():
+    params = abstract_params(UNETRConfig.reference((128, 128, 128), 1, 4, light_r=4))
+    assert count(params) == 92_459_028
+    encoder = params["encoder"]
+    blocks = [encoder[f"block_{i}"] for i in range(12)]
+    assert count(blocks) == 85_054_464
+    assert count(blocks[0]["attention"]["qkv"]) == 1_771_776
+    assert count(blocks[0]["attention"]["projection"]) == 590_592
+    assert count(blocks[0]["feed_forward"]["expand"]) == 2_362_368
+    assert count(blocks[0]["feed_forward"]["contract"]) == 2_360_064
+    assert count(encoder["embedding"]["projection"]) == 3_146_496
+    assert count(encoder["embedding"]["position_embedding"]) == 512 * 768
+
+
+def test_shapes_of_logits_and_skips(variables):
+    apply = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, return_skips=True))
+    logits, skips = apply(variables, image())
+    assert logits.shape == (2, 16, 8, 32, 3)
+    assert [z.shape for z in skips] == [(2, 2 * 2 * 2, 24)] * 4
+    assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(skips))
+
+
+def test_any_batch_size_gives_each_volume_its_own_result(variables):
+    x = image(batch=3)
+    apply = jax.jit(UNETR(CFG).apply)
+    together = apply(variables, x)
+    alone = jnp.concatenate([apply(variables, x[i : i + 1]) for i in range(3)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("img_size", "patch_size"),
+    [((16, 8, 4), (1, 2, 4)), ((16, 32, 16), (8, 16, 8)), ((32, 48), (16, 8)), ((64,), (16,))],
+)
+def test_every_patch_size_and_number_of_axes(img_size, patch_size):
+    cfg = UNETRConfig.reference(
+        img_size, 1, 2, 16, patch_size=patch_size, hidden_size=8, num_layers=4, num_heads=2
+    )
+    init = UNETR(cfg).init_with_output
+    logits, variables = jax.eval_shape(init, jax.random.key(0), image(cfg))
+    assert logits.shape == (2, *img_size, 2)
+    assert variables["params"]["encoder"]["embedding"]["position_embedding"].shape[1] == np.prod(
+        [s // p for s, p in zip(img_size, patch_size, strict=True)]
+    )
+
+
+def test_training_mode_changes_only_running_statistics(variables):
+    x = image()
+    evaluated = jax.jit(UNETR(CFG).apply)(variables, x)
+    train = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, train=True, mutable=["batch_stats"]))
+    trained, updated = train(variables, x)
+    assert updated.keys() == {"batch_stats"}
+    assert not np.allclose(evaluated, trained)
+    assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(
+        variables["batch_stats"]
+    )
+    for before, after in zip(
+        jax.tree.leaves(variables["batch_stats"]),
+        jax.tree.leaves(updated["batch_stats"]),
+        strict=True,
+    ):
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "trace", [lambda f: f, ops.target_platform("cpu")], ids=["alone", "program"]
+)
+def test_dropout_reaches_everything_and_follows_its_rng(trace):
+    cfg = dataclasses.replace(CFG, dropout_rate=0.5)
+    model, x, variables = UNETR(cfg), image(cfg), random_variables(cfg)
+
+    @jax.jit
+    @trace
+    def train(key):
+        return model.apply(
+            variables,
+            x,
+            train=True,
+            rngs={"dropout": key},
+            capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+            mutable=["batch_stats", "intermediates"],
+        )
+
+    logits, state = train(jax.random.key(1))
+    dropped = jax.tree.leaves(state["intermediates"])
+    # The embeddings, and in each block the attention weights and the feed-forward units.
+    assert len(dropped) == 1 + 2 * cfg.num_layers
+    assert all((d == 0).mean() > 0.2 for d in dropped)
+    masks = [d == 0 for d in dropped]
+    assert not any(
+        a.shape == b.shape and np.array_equal(a, b) for a, b in itertools.combinations(masks, 2)
+    )
+    assert np.array_equal(logits, train(jax.random.key(1))[0])
+    assert not np.array_equal(logits, train(jax.random.key(2))[0])
+    with pytest.raises(Exception, match="dropout"):
+        model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_program_s_transformer_blocks_are_traced_once(monkeypatch, platform):
+    norms = []
+
+    def layer_norm(*args, name, **fields):
+        norms.append(name)
+        return given(*args, name=name, **fields)
+
+    given = encoder.layer_norm
+    monkeypatch.setattr(encoder, "layer_norm", layer_norm)
+    cfg = dataclasses.replace(CFG, mlp_dim=20)  # which no other test has traced
+    variables, x = random_variables(cfg), jnp.asarray(image(cfg))
+    norms.clear()
+
+    def apply(variables):
+        return UNETR(cfg).apply(variables, x)
+
+    jax.eval_shape(ops.target_platform(platform)(apply), variables)
+    assert norms == ["norm1", "norm2"]
+    jax.eval_shape(apply, variables)
+    assert norms == (1 + cfg.num_layers) * ["norm1", "norm2"]
+
+
+def test_mask_cuts_tokens_off(variables):
+    x = image()
+    keep = np.ones(CFG.num_patches, bool)
+    keep[-1] = False
+    changed = x.copy()
+    changed[:, 8:, 4:, 16:] += 1.0  # exactly the last patch
+    encode = jax.jit(
+        lambda x, mask: UNETR(CFG).apply(variables, x, mask=mask, return_skips=True)[1][-1]
+    )
+    mask, everything = keep[None, None, None], np.ones((1, 1, 1, CFG.num_patches), bool)
+    before, after = encode(x, mask), encode(changed, mask)
+    np.testing.assert_array_equal(before[:, :-1], after[:, :-1])
+    assert not np.array_equal(before[:, -1], after[:, -1])
+    assert not np.allclose(before[:, :-1], encode(changed, everything)[:, :-1])
+
+
+# Flax's LayerNorm itself relies on promotion for mixed precision.
+@jax.numpy_dtype_promotion("standard")
+def test_bfloat16_computes_close_to_float32_with_float32_parameters(variables):
+    x = image()
+    model = UNETR(CFG, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    logits, skips = jax.jit(lambda v, x: model.apply(v, x, return_skips=True))(variables, x)
+    assert {logits.dtype, *(z.dtype for z in skips)} == {jnp.dtype(jnp.bfloat16)}
+    exact = jax.jit(UNETR(CFG).apply)(variables, x)
+    assert jnp.abs(logits.astype(jnp.float32) - exact).max() < 0.1 * jnp.abs(exact).max()
+
+
+def test_gradients_reach_every_parameter(variables):
+    def loss(params):
+        return (UNETR(CFG).apply({**variables, "params": params}, image()) ** 2).mean()
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all(), path
+        assert np.abs(grad).max() > 0, path
+
+
+def test_initial_weights_follow_pytorch_s_distribution():
+    module = encoder.FeedForward(CFG)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 24)))
+    kernel = variables["params"]["expand"]["kernel"]
+    bound = 24**-0.5
+    assert np.abs(kernel).max() <= bound
+    np.testing.assert_allclose(np.std(kernel), bound / 3**0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 8, 31, 2), (2, 16, 8, 32, 1), (16, 8, 32, 2), (2, 2, 16, 8, 32)]
+)
+def test_wrong_input_shape_is_refused(variables, shape):
+    with pytest.raises(ValueError, match=r"x: shape \(.*must be \(batch, 16, 8, 32, 2\)"):
+        UNETR(CFG).apply(variables, jnp.zeros(shape))
+
+
+def test_mask_must_be_boolean(variables):
+    mask = jnp.ones((1, 1, 1, CFG.num_patches))
+    with pytest.raises(ValueError, match="mask: dtype float32, must be bool"):
+        UNETR(CFG).apply(variables, image(), mask=mask)
+
+
+def test_nnx_bridge_computes_differentiates_and_updates_the_same():
+    x = image()
+    model = nnx.jit(lambda: nnx.bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x))()
+
+    def variables():
+        return {
+            "params": nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+            "batch_stats": nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)),
+        }
+
+    logits = nnx.jit(lambda m, x: m(x))(model, x)
+    expected = jax.jit(UNETR(CFG).apply)(variables(), x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+    grads = nnx.jit(nnx.grad(lambda m: (m(x) ** 2).mean()))(model)
+    assert count(grads) == count(variables()["params"])
+
+    train = jax.jit(lambda v, x: UNETR(CFG).apply(v, x, train=True, mutable=["batch_stats"]))
+    expected, updated = train(variables(), x)
+    logits = nnx.jit(lambda m, x: m(x, train=True, mutable=["batch_stats"]))(model, x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(variables()["batch_stats"]),
+        jax.tree.leaves(updated["batch_stats"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_remat_changes_memory_but_no_number():
+    cfg = dataclasses.replace(CFG, img_size=(8, 4, 16))
+    # Flax's LayerNorm mixes dtypes in float64.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        x = image(cfg).astype(np.float64)
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), random_variables(cfg))
+
+        def loss(params, remat):
+            logits, updated = UNETR(cfg, param_dtype=jnp.float64, remat=remat).apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jnp.square(logits).mean(), updated
+
+        def everything(remat):
+            gradients = jax.jit(jax.grad(lambda params: loss(params, remat), has_aux=True))
+            # Recomputation shows as more work in the program before XLA touches it.
+            products = gradients.lower(variables["params"]).as_text().count("dot_general")
+            return gradients(variables["params"]), products
+
+        (plain, plain_products), (again, again_products) = everything(False), everything(True)
+        assert again_products > plain_products
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, again
+        )
+
+
+def test_remat_needs_less_memory_on_cpu_too():
+    # XLA:CPU drops the barriers of jax.checkpoint, and then needs no less.
+    cfg = UNETRConfig.reference(
+        (48, 32, 32), 1, 2, 8, hidden_size=16, num_layers=4, num_heads=2, dropout_rate=0.1
+    )
+    x = jax.ShapeDtypeStruct((1, *cfg.img_size, 1), jnp.float32)
+    variables = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
+
+    def temporary(remat):
+        def loss(params, stats, x, key):
+            logits, _ = UNETR(cfg, remat=remat).apply(
+                {"params": params, "batch_stats": stats},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            return jnp.square(logits).mean()
+
+        step = jax.jit(jax.grad(loss)).lower(
+            variables["params"], variables["batch_stats"], x, jax.random.key(0)
+        )
+        return step.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.85 * temporary(False)

@@ -1,0 +1,171 @@
+"""Sums over the voxels of a volume or the weights of a model, in few passes over memory.
+
+XLA:CPU adds along an axis number by number, one after the other: that is slow, and over the voxels
+of a volume costs float32 half of its digits. It adds whole arrays in vectors. So sums are made of
+rows there, first as arrays, then in stages of few terms.
+"""
+
+import collections
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unetr_flax.ops.dtypes import at_least_float32
+from unetr_flax.ops.platform import by_platform
+
+# Rows that are added as arrays, in one pass.
+ROWS = 8
+
+# Arrays of up to this many numbers are small.
+SMALL = 2**14
+
+# XLA:CPU turns sums over more terms than this into windows, which it computes slowly.
+TERMS = 32
+
+
+def sum_terms(
+    terms: Callable[..., tuple[jax.Array, ...]],
+    arrays: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    per_sample: bool,
+) -> tuple[jax.Array, ...]:
+    """Sums of what `terms(*arrays, *values)` gives over all but the channels.
+
+    Args:
+      terms: elementwise; takes the arrays with their spatial axes in any shape.
+      arrays: [N, *spatial, C] each.
+      values: [N or 1, C] or [C] each.
+      per_sample: whether each sample has sums of its own.
+
+    Returns:
+      [N, C] each if per sample, else [1, C].
+    """
+
+    def at_once(*operands):
+        return tuple(term.sum(tuple(range(1, term.ndim - 1))) for term in terms(*operands))
+
+    def by_slabs(*operands):
+        arrays_, values_ = operands[: len(arrays)], operands[len(arrays) :]
+        n, features = arrays_[0].shape[0], arrays_[0].shape[-1]
+        slabs = [_slabs(array) for array in arrays_]
+        _, count, rows, width = slabs[0].shape
+        shape = (n, count, rows, width // features, features)
+        found = terms(*(slab.reshape(shape) for slab in slabs), *values_)
+        return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, -1, features)) for f in found)
+
+    found = by_platform(*arrays, *values, cpu=by_slabs, default=at_once)
+    return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
+
+
+def channel_sums(x: jax.Array) -> jax.Array:
+    """Sums over all axes but the last, [N, *spatial, C] -> [C], in float32 or wider."""
+    wide = at_least_float32(x.dtype)
+    return sum_terms(lambda x: (x.astype(wide),), (x,), (), False)[0][0]
+
+
+def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of [N, *spatial, C], in float32 or wider.
+
+    [N, C] each if per sample, else [1, C].
+    """
+    platforms = {"cpu": _moments_by_slabs, "default": _moments_at_once}
+    mean, var = by_platform(x, **platforms)  # [N, C]
+    if per_sample:
+        return mean, var
+    overall = mean.mean(0, keepdims=True)
+    return overall, (var + jnp.square(mean - overall)).mean(0, keepdims=True)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all numbers of a tree, [], in float32 or wider."""
+    leaves = jax.tree.leaves(tree)
+    platforms = {"cpu": _square_sum_by_rows, "default": _square_sum_at_once}
+    return jnp.sqrt(by_platform(*leaves, **platforms))
+
+
+def _square_sum_at_once(*leaves):
+    return sum(jnp.square(_wide(leaf)).sum() for leaf in leaves)
+
+
+def _square_sum_by_rows(*leaves):
+    large, small = [], collections.defaultdict(list)
+    for leaf in leaves:
+        squares = jnp.square(_wide(leaf))
+        if leaf.size <= SMALL:
+            small[leaf.size].append(squares.reshape(-1))
+        else:
+            large.append(_rows(squares.reshape(_divisor(leaf.size, ROWS), -1), 0))
+    # What is small and of one size is added first: a hundred single sums take long to compile.
+    return sum(_added(rows).sum() for rows in (*large, *small.values()))
+
+
+def _moments_at_once(x):
+    x = _wide(x)
+    axes = tuple(range(1, x.ndim - 1))
+    mean = x.mean(axes, keepdims=True)
+    return mean.reshape(-1, x.shape[-1]), jnp.square(x - mean).mean(axes)
+
+
+def _moments_by_slabs(x):
+    slabs = _wide(_slabs(x))  # [N, slabs, rows, width]
+    n, features = x.shape[0], x.shape[-1]
+    voxels = x.size // n // features
+
+    def mean(slabs):
+        return _sum_in_stages(_sum_of_rows(slabs).reshape(n, -1, features)) / voxels
+
+    center = mean(slabs)
+    by_channel = slabs.reshape(*slabs.shape[:3], -1, features)
+    centerd = by_channel - center[:, None, None, None]
+    return center, mean(jnp.square(centerd).reshape(slabs.shape))
+
+
+def _slabs(x: jax.Array) -> jax.Array:
+    """[N, *spatial, C] -> [N, slabs, rows, last axes], few rows a slab."""
+    n, *spatial, features = x.shape
+    width = (spatial or [1])[-1] * features
+    rows = _divisor(math.prod(spatial[:-1]), ROWS)
+    return x.reshape(n, -1, rows, width)
+
+
+@jax.jit
+def _sum_of_rows(slabs: jax.Array) -> jax.Array:
+    """[N, slabs, rows, *] -> [N, slabs, *]."""
+    return _added(_rows(slabs, 2))
+
+
+def _rows(x: jax.Array, axis: int) -> list[jax.Array]:
+    """All of an axis; indexing takes several times longer to trace."""
+    return [lax.index_in_dim(x, row, axis, keepdims=False) for row in range(x.shape[axis])]
+
+
+def _added(rows: list[jax.Array]) -> jax.Array:
+    return functools.reduce(lax.add, rows)
+
+
+@jax.jit
+def _sum_in_stages(x: jax.Array) -> jax.Array:
+    """[N, groups, C] -> [N, C], in stages of few terms.
+
+    The batch stays an axis: devices that share it exchange nothing but the sum.
+    """
+    n, _, features = x.shape
+    while (terms := x.shape[1]) > 1:
+        part = _divisor(terms, TERMS)
+        part = terms if part == 1 else part
+        # The barrier keeps XLA from making one long sum of two stages again.
+        x = lax.optimization_barrier(x.reshape(n, terms // part, part, features).sum(2))
+    return x.reshape(n, features)
+
+
+def _divisor(count: int, limit: int) -> int:
+    return max(k for k in range(1, limit + 1) if count % k == 0)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(at_least_float32(x.dtype))
