@@ -137,9 +137,9 @@ def test_layer_is_pre_norm_attention_by_heads_and_relu():
     x = torch.randn(2, 5, 12, dtype=torch.float64)
 
     def norm(x, module):
-        centerd = x - x.mean(-1, keepdim=True)
-        variance = centerd.square().mean(-1, keepdim=True)
-        return centerd / (variance + 1e-6).sqrt() * module.weight + module.bias
+        centered = x - x.mean(-1, keepdim=True)
+        variance = centered.square().mean(-1, keepdim=True)
+        return centered / (variance + 1e-6).sqrt() * module.weight + module.bias
 
     y = norm(x, layer.attention_norm)
     query, key, value = layer.attn.query(y), layer.attn.key(y), layer.attn.value(y)

@@ -25,7 +25,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       batch_size: crops of the global batch.
       seed: of order, crops and augmentation.
       augmentation: what is varied, or None.
-      foreground_fraction: probability that a crop is centerd on a foreground voxel.
+      foreground_fraction: probability that a crop is centered on a foreground voxel.
       part: this process's share of every batch, as (which, of how many).
 
     What goes wrong in the background is raised by `next`, at the batch that it concerns.

@@ -43,7 +43,7 @@ def random_crop(
     Args:
       sample: the case.
       roi_size: voxels of the crop per axis.
-      foreground_fraction: probability that the crop is centerd on a voxel of the foreground,
+      foreground_fraction: probability that the crop is centered on a voxel of the foreground,
         as far as it then stays within the volume.
       augmentation: changes to make, or None.
       rng: source of everything random.

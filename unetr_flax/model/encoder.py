@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens, E hidden size, H heads, D head size.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -12,20 +13,21 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unetr_flax import ops
-from unetr_flax.model.blocks import call, torch_uniform
+from unetr_flax.model.blocks import call, common_fields, torch_uniform
 from unetr_flax.model.config import UNETRConfig
 
 
 class PatchEmbedding(nn.Module):
-    """Image to tokens: a linear map of each patch plus a learned position (equation 1)."""
+    """Turns an image into tokens: linear map of each patch plus learned position (equation 1)."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    lowering: ops.Lowering = "auto"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        """[B, *img_size, C] -> [B, N, E], patches in row-major order."""
+        """Computes [B, *img_size, C] -> [B, N, E], patches in row-major order."""
         cfg = self.config
         kernel_init = bias_init = torch_uniform(math.prod(cfg.patch_size) * cfg.in_channels)
         if cfg.proj_type == "perceptron":
@@ -37,8 +39,7 @@ class PatchEmbedding(nn.Module):
             padding="VALID",
             kernel_init=kernel_init,
             bias_init=bias_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            **common_fields(self),
             name="projection",
         )(image)  # [B, *grid_size, E]
         x = x.reshape(x.shape[0], cfg.num_patches, cfg.hidden_size)
@@ -50,7 +51,7 @@ class PatchEmbedding(nn.Module):
             (1, cfg.num_patches, cfg.hidden_size),
             self.param_dtype,
         )
-        x = x + position.astype(x.dtype)
+        x = ops.add(x, position.astype(x.dtype), lowering=self.lowering)
         return nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
 
 
@@ -60,6 +61,7 @@ class MultiHeadAttention(nn.Module):
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    lowering: ops.Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -70,7 +72,7 @@ class MultiHeadAttention(nn.Module):
         train: bool = False,
         return_weights: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """[B, N, E] -> [B, N, E], and attention weights [B, H, N queries, N keys] if asked for.
+        """Computes [B, N, E] -> [B, N, E], and weights [B, H, N queries, N keys] if asked for.
 
         Args:
           x: tokens.
@@ -85,14 +87,13 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"mask: dtype {mask.dtype}, must be bool (True where attention goes)")
         cfg = self.config
         init = torch_uniform(cfg.hidden_size)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = _dense_fields(self)
         qkv = nn.DenseGeneral(
             (3, cfg.num_heads, cfg.head_dim),
             use_bias=cfg.qkv_bias,
             kernel_init=init,
             bias_init=init,
-            dot_general=ops.dot_general,
-            **types,
+            **fields,
             name="qkv",
         )(x)  # [B, N, 3, H, D]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, N, H, D] each
@@ -102,14 +103,15 @@ class MultiHeadAttention(nn.Module):
             dropped = nn.Dropout(cfg.dropout_rate)(weights, deterministic=not train)
             out = ops.weighted_values(dropped, value)
         else:
-            out = ops.dot_product_attention(query, key, value, mask, scale=scale)
+            out = ops.dot_product_attention(
+                query, key, value, mask, scale=scale, lowering=self.lowering
+            )
         out = nn.DenseGeneral(
             cfg.hidden_size,
             axis=(-2, -1),
             kernel_init=init,
             bias_init=init,
-            dot_general=ops.dot_general,
-            **types,
+            **fields,
             name="projection",
         )(out)
         if "attention" in cfg.family_spec.output_dropout:
@@ -123,22 +125,21 @@ class FeedForward(nn.Module):
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    lowering: ops.Lowering = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """[B, N, E] -> [B, N, E]."""
+        """Computes [B, N, E] -> [B, N, E]."""
         cfg = self.config
-        types = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "dot_general": ops.dot_general,
-        }
+        fields = _dense_fields(self)
         init = torch_uniform(cfg.hidden_size)
-        x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **types, name="expand")(x)
+        x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **fields, name="expand")(x)
         x = nn.relu(x) if cfg.family_spec.activation == "relu" else nn.gelu(x, approximate=False)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
         init = torch_uniform(cfg.mlp_dim)
-        x = nn.Dense(cfg.hidden_size, kernel_init=init, bias_init=init, **types, name="contract")(x)
+        x = nn.Dense(cfg.hidden_size, kernel_init=init, bias_init=init, **fields, name="contract")(
+            x
+        )
         if "feed_forward" in cfg.family_spec.output_dropout:
             x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
         return x
@@ -150,6 +151,7 @@ class TransformerBlock(nn.Module):
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    lowering: ops.Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -160,41 +162,59 @@ class TransformerBlock(nn.Module):
         train: bool = False,
         return_weights: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """[B, N, E] -> [B, N, E], and attention weights [B, H, N, N] if asked for."""
+        """Computes [B, N, E] -> [B, N, E], and attention weights [B, H, N, N] if asked for."""
         cfg = self.config
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attention = MultiHeadAttention(cfg, **types, name="attention")
-        feed_forward = FeedForward(cfg, **types, name="feed_forward")
-        # Else the gradient of a sum is computed anew in each of the blocks below.
-        x = ops.gradient_once(x)
-        y = layer_norm(cfg, **types, name="norm1")(x)
+        fields = common_fields(self)
+        attention = MultiHeadAttention(cfg, **fields, name="attention")
+        feed_forward = FeedForward(cfg, **fields, name="feed_forward")
+        y = layer_norm(self, name="norm1")(x)
         if return_weights:
             y, weights = attention(y, mask, train=train, return_weights=True)
         else:
             y = attention(y, mask, train=train)
-        x = ops.gradient_once(x + y)
-        x = x + feed_forward(layer_norm(cfg, **types, name="norm2")(x), train=train)
+        x = ops.add(x, y, lowering=self.lowering)
+        y = feed_forward(layer_norm(self, name="norm2")(x), train=train)
+        x = ops.add(x, y, lowering=self.lowering)
         return (x, weights) if return_weights else x
 
 
-def layer_norm(cfg: UNETRConfig, **fields: Any) -> nn.LayerNorm:
-    """The transformer's norm: PyTorch's epsilon, and variance without cancellation."""
+def layer_norm(module: nn.Module, *, name: str) -> nn.LayerNorm:
+    """Makes the transformer's norm: the family's epsilon, and variance without cancellation."""
     return nn.LayerNorm(
-        epsilon=cfg.family_spec.layer_norm_epsilon, use_fast_variance=False, **fields
+        epsilon=module.config.family_spec.layer_norm_epsilon,
+        use_fast_variance=False,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
     )
 
 
-# Equal ones are traced once, so that `nn.tabulate` and the like see into the first only.
-_SharedTransformerBlock = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
+def _dense_fields(module: nn.Module) -> dict[str, Any]:
+    """Returns the fields of a module's linear maps."""
+    return {
+        "dtype": module.dtype,
+        "param_dtype": module.param_dtype,
+        "dot_general": functools.partial(ops.dot_general, lowering=module.lowering),
+    }
+
+
+_TransformerBlockTracedOnce = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding and transformer blocks (Dosovitskiy et al. 2021)."""
+    """Patch embedding and transformer blocks (Dosovitskiy et al. 2021).
+
+    Attributes:
+      remat: whether the backward pass computes the inside of each block again.
+      jit_blocks: whether equal blocks are traced once, see `UNETR`.
+    """
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    lowering: ops.Lowering = "auto"
     remat: bool = False
+    jit_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -205,18 +225,25 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """[B, *img_size, C] -> features after `skip_layers`, attention weights of every block.
+        """Computes the features after `skip_layers` and the attention weights of every block.
 
-        The features are [B, N, E] each, in order, the last one normalized where the family does;
-        the weights, if asked for, [B, H, N, N] each.
+        Args:
+          image: [B, *img_size, C].
+          mask: boolean, broadcastable to [B, H, N queries, N keys]; True where a query may look.
+          train: whether dropout is active.
+          return_attention: whether to return the attention weights.
+
+        Returns:
+          The features, [B, N, E] each, in order, the last one normalized where the family does;
+          the weights, if asked for, [B, H, N, N] each.
         """
         cfg = self.config
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = PatchEmbedding(cfg, **types, name="embedding")(image, train=train)
+        fields = common_fields(self)
+        x = PatchEmbedding(cfg, **fields, name="embedding")(image, train=train)
         features, attention = [], []
-        block_class = _SharedTransformerBlock if ops.in_program() else TransformerBlock
+        block_class = _TransformerBlockTracedOnce if self.jit_blocks else TransformerBlock
         for i in range(cfg.num_layers):
-            block = block_class(cfg, **types, name=f"block_{i}")
+            block = block_class(cfg, **fields, name=f"block_{i}")
             if return_attention:
                 x, weights = block(x, mask, train=train, return_weights=True)
                 attention.append(weights)
@@ -225,5 +252,5 @@ class VisionTransformer(nn.Module):
             if i + 1 in cfg.skip_layers:
                 features.append(x)
         if cfg.family_spec.final_norm:
-            features[-1] = layer_norm(cfg, **types, name="norm")(features[-1])
+            features[-1] = layer_norm(self, name="norm")(features[-1])
         return tuple(features), tuple(attention)

@@ -1,10 +1,14 @@
 """UNETR: a transformer encodes the volume as patches, a U-Net decoder turns it into logits."""
 
+from typing import get_args
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from unetr_flax import ops
+from unetr_flax.model.blocks import common_fields
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder import Decoder
 from unetr_flax.model.encoder import VisionTransformer
@@ -21,12 +25,21 @@ class UNETR(nn.Module):
       remat: whether training keeps no more than the inputs of transformer and residual blocks and
         the results of other convolutions; the backward pass computes the rest again (Chen et al.
         2016): more time, a fraction of the memory, the same numbers.
+      lowering: how operations are computed: "auto" as is best on each platform, or "xla" by their
+        plain definitions in XLA's own operations everywhere. The numbers are the same up to
+        rounding. "xla" suits platforms that nobody tuned and exports that must stay simple, and
+        has forward-mode derivatives, too.
+      jit_blocks: whether equal transformer blocks are traced once only, by `nn.jit`. Programs then
+        compile sooner; random numbers of dropout are other ones, and `nn.tabulate` sees into the
+        first block only.
     """
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     remat: bool = False
+    lowering: ops.Lowering = "auto"
+    jit_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -60,10 +73,13 @@ class UNETR(nn.Module):
         expected = (*cfg.img_size, cfg.in_channels)
         if x.ndim != len(expected) + 1 or x.shape[1:] != expected:
             raise ValueError(f"x: shape {x.shape}, must be (batch, {str(expected)[1:]}")
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "remat": self.remat}
-        encoder = VisionTransformer(cfg, **types, name="encoder")
+        if self.lowering not in get_args(ops.Lowering):
+            allowed = " or ".join(map(repr, get_args(ops.Lowering)))
+            raise ValueError(f"lowering={self.lowering!r}: must be {allowed}")
+        fields = {**common_fields(self), "remat": self.remat}
+        encoder = VisionTransformer(cfg, **fields, jit_blocks=self.jit_blocks, name="encoder")
         skips, attention = encoder(x, mask, train=train, return_attention=return_attention)
-        logits = Decoder(cfg, **types, name="decoder")(x, skips, train=train)
+        logits = Decoder(cfg, **fields, name="decoder")(x, skips, train=train)
         if not (return_skips or return_attention):
             return logits
         return logits, *([skips] * return_skips), *([attention] * return_attention)

@@ -1,40 +1,35 @@
-"""How the model's operations are lowered on CPU, GPU and TPU; nothing else knows."""
+"""The model's operations, and how each platform computes them; nothing else knows of platforms."""
 
-from unetr_flax.ops.attention.api import attention_weights, dot_product_attention, weighted_values
+from unetr_flax.ops.attention.api import dot_product_attention
+from unetr_flax.ops.attention.xla import attention_weights, weighted_values
 from unetr_flax.ops.conv import Conv
 from unetr_flax.ops.conv_transpose import ConvTranspose
-from unetr_flax.ops.features import (
-    DeferredNorm,
-    Features,
-    channels,
-    deferred_norm,
-    joined,
-    rank,
-)
+from unetr_flax.ops.features import concatenate, recompute_sources, recomputed
 from unetr_flax.ops.linear import dot_general
-from unetr_flax.ops.materialize import gradient_once
+from unetr_flax.ops.materialize import add
 from unetr_flax.ops.norm.api import normalize
-from unetr_flax.ops.norm.residual import residual
-from unetr_flax.ops.platform import in_program, target_platform
+from unetr_flax.ops.norm.residual import add_leaky_relu
+from unetr_flax.ops.norm.xla import leaky_relu
+from unetr_flax.ops.platform import Lowering, target_platform
+from unetr_flax.ops.recompute import recompute
 from unetr_flax.ops.reductions import global_norm
 
 __all__ = [
     "Conv",
     "ConvTranspose",
-    "DeferredNorm",
-    "Features",
+    "Lowering",
+    "add",
+    "add_leaky_relu",
     "attention_weights",
-    "channels",
-    "deferred_norm",
+    "concatenate",
     "dot_general",
     "dot_product_attention",
     "global_norm",
-    "gradient_once",
-    "in_program",
-    "joined",
+    "leaky_relu",
     "normalize",
-    "rank",
-    "residual",
+    "recompute",
+    "recompute_sources",
+    "recomputed",
     "target_platform",
     "weighted_values",
 ]

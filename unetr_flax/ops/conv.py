@@ -1,7 +1,4 @@
-"""Convolutions.
-
-Parameters and results are those of `nn.Conv`; only the operations that compute them differ.
-"""
+"""Convolutions with the parameters and results of `nn.Conv`."""
 
 from typing import Any
 
@@ -16,14 +13,14 @@ from unetr_flax.ops.features import (
     DeferredNorm,
     DeferredUpsample,
     Features,
-    channels,
-    joined,
-    normalized,
+    concatenated,
+    conv_operands,
+    materialized,
     parts,
-    rank,
 )
 from unetr_flax.ops.linear import linear
 from unetr_flax.ops.patches import space_to_depth
+from unetr_flax.ops.platform import Lowering
 
 
 class Conv(nn.Conv):
@@ -33,19 +30,19 @@ class Conv(nn.Conv):
     that are their own stride (patches, and 1x1x1) to a matrix product, and 3x3x3 kernels of stride
     1 as each platform does them best.
 
+    Attributes:
+      lowering: "auto", or "xla" for XLA's own convolution throughout.
+
     Raises:
       ValueError: if padding is neither "SAME" nor "VALID", or dilation, groups, masks or batch axes
         other than the first are asked for.
     """
 
-    @nn.compact
-    def __call__(self, inputs: Features, *, keep: bool = False) -> jax.Array:
-        """[N, *spatial, C] -> [N, *spatial / strides, features].
+    lowering: Lowering = "auto"
 
-        Args:
-          inputs: features.
-          keep: whether the result has several uses, such as a norm's statistics.
-        """
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Computes [N, *spatial, C] -> [N, *spatial / strides, features]."""
         kernel_size = tuple(self.kernel_size)
         axes = len(kernel_size)
         strides = (1,) * axes if self.strides in (None, 1) else tuple(self.strides)
@@ -55,32 +52,32 @@ class Conv(nn.Conv):
             or any(d not in (None, 1) for d in dilations)
             or self.feature_group_count != 1
             or self.mask is not None
-            or rank(inputs) != axes
+            or inputs.ndim != axes + 2
         ):
             raise ValueError(
-                f"padding={self.padding!r}, input of {rank(inputs)} spatial axes: must be 'SAME' "
-                f"or 'VALID' and {axes}, without dilation, groups and mask"
+                f"padding={self.padding!r}, input of {inputs.ndim - 2} spatial axes: must be "
+                f"'SAME' or 'VALID' and {axes}, without dilation, groups and mask"
             )
-        shape = (*kernel_size, channels(inputs), self.features)
+        shape = (*kernel_size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self._promoted((inputs, kernel, bias))
-        return conv(inputs, kernel, bias, strides, self.padding, self.precision, keep)
+        if self.lowering == "xla":
+            x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+            y = xla_conv(x, kernel, strides, self.padding, self.precision)
+            return y if bias is None else y + bias
+        x, kernel, bias = self._promoted((conv_operands(inputs), kernel, bias))
+        return conv(x, kernel, bias, strides, self.padding, self.precision)
 
     def _promoted(self, operands: Any) -> Any:
-        """The operands in one dtype; norms keep theirs inside."""
+        """Casts the operands to one dtype; a deferred norm keeps its own inside."""
         leaves, structure = jax.tree.flatten(operands, is_leaf=_is_norm)
         stand_ins = [jnp.zeros((), leaf.dtype) if _is_norm(leaf) else leaf for leaf in leaves]
         promoted = self.promote_dtype(*stand_ins, dtype=self.dtype)
         pairs = zip(leaves, promoted, strict=True)
         leaves = [a.replace(dtype=b.dtype) if _is_norm(a) else b for a, b in pairs]
         return jax.tree.unflatten(structure, leaves)
-
-
-def _is_norm(part: Any) -> bool:
-    return isinstance(part, DeferredNorm)
 
 
 def conv(
@@ -90,49 +87,63 @@ def conv(
     strides: tuple[int, ...],
     padding: str,
     precision: lax.PrecisionLike,
-    keep: bool = False,
 ) -> jax.Array:
-    """A convolution of [N, *spatial, I] with [*K, I, O], plus [O]."""
+    """Convolves [N, *spatial, I] with [*K, I, O] and adds [O]; see `features.conv_operands`."""
     *kernel_size, _, features = kernel.shape
     if kernel_size == [3, 3, 3] and strides == (1, 1, 1) and padding == "SAME":
         *own, last = parts(x)
-        up = None
-        if isinstance(last, DeferredUpsample):
-            up = normalized(last)
-        else:
+        up = last if isinstance(last, DeferredUpsample) else None
+        if up is None:
             own.append(last)
         if not (len(own) == 1 and _is_norm(own[0])):
-            own = [joined(tuple(own))] if own else [None]
-        return conv3x3x3(Operands(own[0], up, kernel, bias), precision, keep)
-    x = normalized(x)
+            own = [concatenated(tuple(map(materialized, own)))] if own else [None]
+        return conv3x3x3(Operands(own[0], up, kernel, bias), precision)
+    x = tuple(map(materialized, parts(x)))
     if set(kernel_size) == set(strides) == {1}:
         y = _of_each_voxel(x, kernel.reshape(-1, features), precision)
         return y if bias is None else y + bias
-    x = joined(x)
+    x = concatenated(x)
     if tuple(kernel_size) == strides and not any(map(int.__mod__, x.shape[1:-1], kernel_size)):
         patches = space_to_depth(x, kernel_size)
-        y = _of_each_voxel(patches, kernel.reshape(-1, features), precision)
+        y = _of_each_voxel((patches,), kernel.reshape(-1, features), precision)
     else:
-        axes = tuple(range(1, x.ndim - 1))
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            dimension_numbers=lax.ConvDimensionNumbers(
-                (0, x.ndim - 1, *axes),
-                (x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)),
-                (0, x.ndim - 1, *axes),
-            ),
-            precision=precision,
-        )
+        y = xla_conv(x, kernel, strides, padding, precision)
     return y if bias is None else y + bias
 
 
-def _of_each_voxel(x: Features, kernel: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-    """A linear map [I, O] of the channels, part by part."""
+def xla_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: str,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """Convolves [N, *spatial, I] with [*K, I, O] by XLA's own operation."""
+    axes = tuple(range(1, x.ndim - 1))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, x.ndim - 1, *axes),
+            (x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)),
+            (0, x.ndim - 1, *axes),
+        ),
+        precision=precision,
+    )
+
+
+def _is_norm(part: Any) -> bool:
+    return isinstance(part, DeferredNorm)
+
+
+def _of_each_voxel(
+    x: tuple[jax.Array | DeferredUpsample, ...], kernel: jax.Array, precision: lax.PrecisionLike
+) -> jax.Array:
+    """Applies a linear map [I, O] to the channels, part by part."""
     total, start = 0, 0
-    for part in parts(x):
+    for part in x:
         own = kernel[start : start + part.shape[-1]]
         start += part.shape[-1]
         if isinstance(part, DeferredUpsample):  # two linear maps are one

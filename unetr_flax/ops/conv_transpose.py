@@ -1,4 +1,4 @@
-"""Deconvolutions."""
+"""Deconvolutions with the parameters and results of `nn.ConvTranspose`."""
 
 import math
 
@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unetr_flax.ops.features import DeferredNorm, DeferredUpsample, normalized
+from unetr_flax.ops.features import DeferredUpsample, remember
+from unetr_flax.ops.platform import Lowering
+from unetr_flax.ops.upsample import xla
 from unetr_flax.ops.upsample.api import upsample
 
 
@@ -15,21 +17,19 @@ class ConvTranspose(nn.ConvTranspose):
 
     Fields, parameters and result are those of `nn.ConvTranspose`.
 
+    Attributes:
+      lowering: "auto", or "xla" for XLA's own transposed convolution.
+
     Raises:
       ValueError: if the kernel is not the stride, or padding not "VALID", or masks, dilation or a
         transposed kernel are asked for.
     """
 
-    @nn.compact
-    def __call__(
-        self, inputs: jax.Array | DeferredNorm, *, deferred: bool = False
-    ) -> jax.Array | DeferredUpsample:
-        """[*batch, *spatial, C] -> [*batch, *(spatial * strides), features].
+    lowering: Lowering = "auto"
 
-        Args:
-          inputs: one batch axis if deferred.
-          deferred: whether to leave the computation to the convolution that follows.
-        """
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Computes [*batch, *spatial, C] -> [*batch, *(spatial * strides), features]."""
         kernel_size = self.kernel_size
         kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         strides = 1 if self.strides is None else self.strides
@@ -47,18 +47,21 @@ class ConvTranspose(nn.ConvTranspose):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        dtype = self.dtype
-        if isinstance(inputs, DeferredNorm) and deferred:
-            kernel, bias = self.promote_dtype(kernel, bias, dtype=dtype or inputs.dtype)
-        else:
-            inputs = normalized(inputs)
-            inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=dtype)
-        # A transposed convolution of nn.ConvTranspose slides its kernel, so it lands mirrored.
+        x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        batch = x.shape[: -len(shape) + 1]
+        if len(batch) != 1:
+            x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
+        options = (self.precision, self.preferred_element_type)
+        if self.lowering == "xla":
+            y = xla.upsample(x, kernel, *options)
+            y = y if bias is None else y + bias
+            return y.reshape(*batch, *y.shape[1:])
+        # The kernel of nn.ConvTranspose slides over its input, and so lands mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
-        if deferred:
-            return DeferredUpsample(inputs, kernel, bias, self.precision)
-        batch = inputs.shape[: -len(shape) + 1]
-        inputs = inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :])
-        y = upsample(inputs, kernel, self.precision, self.preferred_element_type)
-        y = y.reshape(*batch, *y.shape[1:])
-        return y if bias is None else y + bias
+        y = upsample(x, kernel, *options)
+        y = y if bias is None else y + bias
+        if len(batch) == 1 and self.preferred_element_type is None:
+            # A cast would hide the norm that made the input.
+            source = inputs if inputs.dtype == x.dtype else x
+            return remember(y, DeferredUpsample(source, kernel, bias, self.precision))
+        return y.reshape(*batch, *y.shape[1:])

@@ -1,7 +1,16 @@
-"""Features that need not be arrays yet: results of norms, deconvolutions and concatenations.
+"""Arrays that remember the operation that made them.
 
-What follows them is a convolution, which can often do without the arrays.
+The convolution after a norm, a deconvolution or a concatenation can often compute less, or keep
+less memory for the backward pass, if it starts from that operation's operands. So the results of
+these operations are arrays like any other, and this module keeps how each was made for as long as
+the array lives: `conv_operands`, `norm_of` and `recompute_sources` look it up. An array that
+nobody reads is removed by the compiler. An array that has lost its source, for example by passing
+through a function of `jax.jit`, is computed with as it is, and gives the same numbers.
 """
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -9,24 +18,23 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from unetr_flax.ops.norm.api import normalize
-from unetr_flax.ops.reductions import moments
+from unetr_flax.ops.norm.tuned import normalize
 from unetr_flax.ops.upsample.api import upsample
 
 
 @flax.struct.dataclass
 class DeferredNorm:
-    """A norm and its LeakyReLU, not computed yet; see `normalize`.
+    """A norm and its LeakyReLU, not computed yet; see `norm.tuned.normalize`.
 
     Attributes:
       x: [N, *spatial, C].
-      moments: its mean and variance, [1, C] each, or [N, C] if per sample.
+      moments: mean and variance of x, [1, C] each, or [N, C] if per sample.
       scale: [C].
       bias: [C].
-      epsilon: added to the variance.
+      epsilon: number added to the variance.
       per_sample: whether mean and variance are those of each sample.
-      negative_slope: of the LeakyReLU.
-      dtype: of the array.
+      negative_slope: slope of the LeakyReLU.
+      dtype: dtype of the result.
     """
 
     x: jax.Array
@@ -40,28 +48,13 @@ class DeferredNorm:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the result."""
         return self.x.shape
 
     def array(self) -> jax.Array:
-        """[N, *spatial, C]."""
-        options = (self.epsilon, self.per_sample, self.negative_slope, self.moments)
-        return normalize(self.x, self.scale, self.bias, *options)[0].astype(self.dtype)
-
-
-def deferred_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    per_sample: bool,
-    negative_slope: float,
-    dtype: DTypeLike,
-) -> DeferredNorm:
-    """A norm of which only the moments are computed."""
-    # The result's gradient is that of its moments too.
-    found = moments(lax.stop_gradient(x), per_sample)
-    return DeferredNorm(x, found, scale, bias, epsilon, per_sample, negative_slope, dtype)
+        """Computes the result, [N, *spatial, C]."""
+        options = (self.epsilon, self.per_sample, self.negative_slope)
+        return normalize(self.x, self.scale, self.bias, *options, self.moments).astype(self.dtype)
 
 
 @flax.struct.dataclass
@@ -69,61 +62,162 @@ class DeferredUpsample:
     """A deconvolution whose kernel is its stride, not computed yet.
 
     Attributes:
-      x: [N, *spatial, I]; not deferred where lowering begins.
+      x: [N, *spatial, I]; a norm that is deferred too only on the way to a recomputation.
       kernel: [*strides, I, O], not mirrored: out[2i + a] = x[i] kernel[a].
       bias: [O], or None.
-      precision: of the product.
+      precision: precision of the products.
     """
 
-    x: jax.Array | DeferredNorm
+    x: "jax.Array | DeferredNorm"
     kernel: jax.Array
     bias: jax.Array | None
     precision: lax.PrecisionLike = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the result."""
         *strides, _, features = self.kernel.shape
         size = (s * k for s, k in zip(self.x.shape[1:-1], strides, strict=True))
         return self.x.shape[0], *size, features
 
     def array(self) -> jax.Array:
-        """[N, *(spatial * strides), O]."""
-        y = upsample(self.x, self.kernel, self.precision, None)
+        """Computes the result, [N, *(spatial * strides), O]."""
+        y = upsample(materialized(self.x), self.kernel, self.precision, None)
         return y if self.bias is None else y + self.bias
 
 
-Part = jax.Array | DeferredNorm | DeferredUpsample
+class Concatenation(NamedTuple):
+    """A concatenation of arrays [N, *spatial, C_i] along the channels."""
 
+    parts: tuple[jax.Array, ...]
+
+
+Part = jax.Array | DeferredNorm | DeferredUpsample
 # The channels of all parts, one after the other.
 Features = Part | tuple[Part, ...]
 
 
+class _Memory(NamedTuple):
+    array: weakref.ref
+    source: DeferredNorm | DeferredUpsample | Concatenation
+    # Whether the backward pass has the array itself.
+    kept: bool
+
+
+_MEMORIES: dict[int, _Memory] = {}
+
+
+def remember(
+    array: jax.Array,
+    source: DeferredNorm | DeferredUpsample | Concatenation,
+    *,
+    kept: bool = True,
+) -> jax.Array:
+    """Notes how an array was made, and returns it.
+
+    Args:
+      array: result of the operation.
+      source: the operation and its operands.
+      kept: False if the array is only there to be computed again from its source, so that a
+        convolution, too, should rather start from the source.
+    """
+    key = id(array)
+    _MEMORIES[key] = _Memory(weakref.ref(array, lambda _: _MEMORIES.pop(key, None)), source, kept)
+    return array
+
+
+def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
+    """Concatenates [N, *spatial, C_i] along the channels."""
+    return remember(jnp.concatenate(parts, axis=-1), Concatenation(tuple(parts)))
+
+
+def norm_of(x: jax.Array) -> DeferredNorm | None:
+    """Returns the norm that made an array, if one did."""
+    memory = _memory(x)
+    return memory.source if memory and isinstance(memory.source, DeferredNorm) else None
+
+
+def conv_operands(x: jax.Array) -> Features:
+    """Returns the parts that a convolution of an array computes with.
+
+    The last one is deferred if it is the result of a deconvolution, which a convolution can
+    compute on the coarse grid; norms are deferred only where their results are not kept.
+    """
+    *own, last = _parts(x)
+    return _unparted((*map(_unkept_norm, own), _upsample_of(last) or _unkept_norm(last)))
+
+
+def recompute_sources(x: jax.Array) -> Features:
+    """Returns the operands from which a recomputation in the backward pass can make an array."""
+    *own, last = _parts(x)
+    up = _upsample_of(last)
+    if up is not None:
+        last = up.replace(x=norm_of(up.x) or up.x)
+    return _unparted(
+        (*(norm_of(part) or part for part in own), last if up else norm_of(last) or last)
+    )
+
+
+def recomputed(sources: Features) -> jax.Array:
+    """Computes an array again from its `recompute_sources`."""
+    if isinstance(sources, tuple):
+        return concatenate([recomputed(part) for part in sources])
+    if isinstance(sources, DeferredNorm):
+        return remember(sources.array(), sources, kept=False)
+    if isinstance(sources, DeferredUpsample):
+        sources = sources.replace(x=materialized(sources.x))
+        return remember(sources.array(), sources)
+    return sources
+
+
+def materialized(part: jax.Array | DeferredNorm) -> jax.Array:
+    """Returns a part as an array."""
+    return part.array() if isinstance(part, DeferredNorm) else part
+
+
+def without_moment_grads(tree: Any) -> Any:
+    """Replaces the gradients of norms' moments, which are zero, by None.
+
+    A norm's gradient with respect to its input includes the one through the moments. Zeros that JAX
+    does not know to be zeros would make it differentiate the moments as well.
+    """
+    return jax.tree.map(
+        lambda part: part.replace(moments=None) if isinstance(part, DeferredNorm) else part,
+        tree,
+        is_leaf=lambda part: isinstance(part, DeferredNorm),
+    )
+
+
 def parts(features: Features) -> tuple[Part, ...]:
-    """What the features are joined of."""
+    """Returns the parts of features, of which there may be one only."""
     return features if isinstance(features, tuple) else (features,)
 
 
-def normalized(features: Features) -> Features:
-    """The same with norms computed."""
-    if isinstance(features, tuple):
-        return tuple(normalized(part) for part in features)
-    if isinstance(features, DeferredUpsample):
-        return features.replace(x=normalized(features.x))
-    return features.array() if isinstance(features, DeferredNorm) else features
-
-
-def rank(features: Features) -> int:
-    """The number of spatial axes."""
-    return len(parts(features)[0].shape) - 2
-
-
-def channels(features: Features) -> int:
-    """The number of channels."""
-    return sum(part.shape[-1] for part in parts(features))
-
-
-def joined(features: Features) -> jax.Array:
-    """The array [N, *spatial, C]."""
-    arrays = [p if isinstance(p, jax.Array) else p.array() for p in parts(normalized(features))]
+def concatenated(features: Features) -> jax.Array:
+    """Computes all channels as one array, [N, *spatial, C]."""
+    arrays = [part if isinstance(part, jax.Array) else part.array() for part in parts(features)]
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=-1)
+
+
+def _memory(x: jax.Array) -> _Memory | None:
+    memory = _MEMORIES.get(id(x))
+    return memory if memory and memory.array() is x else None
+
+
+def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
+    memory = _memory(x)
+    return memory.source.parts if memory and isinstance(memory.source, Concatenation) else (x,)
+
+
+def _upsample_of(x: jax.Array) -> DeferredUpsample | None:
+    memory = _memory(x)
+    return memory.source if memory and isinstance(memory.source, DeferredUpsample) else None
+
+
+def _unkept_norm(x: jax.Array) -> jax.Array | DeferredNorm:
+    memory = _memory(x)
+    return memory.source if memory and not memory.kept else x
+
+
+def _unparted(parts: tuple[Part, ...]) -> Features:
+    return parts[0] if len(parts) == 1 else parts

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from unetr_flax.ops.derivatives import custom_vjp
+from unetr_flax.ops.platform import Lowering
+
 
 def dot_general(
     lhs: jax.Array,
@@ -15,16 +18,19 @@ def dot_general(
     dimension_numbers: lax.DotDimensionNumbers,
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
+    *,
+    lowering: Lowering = "auto",
 ) -> jax.Array:
-    """`jax.lax.dot_general`, whose gradient reads each cotangent once.
+    """Computes `jax.lax.dot_general`, whose gradient reads each cotangent once.
 
     Arguments, result and errors are the original's. A product of [*batch, *I] and [*I, *O], a
-    linear map, has a gradient of its own.
+    linear map, has a gradient of its own, unless the lowering is "xla".
     """
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = dimension_numbers
     count = len(lhs_sum)
     is_linear = (
-        not lhs_batch
+        lowering == "auto"
+        and not lhs_batch
         and not rhs_batch
         and tuple(lhs_sum) == tuple(range(lhs.ndim - count, lhs.ndim))
         and tuple(rhs_sum) == tuple(range(count))
@@ -39,9 +45,9 @@ def dot_general(
     return y.reshape(*lhs.shape[:-count], *rhs.shape[count:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-    """[N, I], [I, O] -> [N, O]."""
+    """Computes [N, I], [I, O] -> [N, O]."""
     return jnp.matmul(x, kernel, precision=precision)
 
 

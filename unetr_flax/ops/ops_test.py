@@ -361,8 +361,8 @@ def test_the_work_of_a_gradient_grows_with_the_blocks_on_cpu():
     def objective(x, kernel, blocks):
         for _ in range(blocks):
             x = gradient_once(x)
-            centerd = x - x.mean(-1, keepdims=True)
-            normed = centerd * jax.lax.rsqrt((centerd**2).mean(-1, keepdims=True))
+            centered = x - x.mean(-1, keepdims=True)
+            normed = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True))
             x = x + jnp.tanh(normed @ kernel) @ kernel.T
         return x.sum()
 

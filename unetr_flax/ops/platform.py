@@ -1,39 +1,41 @@
-"""The choice of a lowering by the platform that a program runs on, which tracing leaves open."""
+"""The choice of a lowering: by the caller, and by the platform that a program runs on."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax import lax
 
-_ONLY = jax.make_user_context()
+# How an operation is computed: "auto" is what each platform does best, "xla" is the plain
+# definition in XLA's own operations on every platform.
+Lowering = Literal["auto", "xla"]
 
-# "gpu" stands for several of XLA's platforms.
-_ONE_PLATFORM = ("cpu", "tpu")
+_TARGET = jax.make_user_context()
+
+# "gpu" stands for several of XLA's platforms, so all branches stay for it.
+_SINGLE_PLATFORMS = ("cpu", "tpu")
 
 
 def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
-    """`jax.lax.platform_dependent`; `target_platform` leaves one branch to be traced."""
-    if _ONLY.value not in _ONE_PLATFORM:
+    """Calls the branch of the platform that the program runs on, as `jax.lax.platform_dependent`.
+
+    Tracing leaves the choice open, and so traces all branches, unless `target_platform` made it.
+    """
+    if _TARGET.value not in _SINGLE_PLATFORMS:
         return lax.platform_dependent(*operands, default=default, **branches)
-    return branches.get(_ONLY.value, default)(*operands)
-
-
-def in_program() -> bool:
-    """Whether `target_platform` traces: nobody looks into modules then, but time counts."""
-    return _ONLY.value is not None
+    return branches.get(_TARGET.value, default)(*operands)
 
 
 @contextlib.contextmanager
 def target_platform(platform: str) -> Iterator[None]:
-    """What is traced within, or in a function that this decorates, is for one platform only.
+    """Lets everything traced within, or in a function it decorates, be for one platform only.
 
-    Its program there is the same, but for the random numbers of dropout, and tracing takes half of
-    the time: there is one branch, and equal transformer blocks are traced once.
+    The program for that platform stays the same. Tracing takes less time, since no other
+    platform's branches are traced.
 
     Args:
-      platform: "cpu", "gpu" or "tpu"; with "gpu" all branches are traced.
+      platform: "cpu", "gpu" or "tpu"; for "gpu" all branches are traced.
     """
-    with _ONLY(platform):
+    with _TARGET(platform):
         yield

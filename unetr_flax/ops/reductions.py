@@ -121,8 +121,8 @@ def _moments_by_slabs(x):
 
     center = mean(slabs)
     by_channel = slabs.reshape(*slabs.shape[:3], -1, features)
-    centerd = by_channel - center[:, None, None, None]
-    return center, mean(jnp.square(centerd).reshape(slabs.shape))
+    centered = by_channel - center[:, None, None, None]
+    return center, mean(jnp.square(centered).reshape(slabs.shape))
 
 
 def _slabs(x: jax.Array) -> jax.Array:

@@ -7,51 +7,51 @@ from typing import Any
 import jax
 from jax import lax
 
-from unetr_flax.ops.conv3x3x3 import cpu as conv3x3x3_cpu
-from unetr_flax.ops.conv3x3x3 import gpu as conv3x3x3_gpu
-from unetr_flax.ops.conv3x3x3 import tpu as conv3x3x3_tpu
+from unetr_flax.ops.conv3x3x3 import cpu, tpu, xla
 from unetr_flax.ops.conv3x3x3.operands import Operands, backward_with_arrays
+from unetr_flax.ops.derivatives import custom_vjp
+from unetr_flax.ops.features import without_moment_grads
 from unetr_flax.ops.platform import by_platform
 
-PLATFORMS = {"cpu": conv3x3x3_cpu, "tpu": conv3x3x3_tpu, "default": conv3x3x3_gpu}
+# A platform that is not named takes the default.
+PLATFORMS = {"cpu": cpu, "tpu": tpu, "default": xla}
 
-# Those whose modules take operands with deferred norms.
-NORMALISING = {"tpu"}
+# Platforms whose modules take operands with deferred norms.
+NORMALIZING = {"tpu"}
 
 
 # The gradients are written out so that each picks its platform by itself: differentiating through
 # the choice would keep the intermediate results of every platform.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def conv3x3x3(operands: Operands, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
-    """Stride 1, SAME padding: -> [N, D, H, W, O]. It has reverse-mode derivatives only.
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
+def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
+    """Computes [N, D, H, W, I] -> [N, D, H, W, O] with SAME padding.
 
     Args:
-      operands: what to compute with.
-      precision: of the products.
-      keep: whether the result has several uses; XLA:CPU must be told.
+      operands: input, kernel and bias.
+      precision: precision of the products.
     """
-    return _on_each("forward", precision=precision, keep=keep)(operands)
+    return _on_each("forward", precision=precision, differentiated=False)(operands)
 
 
-def _forward(operands, precision, keep):
-    # In a backward pass it has.
-    return _on_each("forward", precision=precision, keep=True)(operands), operands
+def _forward(operands, precision):
+    return _on_each("forward", precision=precision, differentiated=True)(operands), operands
 
 
-def _backward(precision, keep, operands, grad):
-    return (_on_each("backward", precision=precision)(operands, grad),)
+def _backward(precision, operands, grad):
+    grads = _on_each("backward", precision=precision)(operands, grad)
+    return (without_moment_grads(grads),)
 
 
 conv3x3x3.defvjp(_forward, _backward)
 
 
 def _on_each(name: str, **options: Any) -> Callable:
-    """A function of the platforms' modules, whose platform is that which the program runs on."""
+    """Makes a function that calls the one of this name in the module of the running platform."""
     branches = {
         platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()
     }
-    for platform in PLATFORMS.keys() - NORMALISING:
+    for platform in PLATFORMS.keys() - NORMALIZING:
         branches[platform] = functools.partial(_WITH_ARRAYS[name], branches[platform])
     return functools.partial(by_platform, **branches)
 

@@ -12,8 +12,7 @@ import numpy as np
 from jax import lax
 
 from unetr_flax.ops.conv2d import conv2d
-from unetr_flax.ops.conv3x3x3 import cpu_subpixel as subpixel
-from unetr_flax.ops.conv3x3x3 import cpu_winograd as winograd_cpu
+from unetr_flax.ops.conv3x3x3 import cpu_subpixel, cpu_winograd
 from unetr_flax.ops.conv3x3x3.cpu_kernel_grad import kernel_grad
 from unetr_flax.ops.conv3x3x3.operands import Operands, backward_as_one, mirrored
 from unetr_flax.ops.dtypes import at_least_float32
@@ -25,7 +24,7 @@ from unetr_flax.ops.reductions import channel_sums
 FEW_WEIGHTS = 32
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
+def forward(operands: Operands, *, precision: lax.PrecisionLike, differentiated: bool) -> jax.Array:
     """[N, D, H, W, O]."""
     if not _pays(operands):
         operands = operands.as_one()
@@ -33,17 +32,17 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
     own, further = _split(kernel, up)
     shares = []
     if up is None and kernel[0, 0, 0].size <= FEW_WEIGHTS:
-        return _by_voxels(x, kernel, bias, keep)
+        return _by_voxels(x, kernel, bias, differentiated)
     # Kept, it is a part of training, which gains nothing by it but needs longer to compile.
-    if x is not None and not keep and winograd_cpu.pays(x, own):
-        shares.append((winograd_cpu.results, winograd_cpu.products(x, own, precision)))
+    if x is not None and not differentiated and cpu_winograd.pays(x, own):
+        shares.append((cpu_winograd.results, cpu_winograd.products(x, own, precision)))
     elif x is not None:
         shares.append(_by_slices(x, own, precision))
     if up is not None:
-        composed = subpixel.compose(up.kernel, up.bias, further)
-        z = subpixel.forward(up.x, up.bias is not None, composed, precision)
-        shares.append((subpixel.to_fine, z))
-    return _total(shares, kernel, bias, keep)
+        composed = cpu_subpixel.compose(up.kernel, up.bias, further)
+        z = cpu_subpixel.forward(up.x, up.bias is not None, composed, precision)
+        shares.append((cpu_subpixel.to_fine, z))
+    return _total(shares, kernel, bias, differentiated)
 
 
 def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
@@ -69,7 +68,7 @@ def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLik
 
 def _pays(operands: Operands) -> bool:
     up = operands.up
-    return up is not None and subpixel.pays(up.x, up.kernel, _split(operands.kernel, up)[1])
+    return up is not None and cpu_subpixel.pays(up.x, up.kernel, _split(operands.kernel, up)[1])
 
 
 def _split(kernel: jax.Array, up: DeferredUpsample | None) -> tuple[jax.Array, jax.Array | None]:
@@ -80,7 +79,7 @@ def _split(kernel: jax.Array, up: DeferredUpsample | None) -> tuple[jax.Array, j
     return kernel[..., :own, :], kernel[..., own:, :]
 
 
-def _total(shares, kernel, bias, keep):
+def _total(shares, kernel, bias, differentiated):
     """The sum of what each share's function makes of its numbers, plus the bias."""
     functions, numbers = zip(*shares, strict=True)
     dtype = kernel.dtype
@@ -94,11 +93,11 @@ def _total(shares, kernel, bias, keep):
         return total.astype(dtype)
 
     numbers = (*numbers, *(() if bias is None else (bias,)))
-    # Kept, it is in memory once; else XLA makes it a part of what follows.
-    return materialize(add_up, kernel, *numbers) if keep else add_up(*numbers)
+    # A backward pass reads the result again; without one XLA makes the sum a part of what follows.
+    return materialize(add_up, kernel, *numbers) if differentiated else add_up(*numbers)
 
 
-def _by_voxels(x, kernel, bias, keep):
+def _by_voxels(x, kernel, bias, differentiated):
     """Every weight times its neighbor, all in one pass."""
 
     def add_up(kernel, x, *bias):
@@ -112,7 +111,7 @@ def _by_voxels(x, kernel, bias, keep):
         return total.astype(kernel.dtype)
 
     operands = (kernel, x, *(() if bias is None else (bias,)))
-    return materialize(add_up, kernel, *operands) if keep else add_up(*operands)
+    return materialize(add_up, kernel, *operands) if differentiated else add_up(*operands)
 
 
 def _by_slices(x, kernel, precision):
@@ -172,16 +171,16 @@ def _add_taps(y):
 
 def _up_grad(up, kernel, grad, precision):
     """The gradients of an up-sampled input and of its kernel."""
-    composed, vjp = jax.vjp(subpixel.compose, up.kernel, up.bias, kernel)
-    z_grad = subpixel.to_coarse(grad, kernel)
+    composed, vjp = jax.vjp(cpu_subpixel.compose, up.kernel, up.bias, kernel)
+    z_grad = cpu_subpixel.to_coarse(grad, kernel)
 
     def windows(x):
-        return subpixel.windows(x, up.bias is not None)
+        return cpu_subpixel.windows(x, up.bias is not None)
 
     composed_grad = kernel_grad(up.x, z_grad, windows, precision).reshape(composed.shape)
     up_kernel_grad, up_bias_grad, further_grad = vjp(composed_grad)
     inner = composed[:, :, :, : up.x.shape[-1]]
-    x_grad = subpixel.x_grad(z_grad, inner, precision)
+    x_grad = cpu_subpixel.x_grad(z_grad, inner, precision)
     return DeferredUpsample(x_grad, up_kernel_grad, up_bias_grad, up.precision), further_grad
 
 

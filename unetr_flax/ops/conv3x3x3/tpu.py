@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unetr_flax.ops.conv2d import conv2d
-from unetr_flax.ops.conv3x3x3 import tpu_slabs as slabs_tpu
-from unetr_flax.ops.conv3x3x3.gpu import native_kernel_grad
+from unetr_flax.ops.conv3x3x3 import tpu_slabs, xla
 from unetr_flax.ops.conv3x3x3.operands import (
     Operands,
     backward_as_one,
@@ -31,10 +30,10 @@ FILLED_LANES = 48
 FEW_CHANNELS = 3
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> jax.Array:
+def forward(operands: Operands, *, precision: lax.PrecisionLike, differentiated: bool) -> jax.Array:
     """[N, D, H, W, O]."""
-    if size := slabs_tpu.slab_size(operands):
-        return slabs_tpu.forward(operands, size, precision=precision)
+    if size := tpu_slabs.slab_size(operands):
+        return tpu_slabs.forward(operands, size, precision=precision)
     x, _, kernel, bias = operands.with_arrays().as_one()
     y = _conv(x, kernel, precision)
     return y if bias is None else y + bias
@@ -42,8 +41,8 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, keep: bool) -> 
 
 def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
     """The gradients of the operands."""
-    if size := slabs_tpu.slab_size(operands):
-        return slabs_tpu.backward(operands, grad, size, precision=precision)
+    if size := tpu_slabs.slab_size(operands):
+        return tpu_slabs.backward(operands, grad, size, precision=precision)
 
     def gradients(operands, grad):
         x, _, kernel, bias = operands
@@ -80,7 +79,7 @@ def _kernel_grad(x, grad, precision):
     features = grad.shape[-1]
     narrow = min(inputs, features)
     if 3 * narrow > FILLED_LANES:
-        return native_kernel_grad(x, grad, precision)
+        return xla.kernel_grad(x, grad, precision)
     joined = inputs >= features if narrow <= FEW_CHANNELS else inputs <= features
     if not joined:
         mirrored = _kernel_grad(grad, x, precision)

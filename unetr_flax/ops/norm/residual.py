@@ -7,29 +7,35 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.dtypes import at_least_float32
-from unetr_flax.ops.features import DeferredNorm
+from unetr_flax.ops.features import DeferredNorm, norm_of, without_moment_grads
 from unetr_flax.ops.materialize import materialize, witness_of
-from unetr_flax.ops.norm.api import affine
+from unetr_flax.ops.norm.tuned import affine
+from unetr_flax.ops.platform import Lowering
 
-# What can meet: norms need not be arrays.
 Parts = tuple[jax.Array | DeferredNorm, ...]
 
 
-def residual(parts: Parts, negative_slope: float) -> jax.Array:
-    """LeakyReLU of the sum of parts [N, *spatial, C], norms included, in one pass over memory.
+def add_leaky_relu(
+    x: jax.Array, y: jax.Array, negative_slope: float, *, lowering: Lowering = "auto"
+) -> jax.Array:
+    """Computes LeakyReLU(x + y); norms that made x or y become part of the same pass over memory.
 
     Args:
-      parts: what is added; of one dtype.
-      negative_slope: what negative sums are multiplied by; not negative.
+      x: [N, *spatial, C].
+      y: the same shape and dtype.
+      negative_slope: factor on negative sums; not negative.
+      lowering: "auto" or "xla", see `platform.Lowering`.
     """
-    if any(isinstance(part, DeferredNorm) for part in parts):
-        return _residual(parts, negative_slope)
-    return nn.leaky_relu(sum(parts), negative_slope)
+    parts = tuple(norm_of(part) or part for part in (x, y))
+    if lowering == "auto" and any(isinstance(part, DeferredNorm) for part in parts):
+        return _add(parts, negative_slope)
+    return nn.leaky_relu(x + y, negative_slope)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _residual(parts, negative_slope):
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
+def _add(parts, negative_slope):
     dtype = parts[0].dtype
     operands = [_operands(part) for part in parts]
     leaves, structure = jax.tree.flatten(operands)
@@ -42,7 +48,7 @@ def _residual(parts, negative_slope):
     return materialize(add_up, _witness(parts), *leaves)
 
 
-def _witness(parts):
+def _witness(parts: Parts) -> jax.Array:
     return next(part.moments[0] for part in parts if isinstance(part, DeferredNorm))
 
 
@@ -60,7 +66,7 @@ def _value(part, *operands):
 
 
 def _forward(parts, negative_slope):
-    total = _residual(parts, negative_slope)
+    total = _add(parts, negative_slope)
     return total, (parts, total)
 
 
@@ -68,15 +74,15 @@ def _backward(negative_slope, residuals, grad):
     parts, total = residuals
 
     def before(total, grad):
-        """The gradient before LeakyReLU."""
+        """Returns the gradient before LeakyReLU."""
         return jnp.where(total > 0, grad, negative_slope * grad)
 
     grad = materialize(before, witness_of(grad), total, grad)
-    return (tuple(_grad(part, grad) for part in parts),)
+    return (without_moment_grads(tuple(_grad(part, grad) for part in parts)),)
 
 
 def _grad(part, grad):
     return jax.vjp(DeferredNorm.array, part)[1](grad)[0] if isinstance(part, DeferredNorm) else grad
 
 
-_residual.defvjp(_forward, _backward)
+_add.defvjp(_forward, _backward)

@@ -16,9 +16,9 @@ def random(seed, *shape):
 
 def by_definition(x, scale, bias, per_sample):
     axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
-    centerd = x - x.mean(axes, keepdims=True)
+    centered = x - x.mean(axes, keepdims=True)
     return (
-        centerd / jnp.sqrt(jnp.square(centerd).mean(axes, keepdims=True) + EPSILON) * scale + bias
+        centered / jnp.sqrt(jnp.square(centered).mean(axes, keepdims=True) + EPSILON) * scale + bias
     )
 
 

@@ -13,17 +13,17 @@ FILLED_LANES = 64
 
 
 def pays(kernel: jax.Array) -> bool:
-    """Whether this beats a product and a permutation."""
+    """Tells whether this beats a product and a permutation."""
     return kernel.ndim == 5 and kernel.shape[-1] <= FILLED_LANES
 
 
 def upsample(
     x: jax.Array, kernel: jax.Array, *, precision: lax.PrecisionLike, result: DTypeLike | None
 ) -> jax.Array:
-    """[N, *S, I], [*P, I, O] -> [N, *(S * P), O], for three axes.
+    """Computes [N, *S, I], [*P, I, O] -> [N, *(S * P), O], for three axes.
 
-    A convolution of slices that are dilated by zeros. The slices that one coarse slice becomes are
-    channels of its result, as permuting slices moves whole rows.
+    This is a convolution of slices that are dilated by zeros. The slices that one coarse slice
+    becomes are channels of its result, as permuting slices moves whole rows.
     """
     slices, *patch, inputs, features = kernel.shape
     n, depth, h, w, _ = x.shape
@@ -45,6 +45,6 @@ def upsample(
 def gradients(
     x: jax.Array, kernel: jax.Array, grad: jax.Array, *, precision: lax.PrecisionLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Of x and the kernel."""
+    """Computes the gradients of x and the kernel."""
     forward = functools.partial(upsample, precision=precision, result=None)
     return jax.vjp(forward, x, kernel)[1](grad)
