@@ -5,17 +5,21 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, cast, get_args
 
 from unetr_flax.model.decoder_spec import (
     NUM_STAGES,
     PATCH_SIZES,
     BlockStyle,
     DecoderStage,
+    Norm,
     decoder_stages,
     doubling_widths,
 )
-from unetr_flax.model.family_spec import FAMILIES, FamilySpec
+from unetr_flax.model.family_spec import FAMILIES, Block, FamilySpec
+
+# How PyTorch keeps the patch embedding: the kernel of a convolution or the weight of a linear map.
+Projection = Literal["conv", "perceptron"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class UNETRConfig:
     in_channels: int
     out_channels: int
     patch_size: tuple[int, ...]
-    proj_type: str
+    proj_type: Projection
     hidden_size: int
     num_layers: int
     num_heads: int
@@ -68,8 +72,8 @@ class UNETRConfig:
     skip_layers: tuple[int, ...]
     channels: tuple[int, ...]
     skip_convs: bool
-    block: str
-    norm: str
+    block: Block
+    norm: Norm
     norm_groups: int | None
     norm_affine: bool
     dropout_rate: float
@@ -204,7 +208,7 @@ class UNETRConfig:
         hidden_size: int = 768,
         mlp_dim: int = 3072,
         num_heads: int = 12,
-        proj_type: str = "conv",
+        proj_type: Projection = "conv",
         norm_name: str | tuple[str, Mapping[str, Any]] = "instance",
         conv_block: bool = True,
         res_block: bool = True,
@@ -296,8 +300,8 @@ class UNETRConfig:
 
     def _check_options(self) -> None:
         _one_of("family", self.family, FAMILIES)
-        _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
-        _one_of("norm", self.norm, ("batch", "instance", "group"))
+        _one_of("proj_type", self.proj_type, get_args(Projection))
+        _one_of("norm", self.norm, get_args(Norm))
         _one_of(f"family={self.family!r}, block", self.block, FAMILIES[self.family].blocks)
         for name in ("qkv_bias", "skip_convs", "norm_affine"):
             if not isinstance(getattr(self, name), bool):
@@ -413,7 +417,7 @@ def _reference_channels(light_r: float) -> tuple[int, ...]:
     )
 
 
-def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, int | None, bool]:
+def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[Norm, int | None, bool]:
     """Name, groups and affinity that MONAI's `norm_name` stands for."""
     name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
     name, options = name.lower(), dict(options)
@@ -425,7 +429,7 @@ def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, in
             f"norm_name={norm_name}: {sorted(options)} cannot be given, only 'affine' and, for "
             "group, 'num_groups'"
         )
-    return name, groups, affine
+    return cast(Norm, name), groups, affine
 
 
 def _one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:

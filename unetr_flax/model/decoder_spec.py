@@ -1,8 +1,11 @@
 """The decoder as data: how its blocks are built, and what each of its stages does."""
 
 import dataclasses
+from typing import Literal
 
-from unetr_flax.model.family_spec import FamilySpec
+from unetr_flax.model.family_spec import Block, FamilySpec
+
+Norm = Literal["batch", "instance", "group"]
 
 # The decoder doubles the resolution four times, so a patch is at most 2**4 voxels along an axis.
 NUM_STAGES = 4
@@ -21,8 +24,8 @@ class BlockStyle:
       norm_affine: whether norms scale and shift.
     """
 
-    block: str
-    norm: str
+    block: Block
+    norm: Norm
     norm_groups: int | None
     norm_affine: bool
 

@@ -1,6 +1,12 @@
 """The families of UNETR whose weights people hold, and what tells them apart but for sizes."""
 
 import dataclasses
+from typing import Literal
+
+# How a block of the decoder is built, see `BlockStyle`.
+Block = Literal["conv", "basic", "residual"]
+Activation = Literal["gelu", "relu"]
+Sublayer = Literal["attention", "feed_forward"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +29,11 @@ class FamilySpec:
 
     scale_by_head: bool
     layer_norm_epsilon: float
-    activation: str
+    activation: Activation
     final_norm: bool
-    output_dropout: tuple[str, ...]
+    output_dropout: tuple[Sublayer, ...]
     position_std: float
-    blocks: tuple[str, ...]
+    blocks: tuple[Block, ...]
     tapering_skips: bool
     early_narrowing: bool
 
