@@ -5,21 +5,18 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Self, cast
 
+from unetr_flax.model.choices import Block, Norm, Projection
 from unetr_flax.model.decoder_spec import (
     NUM_STAGES,
     PATCH_SIZES,
     BlockStyle,
     DecoderStage,
-    Norm,
     decoder_stages,
     doubling_widths,
 )
-from unetr_flax.model.family_spec import FAMILIES, Block, FamilySpec
-
-# How PyTorch keeps the patch embedding: the kernel of a convolution or the weight of a linear map.
-Projection = Literal["conv", "perceptron"]
+from unetr_flax.model.family_spec import FAMILIES, FamilySpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,8 +297,8 @@ class UNETRConfig:
 
     def _check_options(self) -> None:
         _one_of("family", self.family, FAMILIES)
-        _one_of("proj_type", self.proj_type, get_args(Projection))
-        _one_of("norm", self.norm, get_args(Norm))
+        _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
+        _one_of("norm", self.norm, ("batch", "instance", "group"))
         _one_of(f"family={self.family!r}, block", self.block, FAMILIES[self.family].blocks)
         for name in ("qkv_bias", "skip_convs", "norm_affine"):
             if not isinstance(getattr(self, name), bool):

@@ -1,11 +1,9 @@
 """The decoder as data: how its blocks are built, and what each of its stages does."""
 
 import dataclasses
-from typing import Literal
 
-from unetr_flax.model.family_spec import Block, FamilySpec
-
-Norm = Literal["batch", "instance", "group"]
+from unetr_flax.model.choices import Block, Norm
+from unetr_flax.model.family_spec import FamilySpec
 
 # The decoder doubles the resolution four times, so a patch is at most 2**4 voxels along an axis.
 NUM_STAGES = 4

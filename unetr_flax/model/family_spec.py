@@ -1,12 +1,8 @@
 """The families of UNETR whose weights people hold, and what tells them apart but for sizes."""
 
 import dataclasses
-from typing import Literal
 
-# How a block of the decoder is built, see `BlockStyle`.
-Block = Literal["conv", "basic", "residual"]
-Activation = Literal["gelu", "relu"]
-Sublayer = Literal["attention", "feed_forward"]
+from unetr_flax.model.choices import Activation, Block, Sublayer
 
 
 @dataclasses.dataclass(frozen=True)
