@@ -1,4 +1,4 @@
-"""Checks that imports run one way: reference -> torch; library -> jax; training -> library."""
+"""Imports run one way: reference -> torch; library -> jax; training -> library; proofs -> all."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 OURS = {"unetr_flax", "unetr_torch_ref", "parity_tests", "train", "benchmarks"}
 FRAMEWORKS = {"torch", "monai", "jax", "flax", "optax", "orbax"}
-# The line of the innermost folder counts.
+# A folder's own line counts, not that of the folder around it.
 MAY_IMPORT = {
     "unetr_torch_ref": {"unetr_torch_ref", "torch"},
     "unetr_flax": {"unetr_flax", "jax", "flax"},
@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "train": {"train", "unetr_flax", "jax", "flax", "optax", "orbax"},
 }
 
-# Files whose functions may import a package when they are called, and only then.
+# Where functions may import a package when called, and only then.
 LATE = {
     "unetr_flax/weights/torch_files.py": "torch",
     "unetr_flax/parity/torch_models.py": "monai",
@@ -27,7 +27,7 @@ LATE = {
 
 
 def imported_packages(path: Path, *, late: bool = True) -> set[str]:
-    """Lists the top-level packages that a file imports; without `late` only outside functions."""
+    """Top-level packages that a file imports, wherever in the file or only outside functions."""
     names = set()
     pending = [ast.parse(path.read_text())]
     while pending:
@@ -42,7 +42,7 @@ def imported_packages(path: Path, *, late: bool = True) -> set[str]:
 
 
 def folder(path: Path) -> str:
-    """Returns the folder whose line in MAY_IMPORT counts for a file."""
+    """The folder whose line in MAY_IMPORT counts for a file."""
     name = path.relative_to(ROOT).as_posix()
     return max((f for f in MAY_IMPORT if name.startswith(f + "/")), key=len)
 
