@@ -113,7 +113,7 @@ def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
 
 
 def timed(side: Any, command: str) -> dict[str, float]:
-    """Runs "forward" or "step" once; returns wall and processor seconds, and values to compare."""
+    """Runs "forward" or "step" once; seconds by the wall and of all cores, and what came out."""
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     wall, cpu = time.perf_counter(), time.process_time()
     value = side.forward() if command == "forward" else side.step()
