@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks` times this project beside PyTorch and plain Flax.
+"""Times this project beside PyTorch and plain Flax: `python -m benchmarks`.
 
 With --gpu it does three things on a GPU: it checks the results of the GPU's lowering, measures the
 limits of the device, and times all sides at the usual sizes in bfloat16.
@@ -28,8 +28,7 @@ class Options:
     """Sides, models and shapes to measure, and how often."""
 
     gpu: bool = False
-    """Defaults for a GPU: this project and all sides of PyTorch, bfloat16, 96^3 in batches of 1, 2
-    and 8, 128^3 and 224^3; --edges and --batches change the shapes."""
+    """Defaults for a GPU: all sides but naive and remat, bfloat16, all of its usual shapes."""
 
     families: tuple[str, ...] = ("reference",)
     """Models: reference (light_r 4), monai."""
