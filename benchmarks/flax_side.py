@@ -182,7 +182,7 @@ def plain_modules() -> Iterator[None]:
 
 @contextlib.contextmanager
 def jaxprs_forgotten() -> Iterator[None]:
-    """What was traced before is not used within, nor what is traced within afterwards."""
+    """Clears JAX's caches on entry and exit, so that no trace is shared with the code within."""
     jax.clear_caches()
     try:
         yield

@@ -115,7 +115,7 @@ PROMISES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Compile the model with the TPU's compiler, without a TPU, and print the compiler's figures."""
+    """Compile the model with the TPU's compiler, without a TPU, and print its figures."""
 
     topologies: tuple[str, ...] = ("v5e:2x2",)
     """Kinds of chips: v5e:2x2, v5p:2x2x1, v6e:2x2."""
