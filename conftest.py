@@ -1,7 +1,29 @@
-"""Tests' programs are compiled without optimization: each runs once, and that is most of it."""
+"""Settings of JAX for all tests."""
 
 import os
 
-# Nor are they kept, or read from what other runs kept.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+# JAX reads these when it is imported. Compiling is most of a test's time and each program runs
+# once, so XLA does not optimize.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests neither keep compiled programs on disk nor read those of other runs.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+
+import flax.linen as nn
+import jax
+import optax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(monkeypatch):
+    """Makes implicit promotion of dtypes an error; with it a model would not stay in float64.
+
+    Flax's norms (in float64 and bfloat16) and optax's Adam promote inside, so they alone keep JAX's
+    standard rules.
+    """
+    standard = jax.numpy_dtype_promotion("standard")
+    for norm in (nn.LayerNorm, nn.BatchNorm, nn.GroupNorm):
+        monkeypatch.setattr(norm, "__call__", standard(norm.__call__))
+    monkeypatch.setattr(optax.tree, "bias_correction", standard(optax.tree.bias_correction))
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,1 @@
+"""Measures this project beside PyTorch and plain Flax."""

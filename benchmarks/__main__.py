@@ -1,7 +1,7 @@
-"""python -m benchmarks: this project against PyTorch and against plain Flax, side by side.
+"""Times this project beside PyTorch and plain Flax: `python -m benchmarks`.
 
-With --gpu it does all that there is to do on a GPU: is its lowering right, what can the device do
-at most, and how long do all sides take at the usual sizes, in bfloat16.
+With --gpu it does three things on a GPU: it checks the results of the GPU's lowering, measures the
+limits of the device, and times all sides at the usual sizes in bfloat16.
 """
 
 import dataclasses
@@ -25,11 +25,10 @@ from unetr_flax.runtime.cudnn import CudnnError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is raced, and how often."""
+    """Sides, models and shapes to measure, and how often."""
 
     gpu: bool = False
-    """Other defaults, for a GPU: all sides but naive ones, bfloat16, 96^3 in batches of 1, 2 and 8,
-    128^3 and 224^3; --edges and --batches say otherwise."""
+    """Defaults for a GPU: all sides but naive and remat, bfloat16, all of its usual shapes."""
 
     families: tuple[str, ...] = ("reference",)
     """Models: reference (light_r 4), monai."""
@@ -41,7 +40,7 @@ class Options:
     """Volumes per batch."""
 
     sides: tuple[str, ...] = ("ours", "torch", "torch-channels-last")
-    """Who takes part: ours, ours-remat, naive, torch, torch-channels-last, torch-compile."""
+    """Sides to time: ours, ours-remat, naive, torch, torch-channels-last, torch-compile."""
 
     dtype: str = "float32"
     """float32, or bfloat16 (autocast in PyTorch)."""
@@ -50,7 +49,7 @@ class Options:
     """Timed calls of each side, at least 2."""
 
     keep_freed_memory: bool = True
-    """Whether glibc's malloc keeps freed memory, for all sides alike; off is glibc's default."""
+    """Whether glibc's malloc keeps freed memory, for all sides; glibc's own default is no."""
 
     profile: bool = False
     """Whether to trace one step of each side too."""
@@ -72,7 +71,7 @@ GPU = Options(
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0, 1 if a side or the device failed, 2 if options cannot be."""
+    """Runs the command; returns 0, or 1 if a side or the device failed, or 2 for bad options."""
     defaults = GPU if "--gpu" in args else Options()
     options = tyro.cli(
         Options, args=args, default=defaults, prog="python -m benchmarks", description=__doc__
@@ -82,7 +81,7 @@ def main(args: list[str]) -> int:
     def say(line: object) -> None:
         console.print(str(line), highlight=False, soft_wrap=True)
 
-    # This process looks at the devices and leaves their memory to the sides.
+    # This process asks for the devices, but leaves their memory to the processes of the sides.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         _check(options)
@@ -104,7 +103,7 @@ def main(args: list[str]) -> int:
                 profile=options.profile,
                 say=say,
             )
-            # After every case, so that an interrupted run leaves what it has.
+            # Written after every case, so that an interrupted run leaves the finished cases.
             _write(options, parity, peaks, results)
     except (RaceError, CudnnError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -118,7 +117,7 @@ def main(args: list[str]) -> int:
 
 
 def _parity(options: Options, say: Callable[[object], None]) -> list[str]:
-    """Compares the device's lowering with the CPU's; what was found, in lines."""
+    """Compares the device's lowering with the CPU's; returns the results as lines of text."""
     say("the device's lowering against the CPU's")
     rows = device_parity.compare_elsewhere(options.dtype)
     for row in rows:

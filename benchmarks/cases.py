@@ -1,11 +1,11 @@
-"""What is measured: a model, a shape of input, and the sides that compute it."""
+"""The cases of a benchmark, each a model and an input shape, and the sides that compute them."""
 
 import dataclasses
 import os
 
 from unetr_flax import UNETRConfig
 
-# Each side of a race, what it is, and which family of models it has.
+# The sides of a race, and a description of each.
 SIDES = {
     "ours": "this project",
     "ours-remat": "this project, activations of each block computed again in the backward pass",
@@ -16,13 +16,13 @@ SIDES = {
 }
 FAMILIES = ("reference", "monai")
 
-# What is run on a GPU if nothing else is asked for: edge and batch.
+# The default shapes for a GPU: edge and batch.
 GPU_SHAPES = ((96, 1), (96, 2), (96, 8), (128, 1), (224, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model and one shape.
+    """A model and an input shape.
 
     Attributes:
       family: "reference" (light_r=4) or "monai" (its defaults).
@@ -47,7 +47,7 @@ class Case:
 
 
 def environment(side: str) -> dict[str, str]:
-    """Variables of a worker's process: JAX takes GPU memory as it needs it, PyTorch's side none."""
+    """Makes the environment of a worker: JAX takes GPU memory as needed, or none beside PyTorch."""
     own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if side.startswith("torch"):
         own["JAX_PLATFORMS"] = "cpu"

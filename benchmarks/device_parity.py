@@ -1,8 +1,8 @@
-"""python -m benchmarks.device_parity: a device's lowering against the CPU's, before it is timed.
+"""Command line: `python -m benchmarks.device_parity` compares a device's lowering with the CPU's.
 
-Logits and gradients of a small model are computed by CPU in float64, and by device and CPU in a
-narrower dtype. The device's errors must be of the size of the CPU's: whoever computes something
-else, be it this project's lowering or a library, is off by far more.
+Logits and gradients of a small model are computed on CPU in float64, and on device and CPU in a
+narrower dtype. The device's errors must be of the size of the CPU's. A fault in this project's
+lowering or in a library gives far larger errors.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from benchmarks.cases import environment
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.runtime.cudnn import CudnnError, refuse_wrong_convolutions
 
-# How much larger than the CPU's the device's error may be, and below what any error is rounding.
+# The device's error may be larger than the CPU's by this factor; below the floor it is rounding.
 FACTOR = 4
 FLOOR = {"float32": 1e-6, "bfloat16": 1e-2}
 
@@ -30,7 +30,7 @@ class Row:
 
     Attributes:
       what: "logits" or "gradients".
-      dtype: that of the computation; float32 at the highest precision of products.
+      dtype: dtype of the computation; float32 at the highest precision of products.
       device: the error on the device.
       cpu: the error on CPU.
     """
@@ -56,9 +56,9 @@ def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[R
     """Compares a device with the CPU.
 
     Args:
-      device: which.
-      dtypes: of "float32" and "bfloat16".
-      **sizes: of the model, if not those of the reference with four layers.
+      device: the device.
+      dtypes: dtypes to compare in, among "float32" and "bfloat16".
+      **sizes: arguments of `UNETRConfig.reference` in place of the defaults.
 
     Raises:
       CudnnError: if this machine's cuDNN is known to compute wrongly in one of the dtypes.
@@ -70,7 +70,7 @@ def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[R
     )
     rng = np.random.default_rng(0)
     image = rng.standard_normal((2, *cfg.img_size, cfg.in_channels))
-    # The gradients are those of a weighted sum: a loss would take differences of what is near.
+    # The gradients are those of a weighted sum: a loss would subtract numbers that are close.
     weights = rng.standard_normal((2, *cfg.img_size, cfg.out_channels))
     cpu = jax.devices("cpu")[0]
     with jax.enable_x64(True):
@@ -105,14 +105,14 @@ def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[R
 
 
 def compare_elsewhere(dtype: str) -> list[Row]:
-    """The rows of this machine's first device, from a process of its own.
+    """Compares this machine's first device with the CPU, in another process.
 
     Args:
-      dtype: what will be timed; float32 is compared in any case.
+      dtype: dtype that will be timed; float32 is compared in any case.
 
     Raises:
       CudnnError: see `compare`.
-      subprocess.CalledProcessError: if it fell over.
+      subprocess.CalledProcessError: if the process failed.
     """
     command = [sys.executable, "-m", "benchmarks.device_parity", "--json", dtype]
     answer = json.loads(subprocess.check_output(command, text=True, env=environment("ours")))
@@ -122,21 +122,21 @@ def compare_elsewhere(dtype: str) -> list[Row]:
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Parameters that keep the size of what goes through them; variances are those of 1."""
+    """Draws parameters that keep the scale of their inputs; vectors and variances are about 1."""
     if len(shape) < 2:
         return 1 + 0.1 * np.abs(rng.standard_normal(shape))
     return rng.standard_normal(shape) * np.prod(shape[:-1]) ** -0.5
 
 
 def _error(found: Any, truth: Any) -> float:
-    """|a - b| / |b| of all arrays as one vector."""
+    """Computes |a - b| / |b| of all arrays as one vector."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True)
     difference, size = np.sum([(np.sum((a - b) ** 2), np.sum(b**2)) for a, b in pairs], axis=0)
     return float(np.sqrt(difference / size))
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0, or 1 if the device computes something else."""
+    """Runs the command; returns 0, or 1 if the device computes something else."""
     as_json = "--json" in args
     wanted = [arg for arg in args if arg != "--json"] or ["bfloat16"]
     try:

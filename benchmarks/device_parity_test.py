@@ -12,7 +12,7 @@ SIZES = {"img_size": (8, 16, 8), "patch_size": 8, "hidden_size": 8, "num_heads":
 
 
 class Small(nn.Module):
-    """A stand-in for UNETR, that compiles fast."""
+    """A stand-in for UNETR that compiles fast."""
 
     config: object
     dtype: object = None

@@ -1,4 +1,4 @@
-"""The sides of a race that are Flax's: ours, and the same model in plain modules."""
+"""The Flax sides of a race: this project, and the same model without its own lowering."""
 
 import contextlib
 import types
@@ -26,14 +26,14 @@ from unetr_flax.weights import from_torch
 
 
 class FlaxSide:
-    """Forward passes and training steps of one model.
+    """Runs forward passes and training steps of one model.
 
     Args:
-      case: which model and input.
-      state_dict: the weights, as PyTorch's.
-      image: [B, *img_size, C].
-      labels: [B, *img_size].
-      learning_rate: of AdamW.
+      case: the model and its input.
+      state_dict: the weights, as a PyTorch state dict.
+      image: image [B, *img_size, C].
+      labels: class of each voxel, [B, *img_size].
+      learning_rate: learning rate of AdamW.
       remat: whether to compute activations again in the backward pass.
 
     Raises:
@@ -65,25 +65,25 @@ class FlaxSide:
         self._batch = {"image": jnp.asarray(image), "label": jnp.asarray(labels)}
 
     def forward(self) -> jax.Array:
-        """Logits [B, *img_size, K] in evaluation mode, on the device."""
+        """Computes logits [B, *img_size, K] in evaluation mode; they stay on the device."""
         return jax.block_until_ready(self._program("forward")(*self._arguments("forward")))
 
     def step(self) -> float:
-        """Takes a training step; its loss."""
+        """Takes a training step and returns its loss."""
         self._state, metrics = self._program("step")(*self._arguments("step"))
         jax.block_until_ready(self._state)
         return float(metrics["loss"])
 
     def to_host(self, logits: jax.Array) -> np.ndarray:
-        """What `forward` returned, float32."""
+        """Copies logits of `forward` to the host, as float32."""
         return np.asarray(logits, np.float32)
 
     def cost(self, what: str) -> Cost | None:
-        """What XLA counts in the program of "forward" or "step"."""
+        """Returns XLA's figures for the program of "forward" or "step"."""
         return cost_of(self._functions[what], self._program(what), *self._arguments(what))
 
     def peak_of_step(self) -> int | None:
-        """Bytes of the accelerator at most so far and in one more step; None on CPU."""
+        """Takes a step and returns the accelerator's peak of bytes in use so far; None on CPU."""
         self.step()
         statistics = jax.devices()[0].memory_stats()
         return statistics and statistics.get("peak_bytes_in_use")
@@ -182,7 +182,7 @@ def plain_modules() -> Iterator[None]:
 
 @contextlib.contextmanager
 def jaxprs_forgotten() -> Iterator[None]:
-    """What was traced before is not used within, nor what is traced within afterwards."""
+    """Clears JAX's caches on entry and exit, so that no trace is shared with the code within."""
     jax.clear_caches()
     try:
         yield

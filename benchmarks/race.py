@@ -1,7 +1,7 @@
-"""Sides that compute the same, timed.
+"""Times sides that compute the same.
 
-On CPU they take turns, so that whatever slows the machine slows all of them. On an accelerator each
-has the device to itself, so that the memory which one keeps is not missing to another.
+On CPU the sides take turns, so that whatever slows the machine slows all of them. On an accelerator
+they run one after the other, so that each has all of the device's memory.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ OUT_OF_MEMORY = "out of memory"
 
 
 class RaceError(Exception):
-    """A side that fell over, or computes something else; the message says which."""
+    """A side failed, or computes something else than the others; the message says which."""
 
 
 class SideError(Exception):
-    """A side that cannot do a case, as its memory does not suffice; the message says why."""
+    """A side has too little memory for a case; the message says so."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one side took for "forward" or "step" of a case.
+    """Times of one side for "forward" or "step" of a case.
 
     Attributes:
       case: the model and the shape.
-      side: who.
+      side: name of the side.
       what: "forward" or "step".
       first: seconds of the first call, compilation included.
       walls: seconds of each later call.
-      cpus: seconds of all cores of each later call.
-      peak: bytes at most while a step runs; None for "forward".
-      cost: what the program asks of the device; None for PyTorch, and where XLA does not tell.
-      failure: why there are no times; None if there are.
+      cpus: processor seconds of each later call, summed over cores.
+      peak: peak of bytes in use during a step; None for "forward".
+      cost: XLA's figures for the program; None for PyTorch, and where XLA has none.
+      failure: the reason why there are no times; None if there are.
     """
 
     case: Case
@@ -59,36 +59,36 @@ class Result:
 
     @property
     def median(self) -> float:
-        """The median of `walls`."""
+        """Median of `walls`."""
         return statistics.median(self.walls)
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles, relative to the median."""
+        """Half the distance between the quartiles, relative to the median."""
         low, _, high = statistics.quantiles(self.walls, n=4)
         return (high - low) / 2 / self.median
 
     @property
     def volumes_per_second(self) -> float:
-        """Volumes of the batch over the median."""
+        """Volumes of the batch divided by the median."""
         return self.case.batch / self.median
 
 
 class Side:
-    """A worker's process.
+    """A process that runs one side.
 
     Args:
-      name: which side.
-      case: what it computes.
-      log: file for what it prints besides answers.
+      name: name of the side.
+      case: the case that it computes.
+      log: file for everything that it prints besides answers.
       keep_freed_memory: whether its malloc keeps freed memory.
 
     Attributes:
-      device: what it computes on: "cpu", "gpu" or "tpu".
+      device: where it computes: "cpu", "gpu" or "tpu".
 
     Raises:
-      RaceError: if it fell over.
-      SideError: if the model does not even fit.
+      RaceError: if the process failed.
+      SideError: if it has too little memory for the model.
     """
 
     def __init__(self, name: str, case: Case, log: Path, keep_freed_memory: bool):
@@ -113,13 +113,13 @@ class Side:
             raise
 
     def ask(self, command: str) -> dict:
-        """Has the worker do one thing.
+        """Sends a command to the worker and returns its answer.
 
         Raises:
-          RaceError: if it fell over.
-          SideError: if its memory does not suffice.
+          RaceError: if the worker failed.
+          SideError: if it has too little memory.
         """
-        # A worker that is gone says so by not answering.
+        # A worker that has ended is noticed below, as it does not answer.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
@@ -135,7 +135,7 @@ class Side:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            # What the kernel does to whoever takes the last of its memory.
+            # The kernel kills a process with this signal when memory runs out.
             if self._process.wait() == -signal.SIGKILL:
                 raise SideError(OUT_OF_MEMORY)
             raise RaceError(f"{self.name}: fell over, {self._log} says why")
@@ -161,20 +161,21 @@ def race(
     """Times the sides of a case.
 
     Args:
-      case: what is computed.
+      case: the model and the shape.
       names: the sides, in the order of their turns.
-      rounds: timed calls of each side.
+      rounds: number of timed calls of each side.
       out: folder for logs and traces.
-      device: "cpu", "gpu" or "tpu", on which all sides must be.
-      keep_freed_memory: the same setting of malloc for all sides.
+      device: "cpu", "gpu" or "tpu"; all sides must compute there.
+      keep_freed_memory: whether malloc keeps freed memory, for all sides.
       profile: whether to trace one step of each side at the end.
-      say: takes a line of progress.
+      say: function that takes a line of progress.
 
     Returns:
-      The results, "forward" of all sides first; those without times of sides that do not fit.
+      The results, "forward" of all sides first. A side with too little memory has results without
+      times.
 
     Raises:
-      RaceError: if a side falls over, or computes something else than the first.
+      RaceError: if a side fails, or computes something else than the first.
     """
     out.mkdir(parents=True, exist_ok=True)
     results, values = {}, {}
@@ -192,7 +193,7 @@ def race(
 
 @dataclasses.dataclass
 class _Heat:
-    """Sides that run at the same time; the fields are the arguments of `race`."""
+    """The sides that run at the same time; the fields are the arguments of `race`."""
 
     case: Case
     names: list[str]
@@ -204,7 +205,7 @@ class _Heat:
     say: Callable[[str], None]
 
     def run(self) -> tuple[dict, dict]:
-        """Results, and what came out of the first call, each by side and "forward" or "step"."""
+        """Returns results, and values of the first call, both by side and "forward" or "step"."""
         self._results: dict[tuple[str, str], Result] = {}
         self._sides: dict[str, Side] = {}
         values = {}
@@ -263,7 +264,7 @@ class _Heat:
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def _ask(self, name: str, command: str, what: str) -> dict | None:
-        """The side's answer; None, and it is out of the race, if its memory does not suffice."""
+        """Asks a side; returns None and ends the side if it has too little memory."""
         try:
             return self._sides[name].ask(command)
         except SideError as error:
@@ -278,7 +279,7 @@ class _Heat:
 
 
 def _check_agreement(case: Case, what: str, values: dict[str, list[float]]) -> None:
-    """Raises if a side does not compute what the first does."""
+    """Raises RaceError if a side computes something else than the first."""
     if not values:
         return
     reference_name, reference = next(iter(values.items()))

@@ -59,7 +59,7 @@ def test_the_roofline_is_what_the_device_could_do(tmp_path):
 
 
 class FakeSide:
-    """Answers as a worker does, but for what it has no memory for."""
+    """Answers as a worker does, except to commands for which it pretends to lack memory."""
 
     alive: list = []  # noqa: RUF012
     together = 0

@@ -1,4 +1,4 @@
-"""What a race found: Markdown, JSON and a plot."""
+"""Reports of a race: Markdown, JSON and a plot."""
 
 import dataclasses
 import importlib.metadata
@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "monai")
 
 
 def machine() -> dict[str, Any]:
-    """Where the race is run, and with what."""
+    """Describes the machine and the versions of packages."""
     import jax
 
     return {
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 
 def best_of_torch(results: list[Result], result: Result) -> float | None:
-    """Median seconds of the fastest PyTorch side in the same race; None if there is none."""
+    """Returns the median seconds of the fastest PyTorch side in the same race, None without one."""
     rivals = [
         r.median
         for r in results
@@ -47,13 +47,13 @@ def best_of_torch(results: list[Result], result: Result) -> float | None:
 def markdown(
     results: list[Result], where: dict[str, Any], settings: str, peaks: Peaks | None = None
 ) -> str:
-    """The tables, and the machine and versions that they hold for.
+    """Writes the tables, and the machine and versions that they hold for.
 
     Args:
-      results: what was measured.
-      where: see `machine`.
-      settings: how it was measured.
-      peaks: limits of the device, for the roofline; none without.
+      results: the measurements.
+      where: description of the machine, from `machine`.
+      settings: description of how the measurements were made.
+      peaks: limits of the device for the table of the roofline, which is left out if None.
     """
     lines = [
         f"{', '.join(where['devices'])}; {where['processor']}, {where['cores']} cores; "
@@ -85,7 +85,7 @@ def _row(results: list[Result], result: Result) -> str:
 
 
 def _roofline(results: list[Result], peaks: Peaks) -> list[str]:
-    """What programs asked of the device in the time they took, against what it can do."""
+    """Compares the operations and traffic of programs with the limits of the device."""
     lines = [
         f"Measured on this device: {peaks.flops / 1e12:.3g} TFLOP/s in a product of matrices, "
         f"{peaks.bandwidth / 1e9:.4g} GB/s in a copy. The roofline is the least time that either "
@@ -110,14 +110,14 @@ def _roofline(results: list[Result], peaks: Peaks) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A time, in milliseconds if it is short."""
+    """Formats a time, in milliseconds if it is short."""
     return f"{value:.3f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
 
 
 def as_json(
     results: list[Result], where: dict[str, Any], settings: str, peaks: Peaks | None = None
 ) -> dict[str, Any]:
-    """Everything that was measured."""
+    """Returns all measurements as values that JSON can hold."""
     rows = []
     for result in results:
         row = dataclasses.asdict(result)
@@ -130,7 +130,7 @@ def as_json(
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Seconds of a step and peak memory against the number of voxels, one line for each side."""
+    """Plots seconds and peak memory against the number of voxels, one line for each side."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     panels = (
         ("forward", "seconds of a forward pass", lambda r: r.median),
@@ -164,7 +164,7 @@ def plot(results: list[Result], path: Path) -> None:
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """Returns the processor's name, on Linux the full one."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What a device can do at most, measured on it, and what a program asks of it.
+"""Limits of a device, measured on it, and the operations and traffic of a program.
 
 The roofline (Williams et al. 2009): a program of F operations that moves B bytes takes at least
 max(F / operations per second, B / bytes per second).
@@ -17,20 +17,22 @@ import jax.numpy as jnp
 
 from benchmarks.cases import environment
 
-# Edge of the product and megabytes of the copy that show a device's limits.
+# Edge of the matrices and megabytes of the copy that are used to measure a device.
 SIZES = {"cpu": (2048, 256), "gpu": (8192, 2048), "tpu": (8192, 2048)}
 TURNS, CALLS = 5, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What XLA counts in a program.
+    """XLA's figures for a program.
 
     Attributes:
-      flops: operations that the model takes, a multiplication and an addition being two; as it is
-        written, not as it is lowered, so that tricks earn nothing.
-      traffic: bytes that the compiled program's operations read and write, fused ones' once.
-      needed: bytes of arguments, results and intermediate results, donated ones once.
+      flops: operations of the model, where a multiplication and an addition are two. They are
+        counted in the model as it is written, not as it is lowered, so that a lowering with more
+        operations does not look faster.
+      traffic: bytes that the compiled program's operations read and write; fused operations count
+        once.
+      needed: bytes of arguments, results and intermediate results; donated ones count once.
     """
 
     flops: float
@@ -40,31 +42,31 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """A device's limits.
+    """Limits of a device.
 
     Attributes:
-      flops: operations per second of a product of large square matrices.
-      bandwidth: bytes per second, read and written, of a copy that fits no cache.
+      flops: operations per second in a product of large square matrices.
+      bandwidth: bytes read and written per second in a copy that is larger than any cache.
     """
 
     flops: float
     bandwidth: float
 
     def seconds(self, cost: Cost) -> float:
-        """What a program takes at least."""
+        """Returns the least time that a program can take."""
         return max(cost.flops / self.flops, cost.traffic / self.bandwidth)
 
 
 def cost_of(function: jax.stages.Wrapped, compiled: jax.stages.Compiled, *arguments) -> Cost | None:
-    """A jitted function's cost for arguments; None where this platform's XLA does not tell.
+    """Returns the cost of a jitted function; None where this platform's XLA has no figures.
 
     Args:
-      function: the function.
-      compiled: the same, compiled for these arguments.
+      function: a function of `jax.jit`.
+      compiled: the same function, compiled for these arguments.
       *arguments: arrays, or their shapes and dtypes.
     """
-    # For a platform that gets the default of each operation that is lowered by platform. Compiled,
-    # calls of libraries count nothing and loops count once.
+    # Operations are counted before compiling, as a compiled program's calls of libraries count
+    # nothing and its loops count once, and for a platform that takes the default of each operation.
     lowered = function.trace(*arguments).lower(lowering_platforms=("rocm",))
     asked, found, memory = (
         lowered.cost_analysis(),
@@ -87,15 +89,16 @@ def measure(dtype: str, edge: int, megabytes: int) -> Peaks:
     """Measures this process's first device.
 
     Args:
-      dtype: of the product, whose sums are float32; at JAX's default precision, as the model's.
+      dtype: dtype of the product, at JAX's default precision, which the model has too.
       edge: rows and columns of each matrix.
-      megabytes: of what is copied.
+      megabytes: size of the array that is copied.
     """
-    # Of a size that products keep; what is constant draws less power, and is faster for it.
+    # Random numbers, as constants draw less power and so compute faster; the scale keeps the size
+    # of the products.
     matrix = (jax.random.normal(jax.random.key(0), (edge, edge)) * edge**-0.5).astype(dtype)
     size = megabytes * 2**20
     vector = jnp.zeros(size // 4, jnp.float32)
-    # A sum, as XLA would return what is merely copied; in place, as new pages cost a CPU more.
+    # XLA would skip a plain copy, so 1 is added; in place, as a CPU loses time on new pages.
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     return Peaks(
         flops=2 * edge**3 / _seconds(jax.jit(functools.partial(jnp.matmul, matrix)), matrix),
@@ -104,10 +107,10 @@ def measure(dtype: str, edge: int, megabytes: int) -> Peaks:
 
 
 def measure_elsewhere(dtype: str) -> Peaks:
-    """The peaks, measured in a process of its own, which leaves the device as it was.
+    """Measures the device in another process, which frees all of its memory when it ends.
 
     Raises:
-      subprocess.CalledProcessError: if it fell over.
+      subprocess.CalledProcessError: if the process failed.
     """
     command = [sys.executable, "-m", "benchmarks.roofline", dtype]
     output = subprocess.check_output(command, text=True, env=environment("ours"))
@@ -115,7 +118,7 @@ def measure_elsewhere(dtype: str) -> Peaks:
 
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    """Seconds of a call among calls that wait for one another only."""
+    """Returns the seconds of a call in a chain, where each call takes the result of the last."""
     x = jax.block_until_ready(function(x))
     turns = []
     for _ in range(TURNS):

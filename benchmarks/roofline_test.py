@@ -8,7 +8,7 @@ def test_cost_counts_a_product_as_written():
     x, y = jnp.ones((8, 32)), jnp.ones((32, 16))
 
     def by_platform(x, y):
-        # What CPU does instead takes more operations, and none that earns anything.
+        # The CPU's branch has more operations, which must not be counted.
         return jax.lax.platform_dependent(
             x, y, cpu=lambda x, y: (x @ y) @ (y.T @ y), default=jnp.matmul
         )

@@ -1,4 +1,4 @@
-"""The sides of a race that are PyTorch's."""
+"""The PyTorch sides of a race."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from unetr_flax.parity.twins import to_tensor
 
 
 class TorchSide:
-    """Forward passes and training steps of one model.
+    """Runs forward passes and training steps of one model.
 
     Args:
-      case: which model and input.
+      case: the model and its input.
       state_dict: the weights.
-      image: [B, *img_size, C].
-      labels: [B, *img_size].
-      learning_rate: of AdamW.
+      image: image [B, *img_size, C].
+      labels: class of each voxel, [B, *img_size].
+      learning_rate: learning rate of AdamW.
       channels_last: whether weights and images lie channels last in memory.
       compile: whether torch.compile compiles the model.
     """
@@ -38,7 +38,7 @@ class TorchSide:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = "gpu" if self._device == "cuda" else "cpu"
         if self._device == "cuda":
-            # As XLA does: convolutions are chosen by trying, and float32 products may be TF32's.
+            # XLA does the same: it picks convolutions by trying, and may use TF32 for float32.
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
@@ -54,7 +54,7 @@ class TorchSide:
         self._autocast = case.dtype == "bfloat16"
 
     def forward(self) -> torch.Tensor:
-        """Logits [B, K, *img_size] in evaluation mode, on the device."""
+        """Computes logits [B, K, *img_size] in evaluation mode; they stay on the device."""
         self._module.eval()
         with torch.no_grad():
             logits = self._run()
@@ -62,25 +62,25 @@ class TorchSide:
         return logits
 
     def step(self) -> float:
-        """Takes a training step; its loss."""
+        """Takes a training step and returns its loss."""
         self._module.train()
         self._optimizer.zero_grad(set_to_none=True)
         loss = dice_cross_entropy(self._run().float(), self._labels)
         loss.backward()
         self._optimizer.step()
-        # The parameters are updated after the loss is known.
+        # The loss is known before the parameters are updated, so the step must be waited for.
         self._wait()
         return float(loss.detach())
 
     def to_host(self, logits: torch.Tensor) -> np.ndarray:
-        """What `forward` returned, channels last and float32."""
+        """Copies logits of `forward` to the host, channels last, as float32."""
         return np.moveaxis(logits.float().cpu().numpy(), 1, -1)
 
     def cost(self, what: str) -> None:
-        """Nobody counts for PyTorch what it does."""
+        """Returns None: PyTorch has no figures."""
 
     def peak_of_step(self) -> int | None:
-        """Bytes of the accelerator at most in one more step; None on CPU."""
+        """Takes a step and returns the accelerator's peak of bytes in use; None on CPU."""
         if self._device == "cpu":
             self.step()
             return None

@@ -1,10 +1,10 @@
-"""python -m benchmarks.tpu_compile: what the TPU's compiler says of the model, without a TPU.
+"""Compiles the model with the TPU's compiler, without a TPU, and prints the compiler's figures.
 
-Needs the package libtpu, and runs as
+It needs the package libtpu. Run
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile
-one at a time, as the compiler holds a lock. It fails if a program no longer fits the memory that
-`PROMISES` gives it, or, if there is no promise, its chip. Computation is bfloat16, parameters are
-float32, the optimizer is AdamW.
+in one process at a time, as the compiler holds a lock. The command fails if a program needs more
+memory than `PROMISES` gives it or, without a promise, than its chip has. Computation is bfloat16,
+parameters are float32, the optimizer is AdamW.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from train.state import abstract_state
 from train.step import make_predict, make_train_step
 from unetr_flax import UNETR, UNETRConfig
 
-# Chips of each topology below.
+# Number of chips in each topology below.
 ALL_CHIPS = 4
 
-# GiB of one chip. The compiler itself refuses what exceeds the part that is left to programs.
+# GiB of one chip. The compiler itself refuses programs that need more than it leaves to programs.
 CHIPS = {"v5e:2x2": 16, "v5p:2x2x1": 95, "v6e:2x2": 32}
 FAMILIES = ("reference", "monai")
 KINDS = ("forward", "step", "step-remat")
@@ -40,17 +40,17 @@ KINDS = ("forward", "step", "step-remat")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of the model for one chip, or for some that share its batch.
+    """A program of the model for one chip, or for several that share its batch.
 
     Attributes:
-      topology: which chip, of `CHIPS`.
-      family: of `FAMILIES`.
+      topology: kind of chip, a key of `CHIPS`.
+      family: family of the model, one of `FAMILIES`.
       light_r: divisor of the reference decoder's widths; 1 for MONAI's.
       edge: voxels per axis.
       batch: volumes.
-      kind: of `KINDS`: "forward", "step" (of training), or "step-remat", which computes activations
-        again in the backward pass.
-      chips: 1 or `ALL_CHIPS`.
+      kind: one of `KINDS`: "forward", "step" (of training), or "step-remat", which computes
+        activations again in the backward pass.
+      chips: number of chips, 1 or `ALL_CHIPS`.
 
     Raises:
       ValueError: if there is no such program.
@@ -82,7 +82,7 @@ class Program:
 
     @property
     def config(self) -> UNETRConfig:
-        """Of the model, for one channel and four classes."""
+        """Configuration of the model, for one channel and four classes."""
         size = (self.edge,) * 3
         if self.family == "monai":
             return UNETRConfig.monai(size, 1, 4)
@@ -90,7 +90,7 @@ class Program:
 
     @property
     def room(self) -> float:
-        """GiB of each chip that it may take."""
+        """GiB of each chip that the program may need."""
         return PROMISES.get(self, CHIPS[self.topology])
 
     def __str__(self) -> str:
@@ -102,10 +102,10 @@ class Program:
         )
 
 
-# GiB of each chip that programs must fit, all told.
+# GiB of each chip that programs may need, arguments and results included.
 PROMISES = {
     Program("v5e:2x2", "reference", 4.0, 96, 1, "step"): 2,
-    # As much: chips exchange sums, never volumes.
+    # As much as one chip needs for one volume, as chips exchange sums and never volumes.
     Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4): 2,
     Program("v5e:2x2", "reference", 4.0, 224, 1, "step-remat"): 4.5,
     Program("v5e:2x2", "reference", 1.0, 224, 1, "forward"): 5,
@@ -115,10 +115,10 @@ PROMISES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is compiled."""
+    """Compile the model with the TPU's compiler, without a TPU, and print its figures."""
 
     topologies: tuple[str, ...] = ("v5e:2x2",)
-    """Of v5e:2x2, v5p:2x2x1 and v6e:2x2."""
+    """Kinds of chips: v5e:2x2, v5p:2x2x1, v6e:2x2."""
 
     edges: tuple[int, ...] = (96,)
     """Voxels per axis."""
@@ -127,7 +127,7 @@ class Options:
     """Volumes."""
 
     chips: int = 1
-    """1, or 4 that share the batch."""
+    """Number of chips: 1, or 4 that share the batch."""
 
     light_r: float | None = None
     """Divisor of the reference decoder's widths; 4 if left out."""
@@ -139,10 +139,10 @@ class Options:
     """forward, step (of training), step-remat."""
 
     promised: bool = False
-    """All that is promised, which takes an hour, instead of what the options above name."""
+    """Compile all promised programs, which takes an hour, instead of those named above."""
 
     out: Path = Path("runs/tpu_compile.json")
-    """Where the figures go, after every program; older ones of other programs are kept."""
+    """File for the figures, written after every program; older figures of others are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +150,11 @@ class Figures:
     """The compiler's figures of one program, for each chip.
 
     Attributes:
-      total: bytes of intermediate results, arguments and results, donated ones once.
-      temporary: of them, intermediate results.
-      flops: floating-point operations, those of a loop's body once.
-      traffic: bytes read and written in the chip's memory, by a loop's body once.
-      seconds: what compiling took.
+      total: bytes of intermediate results, arguments and results; donated ones count once.
+      temporary: the part of `total` that is intermediate results.
+      flops: floating-point operations; the body of a loop counts once.
+      traffic: bytes read and written in the chip's memory; the body of a loop counts once.
+      seconds: seconds that compiling took.
     """
 
     total: int
@@ -165,10 +165,10 @@ class Figures:
 
 
 def chosen(options: Options) -> list[Program]:
-    """The programs to compile.
+    """Lists the programs to compile.
 
     Raises:
-      ValueError: if an option has no such value.
+      ValueError: if the value of an option is not allowed.
     """
     if options.promised:
         return list(PROMISES)
@@ -186,7 +186,7 @@ def chosen(options: Options) -> list[Program]:
 def compile_program(
     topology: str, cfg: UNETRConfig, batch: int, kind: str, chips: int = 1
 ) -> Figures:
-    """Compiles a program; arguments as in `Program`."""
+    """Compiles a program; the arguments are the fields of `Program`."""
     devices = topologies.get_topology_desc(topology, platform="tpu").devices[:chips]
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     shared = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -220,7 +220,7 @@ def compile_program(
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0, 1 if something does not fit, 2 for bad options."""
+    """Runs the command; returns 0, or 1 if a program does not fit, or 2 for bad options."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.tpu_compile")
     console = Console()
     try:
@@ -236,7 +236,7 @@ def main(args: list[str]) -> int:
                 program.topology, program.config, program.batch, program.kind, program.chips
             )
         except jax.errors.JaxRuntimeError as error:
-            # The compiler itself refuses what exceeds the chip.
+            # The compiler itself refuses programs that do not fit the chip.
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             row = f"| {program} | {str(error).splitlines()[0][:200]} |"
@@ -259,7 +259,7 @@ HEAD = """\
 
 
 def line(program: Program, found: Figures) -> str:
-    """The figures of a program as a row of Markdown."""
+    """Formats the figures of a program as a row of a Markdown table."""
     return (
         f"| {program} | {found.total / 2**30:.2f} of {program.room:g} GiB "
         f"| {found.temporary / 2**30:.2f} GiB | {found.flops / 1e12:.2f} T "
@@ -268,7 +268,7 @@ def line(program: Program, found: Figures) -> str:
 
 
 def _keep(path: Path, program: Program, found: Figures) -> None:
-    """Adds figures to a file, in the place of older ones of the same program."""
+    """Adds figures to a file and removes older ones of the same program."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(path.read_text()) if path.exists() else []
     which = dataclasses.asdict(program)

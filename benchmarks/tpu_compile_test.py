@@ -18,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """Kinds of programs take the bytes that a test gives them, others none; 96^3 may take 2 GiB."""
+    """Fakes the compiler: a kind of program needs the bytes that a test sets; 96^3 has 2 GiB."""
     totals = {}
 
     def compile_program(topology, cfg, batch, kind, chips):
@@ -130,7 +130,7 @@ def test_bad_options_are_named(compiler, capsys, options, message):
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is TPU's compiler")
 def test_the_compiler_compiles():
-    # In a process of its own, as the compiler changes which devices JAX looks for.
+    # Runs in another process, as the compiler changes which devices JAX looks for.
     result = subprocess.run(
         [sys.executable, "-c", "import benchmarks.tpu_compile_test as t; t.print_figures()"],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},

@@ -1,4 +1,4 @@
-"""One side of a race in a process of its own: reads commands line by line, answers in JSON."""
+"""The process of one side of a race: reads commands line by line and answers in JSON."""
 
 import argparse
 import contextlib
@@ -20,11 +20,12 @@ from unetr_flax.runtime.malloc import keep_freed_memory, return_freed_memory
 
 LEARNING_RATE = 1e-4
 CLASSES = 4
-# How JAX, PyTorch, cuDNN and Python say that memory does not suffice.
+# Parts of the messages with which JAX, PyTorch, cuDNN and Python report too little memory.
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 def main() -> None:
+    """Answers commands from standard input until it is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("family")
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("dtype")
     parser.add_argument("--keep-freed-memory", action="store_true")
     options = parser.parse_args()
-    # Whatever a library prints goes to the log, not between the answers.
+    # Answers get a stream of their own; everything that libraries print goes to the log.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if options.keep_freed_memory:
@@ -53,14 +54,14 @@ def main() -> None:
             except Exception as error:
                 answer = told(error)
             if command not in done:
-                # Of every side alike, what its first call needed and later ones do not.
+                # Frees the memory that only the first call needed, for all sides in the same way.
                 return_freed_memory()
                 done.add(command)
             say(answers, **answer)
 
 
 def answer_to(command: str, side: Any) -> dict[str, Any]:
-    """Does what a command says: "forward", "step", "peak", "cost WHAT" or "profile FOLDER"."""
+    """Executes a command: "forward", "step", "peak", "cost WHAT" or "profile FOLDER"."""
     verb, _, rest = command.partition(" ")
     if verb == "peak":
         return {"peak": peak_of_step(side)}
@@ -73,10 +74,10 @@ def answer_to(command: str, side: Any) -> dict[str, Any]:
 
 
 def told(error: Exception) -> dict[str, str]:
-    """The answer that an error is.
+    """Turns an expected error into an answer.
 
     Raises:
-      Exception: the error itself, if it is one that nobody foresaw.
+      Exception: the error itself, if it is another.
     """
     if isinstance(error, CudnnError):
         return {"error": str(error)}
@@ -86,8 +87,8 @@ def told(error: Exception) -> dict[str, str]:
 
 
 def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
-    """The side, with weights and a batch that are the same for all sides of a case."""
-    # Of two that are installed the cuDNN that is loaded first is everybody's: here JAX's.
+    """Makes a side; weights and batch are the same for all sides of a case."""
+    # If two versions of cuDNN are installed, the one loaded first serves both: here JAX's.
     jax.devices()
     import torch
 
@@ -123,14 +124,14 @@ def timed(side: Any, command: str) -> dict[str, float]:
         "value": [value],
     }
     if command == "forward":
-        # Enough of the logits to see that two sides agree.
+        # Two statistics of the logits, which are enough to see whether two sides agree.
         logits = side.to_host(value)
         answer["value"] = [float(np.abs(logits).mean()), float(logits.std())]
     return answer
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
-    """Memory of this process, now ("VmRSS") or at most so far ("VmHWM")."""
+    """Returns the memory of this process, at present ("VmRSS") or at its peak ("VmHWM")."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -138,14 +139,14 @@ def resident_bytes(field: str = "VmRSS") -> int:
 
 
 def peak_of_step(side: Any) -> int:
-    """Bytes at most in one more step: on the accelerator if there is one, else of the process."""
+    """Takes a step; returns its peak of bytes, on the accelerator or, on CPU, of the process."""
     Path("/proc/self/clear_refs").write_text("5")
     on_device = side.peak_of_step()
     return resident_bytes("VmHWM") if on_device is None else on_device
 
 
 def profile(side: Any, folder: Path) -> dict[str, str]:
-    """Traces one step; where the list of its longest operations is."""
+    """Traces one step and returns the path of a list of its longest operations."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "operations.txt"
     if hasattr(side, "_device"):
@@ -163,9 +164,9 @@ def profile(side: Any, folder: Path) -> dict[str, str]:
 
 
 def top_operations(trace: Any, count: int = 30) -> str:
-    """The longest of XLA's operations in a trace: milliseconds, calls, name, one line each.
+    """Lists the longest of XLA's operations in a trace: milliseconds, calls, name, one line each.
 
-    A loop or conditional is listed beside what it consists of.
+    A loop or conditional is listed in addition to the operations inside it.
     """
     totals: dict[str, tuple[float, int]] = {}
     for plane in trace.planes:
@@ -180,7 +181,7 @@ def top_operations(trace: Any, count: int = 30) -> str:
 
 
 def say(answers: Any, **values: Any) -> None:
-    """One answer."""
+    """Writes one answer."""
     answers.write(json.dumps(values) + "\n")
     answers.flush()
 

@@ -1,4 +1,4 @@
-"""python -m parity_tests: climbs the ladder for one model and writes a report."""
+"""Command line: `python -m parity_tests` climbs the ladder for one model and writes a report."""
 
 import dataclasses
 import json
@@ -50,9 +50,9 @@ class Options:
     seed: int = 0
     """seed of weights, images and masks"""
     rungs: tuple[str, ...] = tuple(RUNGS)
-    """which rungs to climb; float32 has the forward rungs only"""
+    """which rungs to climb; in float32 only those of forward passes are climbed"""
     checkpoint: Path | None = None
-    """a checkpoint of the reference, of torch.save or safetensors, instead of random weights"""
+    """a checkpoint of the reference (torch.save or safetensors) instead of random weights"""
     out: Path = Path("runs/parity")
     """folder for report.md, report.json and error_by_depth.png"""
 
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def climb(options: Options, cfg: UNETRConfig, state_dict, console: Console) -> list[Row]:
-    """All rows of the chosen rungs, float64 first, with progress on the console."""
+    """Climbs the chosen rungs, float64 first, and shows progress; returns the rows of all rungs."""
     rows = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with precise(), Progress(*columns, console=console) as progress:

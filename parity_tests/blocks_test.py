@@ -1,4 +1,4 @@
-"""Every block of the two models alone: the same input, random weights, value and gradients."""
+"""Compares each block of the two models alone: the same input and weights, value and gradients."""
 
 import flax.linen as nn
 import jax
@@ -68,7 +68,7 @@ def test_block(name, dtype):
     module, torch_module, shape = BLOCKS[name]
     kind = name.split()[0]
     torch_module = torch_module.to(getattr(torch, dtype)).eval()
-    torch_module.zero_grad()  # one module is tested in both dtypes, and gradients add up
+    torch_module.zero_grad()  # the same module is tested in both dtypes, and gradients add up
     randomize(torch_module, seed=0)
     on_grid = kind not in TOKEN_KINDS or kind == "embedding"
     x = np.random.default_rng(1).standard_normal(shape).astype(dtype)

@@ -1,8 +1,8 @@
-"""Configurations that the ladder is climbed on: small, non-cubic, patches of several sizes."""
+"""Configurations for the ladder: small and non-cubic, with patches of several sizes."""
 
 from unetr_flax import UNETRConfig
 
-# Two equal kernel axes let a planted exchange of them pass every check of shapes.
+# Two patch axes are equal, so that a planted exchange of kernel axes passes every check of shapes.
 SMALL = UNETRConfig.reference(
     img_size=(16, 24, 16),
     in_channels=4,
@@ -14,7 +14,7 @@ SMALL = UNETRConfig.reference(
     num_heads=3,
 )
 
-# The article's patch on every axis, one channel, other ratios everywhere.
+# The article's patch size, one channel, and other ratios of sizes than SMALL has.
 PATCH_16 = UNETRConfig.reference(
     img_size=(16, 32, 16),
     in_channels=1,
@@ -26,7 +26,7 @@ PATCH_16 = UNETRConfig.reference(
     mlp_dim=40,
 )
 
-# Every other patch size, and skips that are not evenly spaced.
+# The remaining patch sizes, and skip layers that are not evenly spaced.
 PATCH_1_2_4 = UNETRConfig.reference(
     img_size=(2, 8, 12),
     in_channels=1,

@@ -4,7 +4,11 @@ import pytest
 
 @pytest.fixture
 def traced_anew():
-    """Programs share what was traced of blocks, which a planted error must not find, nor leave."""
+    """Clears JAX's caches before and after a test that plants an error.
+
+    Programs share the traces of equal blocks. Without clearing, a planted error would not reach
+    blocks that were traced before, and would stay in those traced while it was planted.
+    """
     jax.clear_caches()
     yield
     jax.clear_caches()

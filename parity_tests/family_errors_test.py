@@ -1,4 +1,4 @@
-"""Errors that ports of the other two families make, planted; the comparison must fail by far."""
+"""Plants errors that ports of the other two families make; the comparison must fail by far."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ _LEAKY_RELU = nn.leaky_relu
 
 
 def _changed(frozen: Any, **changes: Any):
-    # The dataclass is frozen for everyone else.
+    # The dataclass is frozen, so its fields are changed in its dictionary.
     return mock.patch.dict(vars(frozen), changes)
 
 
@@ -44,7 +44,7 @@ def _channels_first_patches(spatial_rank: int) -> Layout:
 
 
 def _shared_statistics(features: int, style: Any, **fields: Any):
-    # One group of all channels instead of one for each.
+    # A group norm with one group of all channels, instead of one group for each channel.
     return blocks.UNetBlock(
         features, dataclasses.replace(style, norm="group", norm_groups=1), **fields
     )

@@ -1,4 +1,4 @@
-"""The article's sizes: the whole model at 128^3, the transformer at 224^3."""
+"""Compares the models at the article's sizes: the whole at 128^3, the transformer at 224^3."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Rungs of one backward pass and of one training-mode call: gradients, running statistics."""
+"""The ladder's rungs of one backward pass: gradients and, in training mode, running statistics."""
 
 import copy
 import itertools
@@ -19,17 +19,17 @@ from unetr_flax.weights import to_torch
 
 
 def random_labels(twins: Twins, seed: int = 0) -> np.ndarray:
-    """A class for each voxel, [B, *img_size], int32."""
+    """Draws a class for each voxel, int32 [B, *img_size]."""
     shape = twins.image.shape[:-1]
     return np.random.default_rng(seed).integers(0, twins.cfg.out_channels, shape, dtype=np.int32)
 
 
 def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
-    """Loss, gradient of every parameter and of the image; in training mode, running statistics too.
+    """Compares the loss and the gradients of every parameter and of the image.
 
     Args:
       twins: both models.
-      train: whether normalization uses the batch's statistics.
+      train: whether both models run in training mode; then running statistics are compared too.
     """
     labels = random_labels(twins)
     torch_model = copy.deepcopy(twins.torch_model).train(train)
@@ -56,13 +56,13 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
 
 
 def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
-    """All of `activation_rows`, and gradients of a random weighting of the logits.
+    """Compares all that `activation_rows` does, and gradients of a randomly weighted sum of logits.
 
-    It is one program, so that grids of many configurations need not be compiled twice.
+    Both come from one program, so that a grid of configurations compiles one program for each.
 
     Args:
       twins: both models.
-      seed: of the weighting.
+      seed: seed of the weights in the sum.
     """
     cfg = twins.cfg
     shape = (len(twins.image), *cfg.img_size, cfg.out_channels)
@@ -82,7 +82,7 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
 
 
 def _value_and_gradients(loss_fn: Callable[..., Any], twins: Twins, target: np.ndarray) -> Any:
-    """What `loss_fn(params, image, target)` returns, and gradients of the first two."""
+    """Runs `loss_fn(params, image, target)` and its gradients by `params` and `image`."""
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
     return value_and_grad(twins.variables["params"], twins.image, target)
 
@@ -90,10 +90,10 @@ def _value_and_gradients(loss_fn: Callable[..., Any], twins: Twins, target: np.n
 def _compared_gradients(
     rung: str, twins: Twins, gradients: Any, torch_model: torch.nn.Module, x: torch.Tensor
 ) -> list[Row]:
-    """The image's gradient and those of all parameters, after PyTorch's backward pass."""
+    """Compares the gradients of the image and of all parameters; PyTorch's are in its tensors."""
     parameters, image = gradients
     rows = [compare(rung, "image", channels_first(image), x.grad.numpy())]
-    # What PyTorch never applies has no gradient, and no name among ours.
+    # Parameters that PyTorch never applies have no gradient there, and do not exist in Flax.
     theirs = {
         name: p.grad.numpy() for name, p in torch_model.named_parameters() if p.grad is not None
     }
@@ -107,7 +107,7 @@ def _compared_gradients(
 
 
 def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> list[Row]:
-    """Running statistics of both models."""
+    """Compares the running statistics of both models."""
     ours = to_torch({**twins.variables, "batch_stats": batch_stats}, twins.cfg)
     return [
         compare("running statistics", name, ours[name], value.numpy())
@@ -117,28 +117,32 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
 
 
 def _canceled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
-    """Parameters whose gradient is zero but for rounding, and beside each a weight.
+    """Finds parameters whose gradient is zero except for rounding, and a weight to judge each by.
 
-    The rounding is of the size of that weight's gradient, whose terms are alike and do not cancel.
+    The rounding is of the size of that weight's gradient, which sums similar terms that do not
+    cancel.
+
+    Returns:
+      The name of the weight by the name of the parameter.
     """
     canceled = {}
     for name, parameter in model.named_parameters():
         block, _, leaf = name.rpartition(".")
         if leaf == "bias" and block.endswith("attn.key"):
-            # A softmax over keys cancels what all of them have more.
+            # A softmax over keys cancels a term that is added to all of them.
             canceled[name] = f"{block}.weight"
         one_factor = name.endswith("conv3.conv.weight") and parameter[0].numel() == 1
         if one_factor and cfg.norm == "instance":
-            # The norm cancels the factor that makes a feature of an image of one channel.
+            # The norm cancels a factor that scales the only input channel.
             canceled[name] = name.replace("conv3", "conv1")
     if model.training:
-        # Batch statistics cancel a bias before them.
+        # Batch statistics cancel a bias in the convolution before the norm.
         canceled |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
     return canceled
 
 
 def _before_batch_norm(model: torch.nn.Module) -> set[str]:
-    """Names of the convolutions with biases that a batch normalization directly follows."""
+    """Finds the names of convolutions with biases that a batch norm directly follows."""
     names = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Sequential):

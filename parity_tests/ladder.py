@@ -1,4 +1,4 @@
-"""The ladder: every rung of the comparison, by name."""
+"""The ladder: the rungs of the comparison by name, from single outputs to whole trainings."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from unetr_flax.parity.twins import Twins
 
 
 def random_mask(twins: Twins, seed: int = 1) -> np.ndarray:
-    """A boolean attention mask [B, H, N, N] in which a row may be wholly masked."""
+    """Draws a boolean attention mask [B, H, N, N], one row of which is wholly masked."""
     n = twins.cfg.num_patches
     mask = np.random.default_rng(seed).random((len(twins.image), twins.cfg.num_heads, n, n)) < 0.7
     mask[0, 0, 0] = False

@@ -1,4 +1,4 @@
-"""The whole ladder in float64, and its forward rungs in float32."""
+"""Climbs the whole ladder in float64 and its forward rungs in float32."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""Configurations of `monai.networks.nets.UNETR` that cover each of its options, by name."""
+"""Configurations of `monai.networks.nets.UNETR`, by name, that cover each of its options."""
 
 from typing import Any
 
-# Small and non-cubic; every configuration says in what it differs.
+# Small and non-cubic; each configuration below lists where it differs from this one.
 BASE: dict[str, Any] = {
     "in_channels": 2,
     "out_channels": 3,
@@ -78,7 +78,7 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
 
 ALL = {name: {**BASE, **difference} for name, difference in DIFFERENCES.items()}
 
-# Each kind of value of each option at least once.
+# A part of the grid that has each kind of value of each option at least once.
 COVERING = (
     "base",
     "one channel, one class",
@@ -92,7 +92,7 @@ COVERING = (
     "image as wide as features, instance norm, affine",
 )
 
-# Of these, the part whose gradients are compared too wherever the whole grid would be too much.
+# The part of COVERING whose gradients are compared in the default tests too.
 WITH_GRADIENTS = (
     "base",
     "2D, bare deconvolutions, basic",

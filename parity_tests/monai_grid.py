@@ -1,4 +1,4 @@
-"""python -m parity_tests.monai_grid: the whole grid of MONAI's options, as a table in Markdown."""
+"""Command line: `python -m parity_tests.monai_grid` compares the whole grid of MONAI's options."""
 
 import sys
 
@@ -21,14 +21,14 @@ HEADER = (
 
 
 def grid_rows(name: str, dtype: str) -> list[Row]:
-    """Forward pass in any dtype, and gradients in float64, of a configuration by name."""
+    """Compares forward passes and, in float64, gradients of the configuration with this name."""
     with precise():
         twins = make_twins(UNETRConfig.monai(**ALL[name]), dtype)
         return evaluation_rows(twins) if dtype == "float64" else activation_rows(twins)
 
 
 def table_line(name: str, rows: list[Row]) -> str:
-    """One line of the table: the worst of each kind of comparison of a configuration."""
+    """Formats one line of the table: the worst of each kind of comparison of a configuration."""
     forward = [row for row in rows if row.rung != "gradients"]
     kinds = (
         [row for row in forward if row.dtype == "float64"],
@@ -42,7 +42,7 @@ def table_line(name: str, rows: list[Row]) -> str:
 
 
 def main() -> int:
-    """Prints the table line by line; returns 1 if a comparison is not within tolerance."""
+    """Prints the table in Markdown, line by line; returns 1 if a comparison is too far off."""
     print(f"| {' | '.join(HEADER)} |\n|{'|'.join(' --- ' for _ in HEADER)}|")
     total, within = 0, 0
     for name in ALL:

@@ -1,4 +1,4 @@
-"""The family of MONAI against the package itself, option by option."""
+"""Compares MONAI's family with the package itself, option by option."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from unetr_flax.weights.unused_keys import COUNTER, unused_keys
 
 
 def unless(default: tuple[str, ...]) -> list:
-    """The whole grid, of which the default run has only a part."""
+    """Parametrizes the whole grid; configurations outside of `default` are marked slow."""
     return [
         pytest.param(name, marks=() if name in default else pytest.mark.slow, id=name)
         for name in ALL

@@ -1,6 +1,7 @@
 """Errors that ports of this kind really make, to be planted on the Flax side.
 
-Each is a context in which one thing is wrong; the parity ladder must then fail, by a wide margin.
+Each error is a context manager. While it is entered one thing is wrong, and the parity ladder must
+fail by a wide margin.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class PlantedError:
       name: what is wrong.
       rung: the rung that must notice: "activations", "masked activations", "training" or
         "trajectory".
-      plant: makes the context in which it is wrong.
+      plant: makes the context manager that plants the error.
     """
 
     name: str
@@ -36,10 +37,10 @@ class PlantedError:
     plant: Callable[[], contextlib.AbstractContextManager]
 
 
-# Width of the tokens that the ladder's small configuration has.
+# Width of the tokens in `configs.SMALL`.
 HIDDEN_SIZE = 24
 
-# The originals, which stand-ins call while they are in the originals' place.
+# The original functions and modules, which stand-ins call while they replace them.
 _DECODER, _ENCODER = decoder.Decoder, encoder.VisionTransformer
 _ATTENTION, _PATCH_EMBEDDING = encoder.MultiHeadAttention, encoder.PatchEmbedding
 _CALL = decoder.call
@@ -47,7 +48,7 @@ _GELU = nn.gelu
 
 
 def _layout(layout: Layout, **changes: Any):
-    # The dataclass is frozen for everyone else.
+    # The dataclass is frozen, so its fields are changed in its dictionary.
     return lambda: mock.patch.dict(vars(layout), changes)
 
 
@@ -56,7 +57,7 @@ def _replace(owner: Any, name: str, value: Any):
 
 
 def _fields(module: type[nn.Module], **changes: Any):
-    """Other values for the fields of a linen module, wherever one is made."""
+    """Changes fields of a linen module wherever one is made."""
     original = module.__init__
 
     def init(self, *args, **kwargs):
@@ -75,7 +76,7 @@ def _both(first: Callable, second: Callable):
 
 
 def _flax_batch_norm(**options: Any):
-    """A stand-in for `blocks.BatchNorm` that is Flax's own with PyTorch's epsilon and momentum."""
+    """Makes a stand-in for `blocks.BatchNorm`: Flax's own with PyTorch's epsilon and momentum."""
 
     def make(negative_slope: float, **types: Any):
         def apply(x: jax.Array, train: bool, deferred: bool) -> jax.Array:
@@ -99,7 +100,7 @@ def _transposed_tokens(config: UNETRConfig, **options: Any):
 
 
 def _decoder_with(change: Callable[[tuple], tuple]):
-    """The decoder given other skip features than the encoder's."""
+    """Makes a stand-in for the decoder that changes its skip features."""
 
     def make(config: UNETRConfig, **options: Any):
         def apply(image: jax.Array, skips: tuple, train: bool) -> jax.Array:
@@ -111,7 +112,7 @@ def _decoder_with(change: Callable[[tuple], tuple]):
 
 
 def _attention_with(change: Callable[[jax.Array | None], jax.Array | None]):
-    """Attention given another mask than the caller's."""
+    """Makes a stand-in for attention that changes its mask."""
 
     def make(config: UNETRConfig, **options: Any):
         def apply(x: jax.Array, mask: jax.Array | None, **how: bool):
@@ -132,7 +133,7 @@ def _final_norm(skips: tuple) -> tuple:
 
 
 def _softmax_before_scale(scaled: jax.Array, axis: int) -> jax.Array:
-    # Takes back the scaling of the energies and scales the weights instead.
+    # Undoes the scaling of the energies and scales the weights instead.
     scale = HIDDEN_SIZE**-0.5
     return jax.nn.softmax(scaled / scale, axis=axis) * scale
 

@@ -1,4 +1,4 @@
-"""What the ladder found, for a person: tables on the terminal and in Markdown, JSON, a plot."""
+"""Reports of the ladder's comparisons: tables for terminal and Markdown, JSON and a plot."""
 
 import platform
 from pathlib import Path
@@ -17,7 +17,7 @@ DTYPES = ("float64", "float32")
 
 
 def versions() -> str:
-    """The machine and the libraries that produced the numbers."""
+    """Describes the machine and the libraries that produced the numbers."""
     return (
         f"jax {jax.__version__}, flax {flax.__version__}, torch {torch.__version__}, "
         f"{jax.default_backend()}, {platform.machine()}, Python {platform.python_version()}"
@@ -29,7 +29,7 @@ def _worst(rows: list[Row]) -> Row:
 
 
 def _summary(rows: list[Row]) -> list[tuple[str, ...]]:
-    """One line per rung and dtype: how many comparisons, the worst, its tolerance."""
+    """Makes a line per rung and dtype: number of comparisons, the worst, its tolerance."""
     lines = []
     for dtype in DTYPES:
         of_dtype = [row for row in rows if row.dtype == dtype]
@@ -55,7 +55,7 @@ SUMMARY_HEADER = ("what", "dtype", "compared", "worst", "ULPs", "where", "tolera
 
 
 def summary_table(rows: list[Row]) -> Table:
-    """The summary for the terminal."""
+    """Makes the summary for the terminal."""
     table = Table(title="parity: max|a - b| / max|b|")
     for name in SUMMARY_HEADER:
         figures = name in ("compared", "worst", "ULPs")
@@ -66,7 +66,7 @@ def summary_table(rows: list[Row]) -> Table:
 
 
 def markdown(rows: list[Row], title: str) -> str:
-    """The whole report: summary, then every comparison with its figures in both dtypes."""
+    """Writes the whole report: summary, then every comparison with its figures in both dtypes."""
     parts = [f"# Parity of the Flax UNETR with PyTorch\n\n{title}\n\n{versions()}\n"]
     parts.append(_markdown_table(SUMMARY_HEADER, _summary(rows)))
     header = ("what", "shape")
@@ -91,7 +91,7 @@ def markdown(rows: list[Row], title: str) -> str:
 
 
 def as_json(rows: list[Row], cfg: UNETRConfig) -> dict[str, Any]:
-    """The same as data."""
+    """Returns the report as values that JSON can hold."""
     return {
         "versions": versions(),
         "config": cfg.to_dict(),
@@ -100,7 +100,7 @@ def as_json(rows: list[Row], cfg: UNETRConfig) -> dict[str, Any]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Error of every module's output against its depth, with the tolerances as lines."""
+    """Plots the error of every module's output against its depth; lines are the tolerances."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for dtype, color in zip(DTYPES, ("tab:blue", "tab:orange"), strict=True):

@@ -1,4 +1,4 @@
-"""The family of github.com/tamasino52/UNETR against its PyTorch twin."""
+"""Compares the family of github.com/tamasino52/UNETR with its PyTorch twin."""
 
 import numpy as np
 import pytest

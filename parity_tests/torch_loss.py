@@ -1,11 +1,11 @@
-"""Dice and cross-entropy in PyTorch, written from the definition as the twin of `train.losses`."""
+"""Dice and cross-entropy in PyTorch, written from the definition; the twin of `train.losses`."""
 
 import torch
 import torch.nn.functional as F
 
 
 def dice_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy plus one minus the mean soft Dice over classes and volumes.
+    """Computes the mean cross-entropy plus one minus the mean soft Dice over classes and volumes.
 
     Args:
       logits: [B, K, *spatial].

@@ -1,4 +1,4 @@
-"""The rung of training: both models take the same optimizer steps."""
+"""The ladder's rung of training: both models take the same optimizer steps."""
 
 import copy
 from typing import Any
@@ -18,8 +18,8 @@ from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, to_tensor
 from unetr_flax.weights import to_torch
 
-# Biases before a batch normalization have a gradient of zero but for rounding. Adam divides it by
-# its own size plus epsilon: with 1e-8 it would turn rounding into steps of 1e-10.
+# Biases before a batch norm have a gradient of zero except for rounding. Adam divides a gradient by
+# its size plus epsilon, so an epsilon of 1e-8 would turn rounding into steps of 1e-10.
 ADAM_EPSILON = 1e-6
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
 WEIGHT_DECAY = 0.05
@@ -27,7 +27,7 @@ MOMENTUM = 0.9
 
 
 def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
-    """Losses of every step, parameters and running statistics after the last.
+    """Compares the losses of all steps, and parameters and running statistics after the last.
 
     Args:
       twins: both models.
@@ -67,7 +67,7 @@ def _torch_steps(twins: Twins, optimizer: str, steps: int) -> tuple[torch.nn.Mod
 
 
 def _flax_steps(twins: Twins, optimizer: str, steps: int) -> tuple[dict[str, Any], np.ndarray]:
-    """The training application's own step, as it is."""
+    """Takes the steps with the training application's own step function."""
     lr = LEARNING_RATE[optimizer]
     if optimizer == "adamw":
         update = optax.adamw(lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)

@@ -1,4 +1,4 @@
-"""The PyTorch models that the Flax twins are held against: the article's, and one sibling."""
+"""PyTorch models that the Flax twins are compared with: the article's UNETR and a sibling."""
 
 from unetr_torch_ref.blocks import (
     Conv3DBlock,

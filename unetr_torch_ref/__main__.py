@@ -14,12 +14,12 @@ _KINDS = {int: "an integer", float: "a number"}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # One line; the usage that argparse prints first would hide it.
+        # Prints one line only: the usage that argparse prints first would hide the error.
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _within(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: numbers from low to high."""
+    """Makes a type for argparse that takes numbers from low to high."""
 
     def parse(text: str) -> float:
         try:
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = summary.add_argument
-    # The product of three such sizes fits into 64 bits.
+    # The product of three sizes up to this limit fits into 64 bits.
     size = _within(int, 1, 2**20)
     add(
         "--img-size",
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summary(args: argparse.Namespace) -> Summary:
+    """Builds the model on the meta device and summarizes it."""
     with torch.device("meta"):
         model = UNETR(
             img_shape=_per_axis(args.img_size),
@@ -113,6 +114,7 @@ def _summary(args: argparse.Namespace) -> Summary:
 
 
 def _per_axis(values: list[int]) -> tuple[int, ...]:
+    """Repeats a single value for each of the three axes."""
     return tuple(values * 3 if len(values) == 1 else values)
 
 
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     except RuntimeError as error:
-        # What PyTorch says to tensors whose sizes do not fit into 64 bits.
+        # PyTorch raises this for tensors whose sizes do not fit into 64 bits.
         parser.error(f"sizes must be smaller: {str(error).splitlines()[0]}")
 
 

@@ -1,4 +1,4 @@
-"""The convolution blocks of the decoder (Hatamizadeh et al. 2022, figure 2: the colored arrows).
+"""Convolution blocks of the decoder (Hatamizadeh et al. 2022, figure 2: the colored arrows).
 
 All tensors are channels first: [B, C, H, W, D].
 """
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class SingleDeconv3DBlock(nn.Module):
-    """A transposed convolution whose kernel is its stride, so that nothing overlaps.
+    """A transposed convolution whose kernel size is its stride, so that its windows do not overlap.
 
     [B, in_planes, H, W, D] -> [B, out_planes, H*stride, W*stride, D*stride]. The stride is one
     number or one per axis; an axis with stride 1 keeps its size.
     """
 
-    def __init__(self, in_planes: int, out_planes: int, stride: int | tuple[int, ...] = 2):
+    def __init__(self, in_planes: int, out_planes: int, stride: int | tuple[int, int, int] = 2):
         super().__init__()
         self.block = nn.ConvTranspose3d(
             in_planes, out_planes, kernel_size=stride, stride=stride, padding=0, output_padding=0
@@ -66,7 +66,7 @@ class Deconv3DBlock(nn.Module):
         out_planes: int,
         kernel_size: int = 3,
         *,
-        stride: int | tuple[int, ...] = 2,
+        stride: int | tuple[int, int, int] = 2,
     ):
         super().__init__()
         self.block = nn.Sequential(

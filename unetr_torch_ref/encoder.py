@@ -12,23 +12,24 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def patch_per_axis(patch_size: int | Sequence[int]) -> tuple[int, ...]:
-    """One patch size for each of the three axes; ValueError if not positive or not three."""
+def patch_per_axis(patch_size: int | Sequence[int]) -> tuple[int, int, int]:
+    """Returns a patch size for each of the three axes; ValueError if not positive or not three."""
     patches = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
     if len(patches) != 3 or min(patches) < 1:
         raise ValueError(f"patch_size={patch_size}: must be one positive number or one per axis")
-    return patches
+    height, width, depth = patches
+    return height, width, depth
 
 
 class Embeddings(nn.Module):
-    """Image to tokens: a linear map of each patch plus a learned position (equation 1).
+    """Maps each patch of an image linearly to a token and adds a learned position (equation 1).
 
-    No class token. [B, C, H, W, D] -> [B, N, E], patches in row-major order.
+    [B, C, H, W, D] -> [B, N, E], patches in row-major order. There is no class token.
 
     Args:
       input_shape: (C, H, W, D) of the image.
       patch_size: voxels per patch, one number or one per axis.
-      embed_dim: E.
+      embed_dim: width of the tokens, E.
       dropout: probability of dropping an element of a token.
 
     Raises:
@@ -72,11 +73,11 @@ class Embeddings(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention (equation 3), scaled by sqrt(E) and not by sqrt(d).
 
-    One linear map makes queries, keys and values; its outputs are ordered (h d qkv).
+    One linear map makes queries, keys and values; its output features are ordered (h d qkv).
 
     Args:
-      emb_size: E.
-      num_heads: h, must divide E.
+      emb_size: width of the tokens, E.
+      num_heads: number of heads, h; must divide E.
       dropout: probability of dropping an attention weight.
 
     Raises:
@@ -94,12 +95,12 @@ class MultiHeadAttention(nn.Module):
         self.projection = nn.Linear(emb_size, emb_size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, N, E] -> [B, N, E].
+        """Mixes the tokens, [B, N, E] -> [B, N, E].
 
         Args:
           x: tokens.
-          mask: boolean, broadcastable to [B, h, N queries, N keys]; True where a query may look.
-            A query that may look nowhere attends to all keys alike.
+          mask: boolean, broadcastable to [B, h, N queries, N keys]; True where a query may attend
+            to a key. A query without any such key attends to all keys equally.
 
         Raises:
           ValueError: if the mask is not boolean.
@@ -125,7 +126,7 @@ class FeedForwardBlock(nn.Sequential):
     """Linear, exact GELU, dropout, linear: [B, N, E] -> [B, N, E].
 
     Args:
-      emb_size: E.
+      emb_size: width of the tokens, E.
       expansion: width of the hidden layer in units of E.
       drop_p: probability of dropping a hidden unit.
       hidden: width of the hidden layer; expansion * E if None.
@@ -149,7 +150,7 @@ class FeedForwardBlock(nn.Sequential):
 
 
 class PreNorm(nn.Module):
-    """Layer norm before a module; keywords, such as the mask, go to the module."""
+    """Layer norm, then a module; keyword arguments, such as the mask, go to the module."""
 
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
@@ -164,7 +165,7 @@ class TransformerBlock(nn.Module):
     """The whole stack of pre-norm blocks (equations 2 and 3), with no norm after the last.
 
     Args:
-      embed_dim: E.
+      embed_dim: width of the tokens, E.
       num_heads: attention heads.
       depth: number of blocks.
       dropout: probability of dropping attention weights and hidden units.
@@ -195,9 +196,10 @@ class TransformerBlock(nn.Module):
         self.extract_layers = tuple(extract_layers)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """[B, N, E] -> one [B, N, E] for each of `extract_layers`; the mask is every block's."""
+        """[B, N, E] -> one [B, N, E] for each of `extract_layers`; all blocks use the mask."""
         extracted = []
-        for number, (attn, ff) in enumerate(self.layers, start=1):
+        for number, layer in enumerate(self.layers, start=1):
+            attn, ff = layer.children()
             x = attn(x, mask=mask) + x
             x = ff(x) + x
             if number in self.extract_layers:

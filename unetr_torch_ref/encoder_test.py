@@ -20,7 +20,7 @@ def tokens(seed=0):
 
 
 def attention_weights(module, x, mask=None):
-    """What the module's dropout of attention weights gets, and its output."""
+    """Runs the module; returns the input of its dropout of attention weights, and its output."""
     seen = []
     handle = module.att_drop.register_forward_hook(lambda _, args, output: seen.append(args[0]))
     out = module(x, mask)

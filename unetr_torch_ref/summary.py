@@ -1,6 +1,6 @@
-"""The article's table of layers: one row per module in the order in which they finish.
+"""The article's table of layers: one row for each module, in the order in which they finish.
 
-Numbers are those of torchsummary 1.5.1, with which the article printed its tables.
+The numbers follow torchsummary 1.5.1, with which the article printed its tables.
 """
 
 import copy
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-# torchsummary takes every number for a float of four bytes.
+# torchsummary counts four bytes for every number.
 MB_PER_NUMBER = 4 / 1024**2
 
 
@@ -22,8 +22,8 @@ class Row:
     Attributes:
       name: class name and number of the row, from 1.
       output_shape: shape with -1 for the batch; a list of shapes if the module returns a list.
-      params: elements of the module's own `weight` and `bias`, not of its submodules.
-      trainable: how many of them get gradients.
+      params: elements of the module's own `weight` and `bias`, without its submodules'.
+      trainable: how many of these elements get gradients.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Row:
 
     @property
     def numbers(self) -> int:
-        """Elements of the output for one volume.
+        """Elements of the output for one volume, 0 for a list of tensors.
 
-        None for a list of tensors. torchsummary multiplies all their sizes, which for the article's
-        four [512, 768] wraps around 64 bits to exactly 0.
+        torchsummary multiplies the sizes of all tensors in a list, which for the article's four
+        [512, 768] overflows 64 bits and gives exactly 0.
         """
         shape = self.output_shape
         return 0 if isinstance(shape[0], list) else math.prod(shape[1:])
@@ -47,9 +47,9 @@ class Summary:
     """The rows of a module, their sums, and what they leave out.
 
     Attributes:
-      rows: calls of all submodules but containers, in order of completion.
-      input_shape: of one input, without the batch.
-      uncounted: parameters that are in no row, elements by name.
+      rows: calls of all submodules except containers, in order of completion.
+      input_shape: shape of one input, without the batch.
+      uncounted: number of elements, by name, of parameters that are in no row.
     """
 
     rows: tuple[Row, ...]
@@ -58,32 +58,32 @@ class Summary:
 
     @property
     def total_params(self) -> int:
-        """Parameters of all rows."""
+        """Number of parameters in all rows."""
         return sum(row.params for row in self.rows)
 
     @property
     def all_params(self) -> int:
-        """Parameters of the module, with those that are in no row."""
+        """Number of parameters of the module, including those that are in no row."""
         return self.total_params + sum(self.uncounted.values())
 
     @property
     def input_mb(self) -> float:
-        """MiB of one input."""
+        """Size of one input in MiB."""
         return math.prod(self.input_shape) * MB_PER_NUMBER
 
     @property
     def forward_backward_mb(self) -> float:
-        """MiB of all outputs of one volume and their gradients."""
+        """Size in MiB of all outputs for one volume and of their gradients."""
         return 2 * sum(row.numbers for row in self.rows) * MB_PER_NUMBER
 
     @property
     def params_mb(self) -> float:
-        """MiB of the rows' parameters."""
+        """Size in MiB of the parameters in the rows."""
         return self.total_params * MB_PER_NUMBER
 
     @property
     def total_mb(self) -> float:
-        """Sum of the three sizes."""
+        """Sum of the three sizes in MiB."""
         return self.input_mb + self.forward_backward_mb + self.params_mb
 
     def __str__(self) -> str:
@@ -112,10 +112,14 @@ class Summary:
 
 
 def summarize(module: nn.Module, input_shape: Sequence[int]) -> Summary:
-    """Rows and sums for one input of `input_shape`, which leaves out the batch.
+    """Makes the rows and sums of a module for one input.
 
-    Works on a copy on the meta device: shapes only, nothing is computed or changed. A module that
-    was built there costs no memory either.
+    The function works on a copy on the meta device, which has shapes only: nothing is computed, and
+    the module is not changed. A module that was built on that device needs no memory either.
+
+    Args:
+      module: the module.
+      input_shape: shape of one input, without the batch.
     """
     module = copy.deepcopy(module).to("meta").eval()
     rows: list[Row] = []

@@ -1,7 +1,8 @@
-"""The UNETR of github.com/tamasino52/UNETR, which the article's is a narrower sibling of.
+"""The UNETR of github.com/tamasino52/UNETR, a wider sibling of the article's.
 
-Other than in the article's, queries, keys and values are three linear maps, attention is scaled by
-the head's size, feed-forward layers have ReLU, and the skips' towers narrow step by step.
+It differs from the article's in four ways: queries, keys and values come from three linear maps,
+attention is scaled by the head size, feed-forward layers use ReLU, and the channels of the skips
+decrease from stage to stage.
 Shapes: B batch, N tokens, E embedding size, h heads, d head size.
 """
 
@@ -21,7 +22,7 @@ from unetr_torch_ref.encoder import Embeddings, patch_per_axis
 from unetr_torch_ref.unetr import check_positive, checked_layers, level_strides
 
 NORM_EPSILON = 1e-6
-# Feed-forward layers drop this much, whatever the model's `dropout`.
+# Feed-forward layers drop with this probability, whatever the model's `dropout` is.
 FEED_FORWARD_DROPOUT = 0.1
 
 
@@ -84,7 +85,7 @@ class EncoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Patch embedding and blocks; `encoder_norm` is in every checkpoint and never applied."""
+    """Patch embedding and blocks; `encoder_norm` is in every checkpoint but is never applied."""
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class Transformer(nn.Module):
 
 
 class Tamasino52UNETR(nn.Module):
-    """The whole model, with the names of its checkpoints' keys.
+    """The whole model; its attributes are named as the keys of its checkpoints are.
 
     Args:
       img_shape: voxels per axis.
@@ -176,7 +177,7 @@ class Tamasino52UNETR(nn.Module):
             dropout,
             checked_layers(ext_layers, num_layers),
         )
-        # Widths from full resolution to the coarsest.
+        # Widths of the decoder from full resolution to the coarsest.
         c0, c1, c2, c3 = (channels * 2**level for level in range(4))
         self.decoder0 = nn.Sequential(Conv3DBlock(input_dim, c0 // 2), Conv3DBlock(c0 // 2, c0))
         self.decoder3 = nn.Sequential(
@@ -207,10 +208,10 @@ class Tamasino52UNETR(nn.Module):
         )
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Image [B, input_dim, *img_shape] -> the four features that feed the decoder.
+        """Encodes images [B, input_dim, *img_shape] as the four features that feed the decoder.
 
         Returns:
-          [z3, z6, z9, z12] of the default `ext_layers`, each [B, N, embed_dim].
+          One feature [B, N, embed_dim] for each of `ext_layers`: by default [z3, z6, z9, z12].
 
         Raises:
           ValueError: if the image does not have the model's shape.
@@ -221,9 +222,9 @@ class Tamasino52UNETR(nn.Module):
         return self.transformer(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image [B, input_dim, *img_shape] -> logits [B, output_dim, *img_shape].
+        """Segments images [B, input_dim, *img_shape] to logits [B, output_dim, *img_shape].
 
-        Errors as for `encode`.
+        Raises the errors of `encode`.
         """
         h, w, d = self.patch_dim
         z3, z6, z9, z12 = (

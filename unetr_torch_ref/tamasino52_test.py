@@ -31,9 +31,9 @@ LAYER_KEYS = [
     for leaf in ("weight", "bias")
 ]
 
-# Of each part of the decoder: "u" up-samples alone, "d" up-samples and convolves, "c" convolves
-# with batch norm, "o" convolves alone; and the widths of the default, "C" those of the image and
-# "K" of the logits.
+# The blocks of each part of the decoder: "u" up-samples alone, "d" up-samples and convolves, "c"
+# convolves with batch norm, "o" convolves alone. Then the default widths, where "C" stands for the
+# channels of the image and "K" for those of the logits.
 DECODER = {
     "decoder0": ("cc", ["C", 32, 64]),
     "decoder3": ("ddd", [768, 512, 256, 128]),
@@ -63,7 +63,7 @@ def decoder_keys():
 
 
 def count(in_channels, out_channels):
-    """Parameters of the default, from the facts: 12 layers of 768, feed-forward of 2048."""
+    """Counts the parameters of the default model from its sizes: 12 layers of 768, MLPs of 2048."""
     e, mlp, patches = 768, 2048, 8**3
     total = 16**3 * in_channels * e + e + patches * e + 2 * e
     total += 12 * (2 * 2 * e + 4 * (e * e + e) + e * mlp + mlp + mlp * e + e)

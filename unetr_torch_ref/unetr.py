@@ -23,7 +23,7 @@ WIDTHS = (32, 64, 128, 256, 512, 1024)
 
 
 class UNETR(nn.Module):
-    """The article's UNETR (Hatamizadeh et al. 2022, figure 2) with its narrower decoder.
+    """The article's UNETR (Hatamizadeh et al. 2022, figure 2); `light_r` narrows its decoder.
 
     Args:
       img_shape: voxels per axis.
@@ -127,7 +127,7 @@ class UNETR(nn.Module):
         )
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """The four features that feed the decoder.
+        """Computes the four features that feed the decoder.
 
         Args:
           x: image [B, input_dim, *img_shape].
@@ -135,7 +135,7 @@ class UNETR(nn.Module):
             [B, num_heads, N, N], True = attend.
 
         Returns:
-          [z3, z6, z9, z12] of the default `ext_layers`, each [B, N, embed_dim].
+          One feature [B, N, embed_dim] for each of `ext_layers`: by default [z3, z6, z9, z12].
 
         Raises:
           ValueError: if the image does not have the model's shape, or the mask is not boolean.
@@ -146,9 +146,9 @@ class UNETR(nn.Module):
         return self.transformer(self.embedding(x), mask=mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Image [B, input_dim, *img_shape] -> logits [B, output_dim, *img_shape].
+        """Segments images [B, input_dim, *img_shape] to logits [B, output_dim, *img_shape].
 
-        Arguments and errors as for `encode`.
+        Takes the arguments of `encode` and raises its errors.
         """
         h, w, d = self.patch_dim
         z3, z6, z9, z12 = (
@@ -165,18 +165,22 @@ class UNETR(nn.Module):
         return self.decoder0_header(torch.cat([z0, z3], dim=1))
 
 
-def level_strides(patch_size: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Up-sampling per axis at each level, coarsest first: a patch of 2**k has the finest k."""
+def level_strides(patch_size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Returns the up-sampling factor of each axis at each level, coarsest first.
+
+    A patch of 2**k voxels needs k doublings, which are those of the k finest levels.
+    """
     if any(patch not in PATCH_SIZES for patch in patch_size):
         raise ValueError(f"patch_size={patch_size}: each must be one of {PATCH_SIZES}")
-    return [
-        tuple(2 if patch >= 2 ** (NUM_LEVELS - level) else 1 for patch in patch_size)
-        for level in range(NUM_LEVELS)
-    ]
+    height, width, depth = (
+        [2 if patch >= 2 ** (NUM_LEVELS - level) else 1 for level in range(NUM_LEVELS)]
+        for patch in patch_size
+    )
+    return list(zip(height, width, depth, strict=True))
 
 
 def _channels(light_r: float) -> list[int]:
-    """The decoder's widths; every join of two must be as wide as the convolution that takes it."""
+    """Divides the decoder's widths; each concatenation must fit the convolution that follows it."""
     if light_r > 0 and math.isfinite(light_r):
         channels = [int(width / light_r) for width in WIDTHS]
         joins_match = all(2 * channels[i] == channels[i + 1] for i in range(1, len(WIDTHS) - 1))
@@ -189,7 +193,7 @@ def _channels(light_r: float) -> list[int]:
 
 
 def checked_layers(ext_layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The blocks that feed the decoder; ValueError if not four increasing ones that there are."""
+    """Returns the blocks that feed the decoder; ValueError if not four increasing existing ones."""
     layers = tuple(ext_layers)
     increasing = layers == tuple(sorted(set(layers)))
     if len(layers) != NUM_LEVELS or not increasing or layers[0] < 1 or layers[-1] > num_layers:
@@ -201,7 +205,7 @@ def checked_layers(ext_layers: Sequence[int], num_layers: int) -> tuple[int, ...
 
 
 def check_positive(**values: int) -> None:
-    """Raises ValueError for the first of some named values that is no positive integer."""
+    """Raises ValueError for the first of the named values that is not a positive integer."""
     for name, value in values.items():
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: must be a positive integer")

@@ -213,7 +213,7 @@ def test_float64_gradients_reach_every_parameter():
 def test_mlp_dim_and_exact_light_r():
     assert small(mlp_dim=7).transformer.layers[3][1].fn[0].out_features == 7
     assert small().transformer.layers[3][1].fn[0].out_features == 48
-    # A width of 3 x 2**k: int(64 / light_r) of a float could be one less.
+    # Widths of 3 x 2**k need exact division: int(64 / light_r) of a float could be one less.
     assert small(light_r=fractions.Fraction(64, 6)).conv_channels == [3, 6, 12, 24, 48, 96]
 
 

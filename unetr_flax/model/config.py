@@ -5,8 +5,9 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from unetr_flax.model.choices import Block, Norm, Projection
 from unetr_flax.model.decoder_spec import (
     NUM_STAGES,
     PATCH_SIZES,
@@ -59,7 +60,7 @@ class UNETRConfig:
     in_channels: int
     out_channels: int
     patch_size: tuple[int, ...]
-    proj_type: str
+    proj_type: Projection
     hidden_size: int
     num_layers: int
     num_heads: int
@@ -68,8 +69,8 @@ class UNETRConfig:
     skip_layers: tuple[int, ...]
     channels: tuple[int, ...]
     skip_convs: bool
-    block: str
-    norm: str
+    block: Block
+    norm: Norm
     norm_groups: int | None
     norm_affine: bool
     dropout_rate: float
@@ -204,7 +205,7 @@ class UNETRConfig:
         hidden_size: int = 768,
         mlp_dim: int = 3072,
         num_heads: int = 12,
-        proj_type: str = "conv",
+        proj_type: Projection = "conv",
         norm_name: str | tuple[str, Mapping[str, Any]] = "instance",
         conv_block: bool = True,
         res_block: bool = True,
@@ -413,7 +414,7 @@ def _reference_channels(light_r: float) -> tuple[int, ...]:
     )
 
 
-def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, int | None, bool]:
+def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[Norm, int | None, bool]:
     """Name, groups and affinity that MONAI's `norm_name` stands for."""
     name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
     name, options = name.lower(), dict(options)
@@ -425,7 +426,7 @@ def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[str, in
             f"norm_name={norm_name}: {sorted(options)} cannot be given, only 'affine' and, for "
             "group, 'num_groups'"
         )
-    return name, groups, affine
+    return cast(Norm, name), groups, affine
 
 
 def _one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:

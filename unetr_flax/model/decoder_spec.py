@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from unetr_flax.model.choices import Block, Norm
 from unetr_flax.model.family_spec import FamilySpec
 
 # The decoder doubles the resolution four times, so a patch is at most 2**4 voxels along an axis.
@@ -21,8 +22,8 @@ class BlockStyle:
       norm_affine: whether norms scale and shift.
     """
 
-    block: str
-    norm: str
+    block: Block
+    norm: Norm
     norm_groups: int | None
     norm_affine: bool
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from unetr_flax.model.choices import Activation, Block, Sublayer
+
 
 @dataclasses.dataclass(frozen=True)
 class FamilySpec:
@@ -23,11 +25,11 @@ class FamilySpec:
 
     scale_by_head: bool
     layer_norm_epsilon: float
-    activation: str
+    activation: Activation
     final_norm: bool
-    output_dropout: tuple[str, ...]
+    output_dropout: tuple[Sublayer, ...]
     position_std: float
-    blocks: tuple[str, ...]
+    blocks: tuple[Block, ...]
     tapering_skips: bool
     early_narrowing: bool
 

@@ -1,0 +1,1 @@
+"""Switches of JAX, XLA, cuDNN and malloc that a program sets and a library leaves alone."""

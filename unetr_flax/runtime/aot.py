@@ -1,29 +1,31 @@
-"""Compiling as a step of its own: a choice of programs, not of the library."""
+"""Compiling a jitted function ahead of its first call, in the foreground or in the background."""
 
 import functools
 import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 from unetr_flax.runtime.malloc import return_freed_memory
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
-    """`function.lower(*args).compile()`, faster, and with the memory it took given back.
+    """Does `function.lower(*args).compile()` faster, and returns the memory used on the way.
 
-    Tracing makes a million objects, none of them garbage, which Python's collector would search
-    again and again. Memory that is given back is soon had again, and cheaper than that which the
-    process never had.
+    Tracing makes about a million objects, none of them garbage, which Python's collector would
+    search again and again, so the collector is off meanwhile. Afterwards freed memory goes back to
+    the kernel: getting some of it again is cheap.
 
     Args:
-      function: of `jax.jit`.
-      *args: arrays, or their shapes and dtypes.
+      function: a function of `jax.jit`.
+      *args: its arguments, as arrays or as their shapes and dtypes.
+
+    Returns:
+      The compiled program, which takes arrays of these shapes and dtypes only.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -36,22 +38,22 @@ def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     return compiled
 
 
-def compile_in_background(function: Callable[P, R], *args: Any) -> Callable[P, R]:
-    """A function of `jax.jit` for arguments like those, which is compiled while others work.
+def compile_in_background(function: Callable[..., R], *args: Any) -> Callable[..., R]:
+    """Starts to compile a jitted function and returns one that calls the compiled program.
 
-    A call waits until that is done, and raises what went wrong. Settings of JAX that hold in this
-    thread only, by a context manager, do not hold there.
+    A call of the result waits until compiling is done and raises the error that compiling raised.
+    Settings of JAX that a context manager makes for this thread do not hold in the background.
 
     Args:
-      function: of `jax.jit`.
-      *args: arrays, or their shapes, dtypes and shardings.
+      function: a function of `jax.jit`.
+      *args: its arguments, as arrays or as their shapes, dtypes and shardings.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
     compiled = pool.submit(aot_compile, function, *args)
     pool.shutdown(wait=False)
 
     @functools.wraps(function)
-    def call(*args: P.args) -> R:
+    def call(*args: Any) -> R:
         return compiled.result()(*args)
 
     return call

@@ -10,7 +10,7 @@ from unetr_flax.runtime.aot import aot_compile, compile_in_background
 FLOAT = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def test_it_compiles_beside_and_once():
+def test_compiles_in_the_background_and_once():
     traced = []
     started, go_on = threading.Event(), threading.Event()
 
@@ -22,14 +22,14 @@ def test_it_compiles_beside_and_once():
         return 2 * x
 
     call = compile_in_background(double, FLOAT)
-    assert started.wait(60)  # though nobody has called it
+    assert started.wait(60)  # before anybody calls the result
     go_on.set()
     assert [float(call(jnp.float32(x))) for x in range(3)] == [0, 2, 4]
-    assert traced == [False]  # the collector was off
+    assert traced == [False]  # traced once, with the collector off
     assert gc.isenabled()
 
 
-def test_a_call_raises_what_compiling_did():
+def test_a_call_raises_the_error_of_compiling():
     @jax.jit
     def fail(x):
         raise ArithmeticError("no")
@@ -47,7 +47,7 @@ def test_other_shapes_are_refused():
         call(jnp.zeros(3))
 
 
-def test_the_collector_stays_as_it_was():
+def test_the_collector_is_left_as_it_was():
     @jax.jit
     def fail(x):
         raise ArithmeticError

@@ -1,8 +1,7 @@
-"""Compiled programs kept on disk between runs: a choice of programs, not of the library.
+"""JAX's cache of compiled programs on disk: where it is, how large, and who can write to it.
 
-XLA takes far longer to compile a training step than to take one. JAX can keep what was compiled;
-here it is told where, how much, and to trust no folder that others can write to, as compiled
-programs are code.
+Compiling a training step takes XLA far longer than running it, so programs keep the result for
+later runs. Compiled programs are code, so a folder that others can write to is refused.
 """
 
 import hashlib
@@ -10,39 +9,40 @@ import os
 import platform
 import stat
 from pathlib import Path
+from typing import Any
 
 import jax
 
-# What took less to compile is not worth a file.
+# Programs that compile faster are not worth a file.
 MIN_COMPILE_SECONDS = 0.1
-# Programs that were used longest ago make room at the start of a run.
+# At the start of a run, the programs used longest ago are removed until this limit holds.
 MAX_BYTES = 2 * 2**30
 
 
 class CompilationCacheError(ValueError):
-    """A folder that compiled programs must not be read from; the message names it and says why."""
+    """A folder that compiled programs must not be read from; the message says which and why."""
 
 
 def default_folder() -> Path:
-    """Where compiled programs are kept: `$XDG_CACHE_HOME/unetr_flax/jax` or below `~/.cache`."""
+    """Returns `$XDG_CACHE_HOME/unetr_flax/jax`, or the same below `~/.cache`."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
+    # The XDG specification says that relative paths are ignored.
     cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     return cache / "unetr_flax" / "jax"
 
 
 def keep_compiled_programs(folder: str | None = None) -> Path | None:
-    """Has JAX read and write compiled programs in a folder; call it before anything is compiled.
+    """Makes JAX read and write compiled programs in a folder; call it before anything is compiled.
 
-    What JAX was told by its own means holds: JAX_COMPILATION_CACHE_DIR names a folder (that is not
-    checked), JAX_ENABLE_COMPILATION_CACHE=0 switches all of this off.
+    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names a folder, which is not checked,
+    and JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off.
 
     Args:
-      folder: private to this user, made if it does not exist; none at all if ""; if None, that of
-        JAX_COMPILATION_CACHE_DIR or `default_folder()`.
+      folder: a folder that is private to this user, made if it does not exist. "" keeps no
+        programs; None takes the folder of JAX_COMPILATION_CACHE_DIR or else `default_folder()`.
 
     Returns:
-      The folder; None if programs are not kept, be it that the default one cannot be made.
+      The folder, or None if programs are not kept, also because the default folder cannot be made.
 
     Raises:
       CompilationCacheError: if the folder belongs to another user or others can write to it.
@@ -51,39 +51,44 @@ def keep_compiled_programs(folder: str | None = None) -> Path | None:
     if folder == "":
         jax.config.update("jax_compilation_cache_dir", None)
         return None
-    if not jax.config.jax_enable_compilation_cache:
+    if not _option("jax_enable_compilation_cache"):
         return None
-    if folder is None and jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if folder is None and (named := _option("jax_compilation_cache_dir")):
+        return Path(named)
     top = default_folder() if folder is None else Path(folder).absolute()
     try:
         top.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         if folder is not None:
             raise
-        return None  # a home that is read-only is no reason to compute nothing
+        return None  # a read-only home folder must not stop the program
     _refuse_others(top)
     _make_room(top)
     jax.config.update("jax_compilation_cache_dir", str(top / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # cuDNN's attention, on several GPUs, is lowered with an address of this very process.
+    # The lowering of cuDNN's attention on several GPUs holds an address of this process.
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return top
 
 
 def keep_for_accelerators() -> None:
-    """`keep_compiled_programs` for commands that run once, on GPU and TPU.
+    """Calls `keep_compiled_programs` on GPU and TPU, for commands that run once.
 
-    There compiling takes longest; on CPU, XLA warns loudly of each program that is read, without
-    a reason (see `train/__init__.py`), and a command cannot silence it.
+    Compiling takes longest there. On CPU, XLA prints a long and groundless warning about each
+    program that it reads (see `train/__init__.py`), which a command cannot silence.
     """
     if jax.default_backend() != "cpu":
         keep_compiled_programs()
 
 
+def _option(name: str) -> Any:
+    """Reads an option of JAX by name: its options are no typed attributes."""
+    return getattr(jax.config, name)
+
+
 def _refuse_others(folder: Path) -> None:
-    """Raises if anybody else can put something into a folder."""
+    """Raises CompilationCacheError if another user owns a folder or can write to it."""
     if os.name != "posix":
         return
     found = folder.stat()
@@ -101,14 +106,14 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Removes the programs that were used longest ago until the others are within MAX_BYTES."""
-    # JAX's own limit needs a package that it does not bring, and stops keeping anything for good
-    # once a program is killed between the two files that it then writes of each.
+    """Removes the programs used longest ago until the rest fits into MAX_BYTES."""
+    # JAX's own limit needs another package. It also writes two files for each program, and once a
+    # process was killed between the two, it never keeps anything again.
     used = []
     for path in folder.rglob("*-cache"):
         try:
             status = path.stat()
-        except FileNotFoundError:  # another run makes room too
+        except FileNotFoundError:  # another run is making room at the same time
             continue
         used.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     total = sum(size for _, size, _ in used)
@@ -120,8 +125,8 @@ def _make_room(folder: Path) -> None:
 
 
 def _processor() -> str:
-    """A name for this machine's kind of processor, whose instructions CPU programs are made of."""
-    # Homes are shared by machines, and JAX's key does not say which of them compiled a program.
+    """Returns a name for this kind of processor; CPU programs hold its instructions."""
+    # Machines may share a home folder, and JAX's key does not name the processor.
     text = platform.machine() + platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

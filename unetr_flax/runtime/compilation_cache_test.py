@@ -13,7 +13,8 @@ from unetr_flax.runtime.compilation_cache import (
     keep_compiled_programs,
 )
 
-# Takes a donated step and prints how many programs were read, how many compiled, and the result.
+# Runs a step whose argument is donated; prints how many programs were read from the cache, how
+# many were compiled, and the result.
 PROGRAM = """
 import functools, sys
 import jax
@@ -36,7 +37,7 @@ print(events.count("cache_hits"), events.count("cache_misses"), result)
 
 def run(*args, **environment):
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "1", **environment}
-    # An alarm of the loader's, see train/__init__.py.
+    # Silences a groundless warning of XLA's loader, see train/__init__.py.
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     command = [sys.executable, "-c", PROGRAM, *args]
     return subprocess.check_output(command, text=True, env=environment).split()
@@ -44,7 +45,7 @@ def run(*args, **environment):
 
 @pytest.fixture
 def config(monkeypatch):
-    """JAX as it is when a program starts, whatever a test makes of it."""
+    """JAX's options as they are when a program starts, restored after the test."""
     names = (
         "jax_enable_compilation_cache",
         "jax_compilation_cache_dir",

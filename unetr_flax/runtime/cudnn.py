@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs and the cuDNN that JAX computes with on them."""
+"""The version of cuDNN that JAX uses on NVIDIA's GPUs, and a check that it computes correctly."""
 
 import importlib
 import importlib.metadata
@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# In these versions, from the first to before the second, 3D convolutions of narrow types are
-# silently wrong for some shapes (pytorch/pytorch#163539, #166480).
+# From the first of these versions up to, not including, the second, 3D convolutions of 16-bit types
+# are silently wrong for some shapes (pytorch/pytorch#163539, #166480).
 WRONG_CONVOLUTIONS = ((9, 8, 0), (9, 15, 0))
 
-# JAX's plugins and the packages that bring their cuDNN, in the order in which JAX looks for them.
+# JAX's plugins and the packages that contain their cuDNN, in the order in which JAX tries them.
 _PLUGINS = {
     "jax_cuda13_plugin": "nvidia-cudnn-cu13",
     "jax_cuda12_plugin": "nvidia-cudnn-cu12",
@@ -19,11 +19,11 @@ _PLUGINS = {
 
 
 class CudnnError(ValueError):
-    """A cuDNN that computes wrongly; the message says which, and what to do."""
+    """A cuDNN that computes wrong results; the message says which version, and what to do."""
 
 
-def cuda_devices() -> list[jax.Device]:
-    """The CUDA devices that this process may use; none without JAX's plugin for them."""
+def cuda_devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """Lists the CUDA devices that this process may use; none without JAX's CUDA plugin."""
     try:
         return jax.devices("cuda")
     except RuntimeError:
@@ -31,9 +31,10 @@ def cuda_devices() -> list[jax.Device]:
 
 
 def cudnn_version() -> tuple[int, int, int] | None:
-    """(major, minor, patch) of the cuDNN that JAX has loaded or would load; None if there is none.
+    """Returns (major, minor, patch) of the cuDNN that JAX uses or would use; None if there is none.
 
-    JAX has no public way to ask (jax-ml/jax#32729): its plugin is asked, then the package.
+    JAX has no public function for it (jax-ml/jax#32729), so its plugin is asked, and if that does
+    not answer, the version of the installed package is read.
     """
     for plugin, package in _PLUGINS.items():
         try:
@@ -53,7 +54,12 @@ def cudnn_version() -> tuple[int, int, int] | None:
 
 
 def refuse_wrong_convolutions(dtype: DTypeLike) -> None:
-    """Makes sure that 3D convolutions of a dtype are right on this machine; a programs' first step.
+    """Raises if this machine's cuDNN computes wrong 3D convolutions in a dtype.
+
+    Programs call it before anything else.
+
+    Args:
+      dtype: dtype of the computation.
 
     Raises:
       CudnnError: if there are CUDA devices, the dtype is bfloat16 or float16, and this cuDNN is

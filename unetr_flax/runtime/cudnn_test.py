@@ -15,7 +15,7 @@ from unetr_flax.runtime.cudnn import (
 
 
 def pretend(monkeypatch, *, loaded=None, installed=()):
-    """Plugins and packages that are not here: `loaded` is what the plugin for CUDA 12 says."""
+    """Fakes plugins and packages: `loaded` is the number that the plugin for CUDA 12 returns."""
     installed = dict(installed)
 
     def version(name):
@@ -39,7 +39,7 @@ def test_the_version_is_that_of_the_plugin_or_of_its_package(monkeypatch):
     assert cudnn_version() is None
     pretend(monkeypatch, loaded=91002)
     assert cudnn_version() == (9, 10, 2)
-    # PyTorch brings one for another CUDA than JAX's.
+    # PyTorch may install a cuDNN for another CUDA than JAX's.
     both = {"nvidia-cudnn-cu12": "9.8.0.87", "nvidia-cudnn-cu13": "9.15.1.9"}
     pretend(monkeypatch, installed={"jax_cuda13_plugin": "0.10.1", **both})
     assert cudnn_version() == (9, 15, 1)
@@ -61,7 +61,7 @@ def test_wrong_convolutions_are_refused(monkeypatch, dtype):
         refuse_wrong_convolutions(dtype)
 
 
-def test_what_is_right_is_not_refused(monkeypatch):
+def test_correct_combinations_are_not_refused(monkeypatch):
     pretend(monkeypatch, loaded=91002)
     refuse_wrong_convolutions("float32")
     pretend(monkeypatch)
@@ -71,5 +71,5 @@ def test_what_is_right_is_not_refused(monkeypatch):
     refuse_wrong_convolutions("bfloat16")
 
 
-def test_devices_are_those_of_cuda():
+def test_cuda_devices_are_gpus():
     assert all(device.platform == "gpu" for device in cuda_devices())

@@ -2,7 +2,7 @@ import platform
 import subprocess
 import sys
 
-# Makes and frees 100 MB twenty times, and prints how often the kernel had to make a page.
+# Allocates and frees 100 MB twenty times, and prints how often the kernel had to make a page.
 KEEP = """
 import resource, sys
 from unetr_flax.runtime.malloc import keep_freed_memory
@@ -21,8 +21,8 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-# Runs a program of JAX with an intermediate result of 100 MB; the least of nine calls, as on a busy
-# machine some of them run on another thread, and find no memory of its own to use again.
+# Runs a program of JAX with an intermediate result of 100 MB and prints the fewest new pages of
+# nine calls: on a busy machine some run on another thread, whose heap has no freed memory yet.
 KEEP_PROGRAM = """
 import resource, sys
 from unetr_flax.runtime.malloc import keep_freed_memory
@@ -40,7 +40,7 @@ for _ in range(9):
 print(min(faults))
 """
 
-# Keeps 200 MB that were freed, and prints whether they are there before and after giving back.
+# Keeps 200 MB that were freed; prints whether the process has them before and after returning them.
 RETURN = """
 from pathlib import Path
 from unetr_flax.runtime.malloc import keep_freed_memory, return_freed_memory
@@ -66,7 +66,7 @@ def is_glibc():
     return platform.libc_ver()[0] == "glibc"
 
 
-def test_freed_memory_is_used_again_where_malloc_can_be_told():
+def test_freed_memory_is_used_again_with_glibc():
     for program in (KEEP, KEEP_PROGRAM):
         told, kept = run(program, "kept")
         (returned,) = run(program, "returned")
@@ -75,6 +75,6 @@ def test_freed_memory_is_used_again_where_malloc_can_be_told():
             assert int(kept) < 1000 < int(returned)
 
 
-def test_freed_memory_is_given_back():
+def test_freed_memory_is_returned():
     if is_glibc():
         assert run(RETURN) == ["True", "False"]
