@@ -1,11 +1,11 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unetr_flax import UNETR, UNETRConfig, cli
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import load_pretrained, read_metadata, read_state_dict, to_torch
 from unetr_flax.weights.unused_keys import unused_keys
 
@@ -36,8 +36,7 @@ def says(monkeypatch, capsys):
 
 
 def random_variables(cfg):
-    x = jnp.zeros((1, *cfg.img_size, cfg.in_channels))
-    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
+    shapes = abstract_variables(UNETR(cfg))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
