@@ -95,10 +95,8 @@ def describe(model: Model) -> str:
     if model.held is not None:
         lines.append(f"  read from a {model.held}")
     if model.dropped:
-        lines.append(
-            f"  {len(model.dropped)} keys that the model never applies dropped, "
-            f"such as {model.dropped[0]}"
-        )
+        keys = "1 key" if len(model.dropped) == 1 else f"{len(model.dropped)} keys"
+        lines.append(f"  {keys} that the model never applies dropped, such as {model.dropped[0]}")
     return "\n".join(lines)
 
 
