@@ -51,7 +51,7 @@ def _shared_statistics(features: int, style: Any, **fields: Any):
 
 
 ERRORS = {
-    "halves of a join not exchanged": (MONAI, _changed(layouts.CONV_OF_JOIN, swap=False)),
+    "halves of a join not exchanged": (MONAI, _changed(layouts.CONV_OF_CONCATENATION, swap=False)),
     "qkv split as (h d qkv)": (
         MONAI,
         _changed(layouts.QKV_OUTER_WEIGHT, torch="(h d qkv) e"),

@@ -23,7 +23,7 @@ from unetr_flax.weights.mapping import ModulePair, module_pairs
 TOKEN_KINDS = ("embedding", "attention", "norm", "feed_forward", "linear", "qkv", "projection")
 
 # Kinds of modules with one part, whose output is their own.
-WRAPPERS = ("single_conv", "single_conv_of_join", "single_deconv", "head")
+WRAPPERS = ("single_conv", "single_fuse_conv", "single_deconv", "head")
 
 # Kinds of three linear maps that a family has in place of one for queries, keys and values.
 QKV_KINDS = ("query", "key", "value")

@@ -28,15 +28,17 @@ SAFETENSORS_ENDING = ".safetensors"
 TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+BITS = (8, 16, 32, 64)
 
-# Names of dtypes in the header of safetensors. Integers are those of counters.
+# dtypes by their names in the header of safetensors. All that numpy has can be read, since counters
+# and ignored keys, which are dropped before weights must be of `FLOATS`, may have any.
 SAFETENSORS_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
+    **{f"{sign}{bits}": np.dtype(f"{sign.lower()}{bits // 8}") for sign in "IU" for bits in BITS},
 }
 
 

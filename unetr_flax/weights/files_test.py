@@ -64,6 +64,18 @@ def test_counters_are_written_and_not_read(tmp_path):
         assert found.description == "state dict, 1 counter dropped"
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint16, np.uint32, np.int64, np.uint64])
+def test_counters_and_ignored_keys_may_be_of_any_dtype(tmp_path, dtype):
+    given = {**ARRAYS, "n_averaged": np.array(3, dtype), "best": np.ones(2, dtype)}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors.numpy.save(given))
+    found = read_state_dict(path, ["best"])
+    assert_same({key: found.state_dict[key] for key in ARRAYS}, ARRAYS)
+    assert found.description == "state dict, 1 counter dropped, 1 key ignored"
+    with pytest.raises(CheckpointError, match=f"best is {np.dtype(dtype).name}, must be one of"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 def test_writes_tensors_jax_arrays_and_views(tmp_path, ending):
     wide = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -255,7 +255,7 @@ TABLE = {
     "booleans in safetensors": (
         ".safetensors",
         lambda _: SAVE(changed(KEY, lambda a: a > 0)),
-        f"{KEY} is BOOL",
+        f"{KEY} is bool",
     ),
     "complex": (
         ".pt",

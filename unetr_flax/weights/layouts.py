@@ -61,7 +61,7 @@ class Layout:
 IDENTITY = Layout("...", "...")
 LINEAR = Layout("o i", "i o")
 CONV = Layout("o i ...", "... i o")
-CONV_OF_JOIN = Layout("o i ...", "... i o", swap=True)
+CONV_OF_CONCATENATION = Layout("o i ...", "... i o", swap=True)
 DECONV = Layout("i o ...", "... i o", flip=True)
 PROJECTION = Layout("e (h d)", "h d e")
 

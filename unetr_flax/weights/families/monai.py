@@ -41,7 +41,6 @@ ENCODER_ROWS = (
 STAGES = (("encoder4", "decoder5"), ("encoder3", "decoder4"), ("encoder2", "decoder3"))
 LAST_STAGE = ("encoder1", "decoder2")
 
-
 # Versions of MONAI at which the unused keys changed.
 VERSIONS = ("0.7", "0.9", "1.4", "1.6")
 
@@ -61,15 +60,15 @@ def _table(cfg: UNETRConfig) -> Table:
             "attention": (("qkv", "qkv", "qkv"), ("out_proj", "projection", "projection")),
             "feed_forward": (("linear1", "expand", "linear"), ("linear2", "contract", "linear")),
             "single_conv": (("conv", "", "conv"),),
-            "single_conv_of_join": (("conv", "", "conv_of_join"),),
+            "single_fuse_conv": (("conv", "", "fuse_conv"),),
             "single_deconv": (("conv", "", "deconv"),),
             "head": (("conv", "", "conv_embedding"),),
+            # Fitted blocks have a convolution in their shortcut, since their width changes. Fuse
+            # blocks take a concatenation, whose halves are in the other order in Flax.
             "unet_block": _block_parts("single_conv"),
             "fitted_block": _block_parts("single_conv") + _shortcut("single_conv"),
-            "joined_block": _block_parts("single_conv_of_join"),
-            "fitted_joined_block": (
-                _block_parts("single_conv_of_join") + _shortcut("single_conv_of_join")
-            ),
+            "fuse_block": _block_parts("single_fuse_conv"),
+            "fitted_fuse_block": (_block_parts("single_fuse_conv") + _shortcut("single_fuse_conv")),
         },
         arrays={
             "embedding": (POSITIONS,),
@@ -83,7 +82,7 @@ def _table(cfg: UNETRConfig) -> Table:
             "linear": LINEAR,
             "norm": LAYER_NORM,
             "conv": (KERNEL_OF_CONV,),
-            "conv_of_join": (weight("kernel", layouts.CONV_OF_JOIN),),
+            "fuse_conv": (weight("kernel", layouts.CONV_OF_CONCATENATION),),
             "deconv": (KERNEL_OF_DECONV,),
             "channel_norm": norm,
         },
@@ -92,7 +91,7 @@ def _table(cfg: UNETRConfig) -> Table:
 
 def _decoder_rows(cfg: UNETRConfig) -> list[Row]:
     residual = cfg.block == "residual"
-    joined = "fitted_joined_block" if residual else "joined_block"
+    fuse = "fitted_fuse_block" if residual else "fuse_block"
     rows = []
     for i, (tower, rest) in enumerate(STAGES):
         stage = f"decoder/stage_{i}"
@@ -105,14 +104,14 @@ def _decoder_rows(cfg: UNETRConfig) -> list[Row]:
                 rows.append((f"{name}.1", path, "unet_block"))
             else:
                 rows.append((name, path, "single_deconv"))
-        rows.append((f"{rest}.conv_block", f"{stage}/fuse_0", joined))
+        rows.append((f"{rest}.conv_block", f"{stage}/fuse_0", fuse))
     stage, (image, rest) = f"decoder/stage_{len(STAGES)}", LAST_STAGE
     fitted = residual and cfg.in_channels != cfg.channels[0]
     return [
         *rows,
         (f"{rest}.transp_conv", f"{stage}/upsample", "single_deconv"),
         (f"{image}.layer", f"{stage}/skip_0", "fitted_block" if fitted else "unet_block"),
-        (f"{rest}.conv_block", f"{stage}/fuse_0", joined),
+        (f"{rest}.conv_block", f"{stage}/fuse_0", fuse),
         ("out.conv", "decoder/head", "head"),
     ]
 
