@@ -7,7 +7,7 @@ from typing import Annotated
 import jax
 import numpy as np
 import tyro
-from flax import linen as nn
+from flax.linen.summary import tabulate
 
 from unetr_flax.commands.models import Told, load_model
 from unetr_flax.model.abstract import abstract_image, abstract_variables
@@ -78,9 +78,11 @@ def summary(
     net = UNETR(cfg)
     # This width cuts no column, whatever the width of the terminal.
     console = {"width": 180, "force_terminal": False}
-    tabulate = nn.tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
-    print(tabulate(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
-    print(f"{forward_flops(net):.4g} FLOPs per volume, forward")
+    render = tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
+    print(render(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
+    flops = forward_flops(net)
+    if flops is not None:
+        print(f"{flops:.4g} FLOPs per volume, forward")
     if table.batch:
         keep_for_accelerators()
     for batch in table.batch:
@@ -91,14 +93,24 @@ def summary(
         )
 
 
-def forward_flops(net: UNETR) -> float:
-    """Returns the floating-point operations of one volume's forward pass, as XLA counts them."""
-    return _lowered(net, 1).cost_analysis()["flops"]
+def forward_flops(net: UNETR) -> float | None:
+    """Returns the floating-point operations of one volume's forward pass, as XLA counts them.
+
+    None if XLA does not count them on this platform.
+    """
+    costs = _lowered(net, 1).cost_analysis()
+    return costs and costs["flops"]
 
 
 def forward_memory(net: UNETR, batch: int) -> tuple[int, int]:
-    """Returns bytes of intermediate results, and all bytes, of the compiled forward pass."""
+    """Returns bytes of intermediate results, and all bytes, of the compiled forward pass.
+
+    Raises:
+      ValueError: if the compiler of this platform does not tell.
+    """
     memory = _lowered(net, batch).compile().memory_analysis()
+    if memory is None:
+        raise ValueError(f"--batch: {jax.default_backend()}'s compiler tells no sizes of memory")
     temporary = memory.temp_size_in_bytes
     return temporary, temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
 

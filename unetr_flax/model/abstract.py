@@ -34,5 +34,4 @@ def abstract_variables(model: UNETR, batch: int = 1) -> dict[str, Any]:
     Returns:
       {"params": ..., "batch_stats": ...}; "batch_stats" only if the model has running statistics.
     """
-    image = abstract_image(model.config, batch, model.param_dtype)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.eval_shape(model.init, jax.random.key(0), abstract_image(model.config, batch))

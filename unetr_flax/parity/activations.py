@@ -136,7 +136,7 @@ def forward(
         capture_intermediates=True,
         mutable=["intermediates"],
     )
-    calls = traverse_util.flatten_dict(state["intermediates"])
+    calls: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state["intermediates"])
     # Modules that share a path record their outputs there, the outermost module last.
     last = {path[:-1]: _computed(outputs[-1]) for path, outputs in calls.items()}
     return {

@@ -89,7 +89,7 @@ def to_torch(variables: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, np.nda
     Raises:
       WeightsError: naming every leaf that is missing, unexpected or of another shape.
     """
-    given = traverse_util.flatten_dict(plain_tree(variables))
+    given: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(plain_tree(variables))
     expected = {
         path: shape
         for path, shape in flax_shapes(cfg).items()
@@ -130,8 +130,8 @@ def _unstack(array: np.ndarray, pair: ArrayPair) -> dict[str, np.ndarray]:
 @functools.cache
 def flax_shapes(cfg: UNETRConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Returns the shape of every leaf of the model's variables by path."""
-    variables = abstract_variables(UNETR(cfg))
-    return {k: v.shape for k, v in traverse_util.flatten_dict(variables).items()}
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(abstract_variables(UNETR(cfg)))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _torch_shapes(cfg: UNETRConfig) -> dict[str, tuple[int, ...]]:

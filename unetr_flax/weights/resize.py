@@ -36,7 +36,7 @@ def resize_position_embedding(
       ValueError: if the model cannot have this image size.
     """
     resized = dataclasses.replace(cfg, img_size=img_size)
-    leaves = traverse_util.flatten_dict(plain_tree(variables))
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(plain_tree(variables))
     expected = (1, cfg.num_patches, cfg.hidden_size)
     found = np.shape(leaves[PATH]) if PATH in leaves else "missing"
     if found != expected:

@@ -13,7 +13,7 @@ def identity_norm(name: str, width: int) -> dict[str, np.ndarray]:
 
 def identity_linear(name: str, width: int, *, bias: bool) -> dict[str, np.ndarray]:
     """Returns the weight [width, width] and, if there is one, the bias [width] of a linear map."""
-    arrays = {f"{name}.weight": np.eye(width, dtype=np.float32)}
+    arrays: dict[str, np.ndarray] = {f"{name}.weight": np.eye(width, dtype=np.float32)}
     if bias:
         arrays[f"{name}.bias"] = np.zeros(width, np.float32)
     return arrays

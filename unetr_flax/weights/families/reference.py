@@ -72,8 +72,8 @@ def _config(
     )
 
 
-def _light_r(width: int) -> fractions.Fraction:
-    # The exact divisor, since a rounded one could truncate to a width one below.
+def _light_r(width: int) -> Any:
+    # The exact divisor, since a float could truncate to a width one below.
     return fractions.Fraction(64, width)
 
 
