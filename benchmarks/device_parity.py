@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.cases import environment
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.runtime.cudnn import CudnnError, refuse_wrong_convolutions
 
 # The device's error may be larger than the CPU's by this factor; below the floor it is rounding.
@@ -74,7 +75,7 @@ def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[R
     weights = rng.standard_normal((2, *cfg.img_size, cfg.out_channels))
     cpu = jax.devices("cpu")[0]
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image.astype(np.float32))
+        shapes = abstract_variables(UNETR(cfg))
         variables = jax.tree.map(lambda leaf: _random(rng, leaf.shape), shapes)
 
         def run(device: jax.Device, dtype: str) -> tuple[np.ndarray, Any]:

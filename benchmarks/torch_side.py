@@ -8,7 +8,7 @@ import torch
 from benchmarks.cases import Case
 from parity_tests.torch_loss import dice_cross_entropy
 from unetr_flax.parity.torch_models import torch_model_of
-from unetr_flax.parity.twins import to_tensor
+from unetr_flax.parity.twins import channels_first_tensor
 
 
 class TorchSide:
@@ -46,7 +46,7 @@ class TorchSide:
         model.load_state_dict(state_dict)
         self._module = model.to(self._device, memory_format=layout)
         self._model = torch.compile(self._module) if compile else self._module
-        self._image = to_tensor(image).to(self._device, memory_format=layout)
+        self._image = channels_first_tensor(image).to(self._device, memory_format=layout)
         self._labels = torch.from_numpy(labels).long().to(self._device)
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(), lr=learning_rate, weight_decay=1e-4

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -114,13 +113,11 @@ def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
 
 def timed(side: Any, command: str) -> dict[str, float]:
     """Runs "forward" or "step" once; seconds by the wall and of all cores, and what came out."""
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     wall, cpu = time.perf_counter(), time.process_time()
     value = side.forward() if command == "forward" else side.step()
     answer = {
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
-        "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
         "value": [value],
     }
     if command == "forward":

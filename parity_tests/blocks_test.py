@@ -12,8 +12,8 @@ from parity_tests import configs
 from unetr_flax.model import blocks, encoder
 from unetr_flax.parity.activations import TOKEN_KINDS
 from unetr_flax.parity.compare import assert_parity, compare
-from unetr_flax.parity.twins import channels_first, precise, randomize, to_tensor
-from unetr_flax.weights.families.reference import REFERENCE
+from unetr_flax.parity.twins import channels_first, channels_first_tensor, precise, randomize
+from unetr_flax.weights.families.reference import TABLE
 from unetr_flax.weights.mapping import ModulePair, array_pairs, with_parts
 
 CFG = configs.SMALL
@@ -57,7 +57,7 @@ def flax_variables(torch_module: torch.nn.Module, kind: str):
     return traverse_util.unflatten_dict(
         {
             pair.flax_path: pair.layout.to_flax(state[pair.torch_keys[0]].numpy(), h=H, qkv=3)
-            for pair in array_pairs(with_parts(ModulePair("", (), kind), REFERENCE), REFERENCE)
+            for pair in array_pairs(with_parts(ModulePair("", (), kind), TABLE), TABLE)
         }
     )
 
@@ -72,7 +72,7 @@ def test_block(name, dtype):
     randomize(torch_module, seed=0)
     on_grid = kind not in TOKEN_KINDS or kind == "embedding"
     x = np.random.default_rng(1).standard_normal(shape).astype(dtype)
-    x_torch = (to_tensor(x) if on_grid else torch.from_numpy(x)).requires_grad_()
+    x_torch = (channels_first_tensor(x) if on_grid else torch.from_numpy(x)).requires_grad_()
     theirs = torch_module(x_torch)
     cotangent = np.random.default_rng(2).standard_normal(theirs.shape).astype(dtype)
     theirs.backward(torch.from_numpy(cotangent))
@@ -94,7 +94,7 @@ def test_block(name, dtype):
         rows.append(compare(name, "gradient of the input", x_grad, x_torch.grad.numpy()))
         grads = traverse_util.flatten_dict({"params": params_grad})
         parameters = dict(torch_module.named_parameters())
-        for pair in array_pairs(with_parts(ModulePair("", (), kind), REFERENCE), REFERENCE):
+        for pair in array_pairs(with_parts(ModulePair("", (), kind), TABLE), TABLE):
             (key,) = pair.torch_keys
             if key in parameters:
                 grad = pair.layout.to_torch(np.asarray(grads[pair.flax_path]), h=H, qkv=3)

@@ -10,7 +10,7 @@ import pytest
 
 from unetr_flax import UNETRConfig
 from unetr_flax.model import blocks
-from unetr_flax.model.family_spec import FAMILIES
+from unetr_flax.model.family_spec import FAMILY_SPECS
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.twins import make_twins, precise
 from unetr_flax.weights import layouts
@@ -51,7 +51,7 @@ def _shared_statistics(features: int, style: Any, **fields: Any):
 
 
 ERRORS = {
-    "halves of a join not exchanged": (MONAI, _changed(layouts.CONV_OF_JOIN, swap=False)),
+    "halves of a join not exchanged": (MONAI, _changed(layouts.CONV_OF_CONCATENATION, swap=False)),
     "qkv split as (h d qkv)": (
         MONAI,
         _changed(layouts.QKV_OUTER_WEIGHT, torch="(h d qkv) e"),
@@ -70,7 +70,7 @@ ERRORS = {
     ),
     "attention scaled by the hidden size": (
         MONAI,
-        _changed(FAMILIES["monai"], scale_by_head=False),
+        _changed(FAMILY_SPECS["monai"], scale_by_head=False),
     ),
     "LeakyReLU of slope 0.2": (
         MONAI,
@@ -82,9 +82,9 @@ ERRORS = {
     ),
     "LayerNorm epsilon 1e-5": (
         TAMASINO52,
-        _changed(FAMILIES["tamasino52"], layer_norm_epsilon=1e-5),
+        _changed(FAMILY_SPECS["tamasino52"], layer_norm_epsilon=1e-5),
     ),
-    "GELU for ReLU": (TAMASINO52, _changed(FAMILIES["tamasino52"], activation="gelu")),
+    "GELU for ReLU": (TAMASINO52, _changed(FAMILY_SPECS["tamasino52"], activation="gelu")),
     "heads split as (d h)": (
         TAMASINO52,
         _changed(layouts.QKV_STACKED_WEIGHT, torch="qkv (d h) e"),

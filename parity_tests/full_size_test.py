@@ -11,7 +11,13 @@ from parity_tests.gradients import gradient_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.model.encoder import VisionTransformer
 from unetr_flax.parity.compare import assert_parity, compare
-from unetr_flax.parity.twins import channels_first, make_twins, precise, randomize, to_tensor
+from unetr_flax.parity.twins import (
+    channels_first,
+    channels_first_tensor,
+    make_twins,
+    precise,
+    randomize,
+)
 from unetr_flax.weights.mapping import array_pairs, module_pairs, table_of
 from unetr_torch_ref import Embeddings, TransformerBlock
 
@@ -24,7 +30,7 @@ def test_the_article_s_model_at_128():
         assert sum(p.numel() for p in twins.torch_model.parameters()) == 92_459_028
         apply = jax.jit(lambda variables, x: twins.model.apply(variables, x, return_skips=True))
         logits, skips = apply(twins.variables, twins.image)
-    x = to_tensor(twins.image)
+    x = channels_first_tensor(twins.image)
     with torch.no_grad():
         features, theirs = twins.torch_model.encode(x), twins.torch_model(x)
     rows = [compare("logits", "logits", channels_first(logits), theirs.numpy())]
@@ -63,7 +69,7 @@ def test_the_article_s_transformer_at_224():
             node[leaf] = pair.layout.to_flax(array, h=cfg.num_heads, qkv=3)
     image = np.random.default_rng(0).standard_normal((1, *cfg.img_size, 1), np.float32)
     with torch.no_grad():
-        features = encoder["transformer"](encoder["embedding"](to_tensor(image)))
+        features = encoder["transformer"](encoder["embedding"](channels_first_tensor(image)))
     with precise():
         skips = jax.jit(VisionTransformer(cfg).apply)({"params": params}, image)
     assert [tuple(feature.shape) for feature in features] == [(1, 2744, 768)] * 4

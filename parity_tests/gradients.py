@@ -14,7 +14,7 @@ from train.losses import dice_cross_entropy_loss
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
 from unetr_flax.parity.compare import Row, compare
-from unetr_flax.parity.twins import Twins, channels_first, to_tensor
+from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights import to_torch
 
 
@@ -33,7 +33,7 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
     """
     labels = random_labels(twins)
     torch_model = copy.deepcopy(twins.torch_model).train(train)
-    x = to_tensor(twins.image).requires_grad_()
+    x = channels_first_tensor(twins.image).requires_grad_()
     their_loss = torch_loss(torch_model(x), torch.from_numpy(labels).long())
     their_loss.backward()
 
@@ -67,8 +67,8 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
     cfg = twins.cfg
     shape = (len(twins.image), *cfg.img_size, cfg.out_channels)
     weighting = np.random.default_rng(seed).standard_normal(shape).astype(twins.dtype)
-    x = to_tensor(twins.image).requires_grad_()
-    (twins.torch_model(x) * to_tensor(weighting)).mean().backward()
+    x = channels_first_tensor(twins.image).requires_grad_()
+    (twins.torch_model(x) * channels_first_tensor(weighting)).mean().backward()
 
     def loss_fn(params, image, weighting):
         tree = forward(cfg, twins.model, {**twins.variables, "params": params}, image)

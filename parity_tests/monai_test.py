@@ -14,7 +14,8 @@ from unetr_flax.parity.compare import assert_parity
 from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
-from unetr_flax.weights.unused_keys import COUNTER, unused_keys
+from unetr_flax.weights.counters import BATCH_COUNTER
+from unetr_flax.weights.unused_keys import unused_keys
 
 
 def unless(default: tuple[str, ...]) -> list:
@@ -56,7 +57,7 @@ def test_round_trip_is_exact_and_loads_strictly(name):
     cfg = UNETRConfig.monai(**ALL[name])
     state = model.state_dict()
     back = to_torch(from_torch(state, cfg), cfg)
-    idle = {key for key in state if "norm_cross_attn" in key or key.endswith(COUNTER)}
+    idle = {key for key in state if "norm_cross_attn" in key or key.endswith(BATCH_COUNTER)}
     assert back.keys() == state.keys() - idle
     for key, value in back.items():
         assert value.dtype == np.float32

@@ -11,7 +11,8 @@ from unetr_flax.parity.compare import assert_parity
 from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
-from unetr_flax.weights.unused_keys import COUNTER, unused_keys
+from unetr_flax.weights.counters import BATCH_COUNTER
+from unetr_flax.weights.unused_keys import unused_keys
 
 CONFIGS = {
     "12 blocks": UNETRConfig.tamasino52(
@@ -56,7 +57,9 @@ def test_round_trip_is_exact_and_loads_strictly(cfg):
     randomize(model, seed=0)
     state = model.state_dict()
     back = to_torch(from_torch(state, cfg), cfg)
-    assert set(back) == {k for k in state if "encoder_norm" not in k and not k.endswith(COUNTER)}
+    assert set(back) == {
+        k for k in state if "encoder_norm" not in k and not k.endswith(BATCH_COUNTER)
+    }
     for key, value in back.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, state[key].numpy(), err_msg=key)

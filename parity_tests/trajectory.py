@@ -15,7 +15,7 @@ from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
 from train.step import make_train_step
 from unetr_flax.parity.compare import Row, compare
-from unetr_flax.parity.twins import Twins, to_tensor
+from unetr_flax.parity.twins import Twins, channels_first_tensor
 from unetr_flax.weights import to_torch
 
 # Biases before a batch norm have a gradient of zero except for rounding. Adam divides a gradient by
@@ -55,7 +55,7 @@ def _torch_steps(twins: Twins, optimizer: str, steps: int) -> tuple[torch.nn.Mod
         )
     else:
         update = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
-    x, labels = to_tensor(twins.image), torch.from_numpy(random_labels(twins)).long()
+    x, labels = channels_first_tensor(twins.image), torch.from_numpy(random_labels(twins)).long()
     losses = []
     for _ in range(steps):
         update.zero_grad()

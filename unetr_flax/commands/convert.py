@@ -1,4 +1,4 @@
-"""`unetr convert`: PyTorch weights to a folder of ours, and back."""
+"""`unetr convert`: PyTorch weights to a model folder, and back."""
 
 import dataclasses
 import json
@@ -21,16 +21,16 @@ from unetr_flax.weights.unused_keys import unused_keys
 
 @dataclasses.dataclass(frozen=True)
 class ConvertOptions:
-    """How to write."""
+    """The form of the output."""
 
     to: Literal["flax", "torch"] = "flax"
-    """A folder with config.json and model.safetensors, or a PyTorch state dict."""
+    """A model folder with config.json and model.safetensors, or a PyTorch state dict."""
 
     monai: str | None = None
     """MONAI's version that the state dict is for, such as 1.4; the latest known if not given."""
 
     resize_to: tuple[int, ...] | None = None
-    """Another window, voxels per axis, to interpolate the position embeddings to."""
+    """Voxels per axis of another window, to which the position embeddings are interpolated."""
 
     overwrite: bool = False
     """Whether to replace OUT if it is there."""
@@ -45,14 +45,14 @@ def convert(
     """Convert PyTorch weights to a folder that every command takes, or such a folder back.
 
     Files of torch.save and safetensors are read, of this project's reference, of MONAI's UNETR
-    from 0.7 on, and of github.com/tamasino52/UNETR, with the prefixes that DDP, Lightning and
-    torch.compile leave. Nothing in a file is ever executed.
+    from 0.7 on, and of github.com/tamasino52/UNETR, with any prefix that a wrapper such as DDP,
+    Lightning or torch.compile leaves. Nothing in a file is ever executed.
 
     Args:
-      source: PyTorch file, or folder of ours.
+      source: PyTorch file, or model folder.
       target: Folder; with --to torch a file that ends in .safetensors, .pt, .pth, .ckpt or .bin.
-      output: What to write.
-      told: What the shapes in a PyTorch file do not tell.
+      output: The form of the output.
+      told: Facts about the model in a PyTorch file that its shapes do not tell.
     """
     if target.exists() and not output.overwrite:
         raise CheckpointError(f"{target}: is there already; --overwrite replaces it")
@@ -80,7 +80,7 @@ def convert(
 
 
 def describe(model: Model) -> str:
-    """What a model is, in a few lines."""
+    """Describes a model and how its file held it in a few lines."""
     cfg = model.cfg
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
     assumed = " (taken for a cube, --img-size if it is not)" if model.cube_assumed else ""
@@ -92,11 +92,11 @@ def describe(model: Model) -> str:
         f"feed-forward {cfg.mlp_dim}; features after blocks {_list(cfg.skip_layers)}",
         f"  decoder {_list(cfg.channels)} channels, {cfg.block} blocks, {cfg.norm} norm",
     ]
+    if model.held is not None:
+        lines.append(f"  read from a {model.held}")
     if model.dropped:
-        lines.append(
-            f"  {len(model.dropped)} keys that the model never applies dropped, "
-            f"such as {model.dropped[0]}"
-        )
+        keys = "1 key" if len(model.dropped) == 1 else f"{len(model.dropped)} keys"
+        lines.append(f"  {keys} that the model never applies dropped, such as {model.dropped[0]}")
     return "\n".join(lines)
 
 

@@ -1,11 +1,11 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unetr_flax import UNETR, UNETRConfig, cli
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import load_pretrained, read_metadata, read_state_dict, to_torch
 from unetr_flax.weights.unused_keys import unused_keys
 
@@ -36,8 +36,7 @@ def says(monkeypatch, capsys):
 
 
 def random_variables(cfg):
-    x = jnp.zeros((1, *cfg.img_size, cfg.in_channels))
-    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
+    shapes = abstract_variables(UNETR(cfg))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
@@ -61,6 +60,7 @@ def test_a_checkpoint_becomes_a_folder_and_goes_back(monkeypatch, capsys, tmp_pa
     assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
     shown = capsys.readouterr().out
     assert "family 'monai'" in shown
+    assert "read from a state_dict of a checkpoint, prefix 'module.' removed\n" in shown
     assert "84 keys that the model never applies dropped" in shown
     assert "window 32 x 16 x 32, patches" in shown
     cfg, variables = load_pretrained(folder)
@@ -81,12 +81,36 @@ def test_a_checkpoint_becomes_a_folder_and_goes_back(monkeypatch, capsys, tmp_pa
     assert all(torch.equal(again[key], original[f"module.{key}"]) for key in again)
 
 
+def test_named_keys_beside_the_models_are_ignored(monkeypatch, capsys, says, tmp_path, file):
+    checkpoint = torch.load(file, weights_only=True)
+    beside = {"loss.weight": torch.ones(2), "loss.n": torch.tensor(3), "module.best": torch.ones(1)}
+    torch.save({**checkpoint, "state_dict": {**checkpoint["state_dict"], **beside}}, file)
+    out = tmp_path / "model"
+    line = says("convert", file, out, *TOLD)
+    assert "keys module.* there are loss.weight, loss.n; ignore them" in line
+    assert "(--ignore 'loss.*')" in line
+    assert "unexpected: best (1,)" in says("convert", file, out, *TOLD, "--ignore", "loss.*")
+    ignore = ("--ignore", "loss.*", "--ignore", "best")
+    line = says("convert", file, out, *TOLD, *ignore, "--ignore", "metric.*")
+    assert f"{file}: --ignore: 'metric.*' matches no key" in line
+    line = says("convert", file, out, *TOLD, *ignore, "--ignore", "decoder5.*")
+    assert "keys do not fit the model: missing: decoder5" in line
+    assert not out.exists()
+
+    assert run(monkeypatch, "convert", file, out, *TOLD, *ignore) == 0
+    assert "prefix 'module.' removed, 3 keys ignored\n" in capsys.readouterr().out
+    assert_equal(load_pretrained(out)[1], random_variables(MONAI))
+    line = says("convert", out, tmp_path / "a.pt", "--to", "torch", "--ignore", "loss.*")
+    assert "a folder tells all of its model" in line
+    assert "--ignore: only with a PyTorch file" in says("summary", "--ignore", "loss.*")
+
+
 def test_safetensors_say_themselves_which_model_they_are_of(monkeypatch, tmp_path, file):
     folder, again, there = tmp_path / "model", tmp_path / "again", tmp_path / "a.safetensors"
     assert run(monkeypatch, "convert", file, folder, *TOLD) == 0
     assert run(monkeypatch, "convert", folder, there, "--to", "torch") == 0
     assert unused_keys(MONAI).keys() <= read_state_dict(there).state_dict.keys()
-    assert run(monkeypatch, "convert", there, again) == 0
+    assert run(monkeypatch, "convert", there, again, "--ignore", "*cross_attn.*") == 0
     assert_equal(load_pretrained(again), load_pretrained(folder))
 
 

@@ -1,14 +1,17 @@
-"""The model that a command is given: a folder of ours, or somebody's PyTorch file."""
+"""The model that a command is given: a model folder, or somebody's PyTorch file."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import (
     CheckpointError,
     from_torch,
+    infer_config,
     load_pretrained,
     read_metadata,
     read_state_dict,
@@ -16,13 +19,13 @@ from unetr_flax.weights import (
 )
 from unetr_flax.weights.convert import drop_unused
 
-# Under this name a safetensors file of PyTorch weights says which model it is of.
+# Name of the model's configuration in the header of a safetensors file of PyTorch weights.
 CONFIG_METADATA = "unetr_config"
 
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What the shapes in a PyTorch file do not tell."""
+    """Facts about the model in a PyTorch file that its shapes do not tell."""
 
     num_heads: int | None = None
     """Attention heads; required."""
@@ -40,11 +43,15 @@ class Told:
     """Channel groups of a group norm."""
 
     dropout_rate: float = 0.0
-    """Probability of dropping, for those who will train on."""
+    """Probability of dropping, for training on."""
+
+    ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Pattern of keys beside the model's to drop, such as 'loss.*'; can be given several times."""
 
     def keywords(self) -> dict[str, Any]:
-        """Arguments of `infer_config`."""
+        """Returns the arguments of `infer_config`."""
         values = vars(self).copy()
+        del values["ignore"]
         norm, groups = values.pop("norm"), values.pop("norm_groups")
         if (norm == "group") != (groups is not None):
             raise CheckpointError("--norm group and --norm-groups: give both or neither")
@@ -59,16 +66,18 @@ class Model:
     Attributes:
       cfg: its configuration.
       variables: its Flax variables, numpy arrays.
-      state_dict: what PyTorch has, as it stands in the file; converted back for folders.
+      state_dict: its PyTorch weights, as in the file; converted back for folders.
+      held: how the file held the weights and what was taken off, in words; None for folders.
       dropped: keys of the PyTorch file that the model never applies.
       cube_assumed: whether the window is a cube only because its number of tokens allows it.
-      preprocessing: what its folder says of it; None for PyTorch files.
+      preprocessing: preprocessing that the folder tells; None for PyTorch files.
       provenance: where the weights came from.
     """
 
     cfg: UNETRConfig
     variables: dict[str, Any]
     state_dict: dict[str, Any]
+    held: str | None
     dropped: list[str]
     cube_assumed: bool
     preprocessing: Any
@@ -76,11 +85,11 @@ class Model:
 
 
 def load_model(path: Path, told: Told) -> Model:
-    """The model in a folder of `save_pretrained` or in a PyTorch file.
+    """Reads the model in a folder of `save_pretrained` or in a PyTorch file.
 
     Args:
       path: folder or file.
-      told: what the shapes in a file do not tell; a folder needs nothing told.
+      told: facts that the shapes in a file do not tell; a folder needs none.
 
     Raises:
       CheckpointError: if it cannot be read, or something has to be told or must not be.
@@ -95,19 +104,23 @@ def load_model(path: Path, told: Told) -> Model:
             cfg,
             variables,
             state_dict=to_torch(variables, cfg),
+            held=None,
             dropped=[],
             cube_assumed=False,
             preprocessing=metadata["preprocessing"],
             provenance=metadata["provenance"],
         )
-    file = read_state_dict(path)
-    if CONFIG_METADATA in file.metadata and told == Told():
+    try:
+        file = read_state_dict(path, told.ignore)
+    except CheckpointError as error:
+        raise CheckpointError(_as_options(str(error))) from None
+    if CONFIG_METADATA in file.metadata and dataclasses.replace(told, ignore=()) == Told():
         cfg = _parsed(path, file.metadata[CONFIG_METADATA])
         cube_assumed = False
     else:
         cube_assumed = told.img_size is None
         try:
-            cfg = UNETRConfig.from_torch(file.state_dict, **told.keywords())
+            cfg = infer_config(file.state_dict, **told.keywords())
         except ValueError as error:
             raise CheckpointError(f"{path}: {_as_options(str(error))}") from None
     _, dropped = drop_unused(file.state_dict, cfg)
@@ -120,6 +133,7 @@ def load_model(path: Path, told: Told) -> Model:
         cfg,
         variables,
         state_dict=file.state_dict,
+        held=file.description,
         dropped=dropped,
         cube_assumed=cube_assumed,
         preprocessing=None,
@@ -135,7 +149,7 @@ def _parsed(path: Path, text: str) -> UNETRConfig:
 
 
 def _as_options(message: str) -> str:
-    """Names of arguments as the command line has them."""
-    for name in ("num_heads", "img_size", "skip_layers"):
+    """Replaces the names of arguments in a message by those of command-line options."""
+    for name in ("num_heads", "img_size", "skip_layers", "ignore"):
         message = message.replace(f"{name}:", f"--{name.replace('_', '-')}:")
     return message.replace("norm_name:", "--norm:")

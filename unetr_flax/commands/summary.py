@@ -1,16 +1,16 @@
-"""`unetr summary`: what a model is made of, and what a shape of input costs."""
+"""`unetr summary`: the modules of a model, and the cost of its forward pass."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import linen as nn
+from flax.linen.summary import tabulate
 
 from unetr_flax.commands.models import Told, load_model
+from unetr_flax.model.abstract import abstract_image, abstract_variables
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.runtime.compilation_cache import keep_for_accelerators
@@ -19,7 +19,7 @@ from unetr_flax.weights import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """A fresh model of the reference family, if no MODEL is given."""
+    """Sizes of a fresh model of the reference family, if no MODEL is given."""
 
     in_channels: int = 1
     """Channels of the image."""
@@ -42,13 +42,13 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What to print."""
+    """The content of the table."""
 
     depth: int | None = None
-    """How deep to go into modules; all the way if not given."""
+    """Depth down to which modules are listed; all of them if not given."""
 
     batch: tuple[int, ...] = ()
-    """Batch sizes to compile for, here and now, for the memory that they need."""
+    """Batch sizes whose forward pass is compiled on this machine, to tell the memory it needs."""
 
 
 def summary(
@@ -62,23 +62,27 @@ def summary(
     Without --batch nothing is computed, so it needs neither time nor the memory of a model.
 
     Args:
-      table: What to print.
-      told: What the shapes in a PyTorch file do not tell.
-      fresh: A model of the reference family, if no MODEL is given.
-      model: Folder of ours, or PyTorch file; if not given, a fresh model.
+      table: The content of the table.
+      told: Facts about the model in a PyTorch file that its shapes do not tell.
+      fresh: Sizes of a fresh model of the reference family, if no MODEL is given.
+      model: Model folder, or PyTorch file; if not given, a fresh model.
     """
     if model is None:
+        if told.ignore:
+            raise CheckpointError("--ignore: only with a PyTorch file")
         cfg = _fresh(fresh, told)
     elif fresh != Sizes():
         raise CheckpointError(f"{model}: says its sizes itself, no option can")
     else:
         cfg = load_model(model, told).cfg
     net = UNETR(cfg)
-    # Wide enough that no column is cut, whatever the terminal.
+    # This width cuts no column, whatever the width of the terminal.
     console = {"width": 180, "force_terminal": False}
-    tabulate = nn.tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
-    print(tabulate(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
-    print(f"{forward_flops(net):.4g} FLOPs per volume, forward")
+    render = tabulate(net, jax.random.key(0), depth=table.depth, console_kwargs=console)
+    print(render(np.zeros((1, *cfg.img_size, cfg.in_channels), np.float32)))
+    flops = forward_flops(net)
+    if flops is not None:
+        print(f"{flops:.4g} FLOPs per volume, forward")
     if table.batch:
         keep_for_accelerators()
     for batch in table.batch:
@@ -89,23 +93,30 @@ def summary(
         )
 
 
-def forward_flops(net: UNETR) -> float:
-    """Floating-point operations of one volume's forward pass, by XLA's count."""
-    return _lowered(net, 1).cost_analysis()["flops"]
+def forward_flops(net: UNETR) -> float | None:
+    """Returns the floating-point operations of one volume's forward pass, as XLA counts them.
+
+    None if XLA does not count them on this platform.
+    """
+    costs = _lowered(net, 1).cost_analysis()
+    return costs and costs["flops"]
 
 
 def forward_memory(net: UNETR, batch: int) -> tuple[int, int]:
-    """Bytes of intermediate results, and of all, that the compiled forward pass needs."""
+    """Returns bytes of intermediate results, and all bytes, of the compiled forward pass.
+
+    Raises:
+      ValueError: if the compiler of this platform does not tell.
+    """
     memory = _lowered(net, batch).compile().memory_analysis()
+    if memory is None:
+        raise ValueError(f"--batch: {jax.default_backend()}'s compiler tells no sizes of memory")
     temporary = memory.temp_size_in_bytes
     return temporary, temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def _lowered(net: UNETR, batch: int) -> jax.stages.Lowered:
-    cfg = net.config
-    image = jax.ShapeDtypeStruct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), image)
-    return jax.jit(net.apply).lower(variables, image)
+    return jax.jit(net.apply).lower(abstract_variables(net), abstract_image(net.config, batch))
 
 
 def _fresh(sizes: Sizes, told: Told) -> UNETRConfig:

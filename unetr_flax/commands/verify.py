@@ -1,4 +1,4 @@
-"""`unetr verify`: a PyTorch model and its port, side by side on the same input."""
+"""`unetr verify`: comparison of a PyTorch model and its port on the same input."""
 
 import dataclasses
 from pathlib import Path
@@ -20,16 +20,16 @@ class ParityError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class VerifyOptions:
-    """What to run them on."""
+    """The volumes that both models are run on."""
 
     volume: Path | None = None
     """A NIfTI volume to compare on too, its middle cut or filled to the model's window."""
 
     batch: int = 1
-    """Random volumes. Every module's output is kept for both models."""
+    """Number of random volumes. Every module's output is kept for both models."""
 
     seed: int = 0
-    """Of the random volumes."""
+    """Seed of the random volumes."""
 
 
 def verify(
@@ -44,9 +44,9 @@ def verify(
     monai.
 
     Args:
-      source: PyTorch file, or folder of ours.
-      volumes: What to run them on.
-      told: What the shapes in a PyTorch file do not tell.
+      source: PyTorch file, or model folder.
+      volumes: The volumes that both models are run on.
+      told: Facts about the model in a PyTorch file that its shapes do not tell.
     """
     if volumes.batch < 1:
         raise CheckpointError(f"--batch {volumes.batch}: must be at least 1")

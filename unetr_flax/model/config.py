@@ -16,7 +16,7 @@ from unetr_flax.model.decoder_spec import (
     decoder_stages,
     doubling_widths,
 )
-from unetr_flax.model.family_spec import FAMILIES, FamilySpec
+from unetr_flax.model.family_spec import FAMILY_SPECS, FamilySpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class UNETRConfig:
     """Sizes and options of a UNETR (Hatamizadeh et al. 2022, section 3.1).
 
     Build one with a preset, `reference`, `monai` or `tamasino52`, or from a checkpoint with
-    `from_torch`; the constructor takes the same facts resolved.
+    `unetr_flax.weights.infer_config`; the constructor takes the same facts resolved.
 
     Attributes:
-      family: "reference", "monai" or "tamasino52": what is not a matter of sizes, see `FamilySpec`.
+      family: "reference", "monai", "tamasino52" or another registered family, whose properties
+        beside sizes are its `FamilySpec`.
       img_size: voxels per spatial axis; any number of axes.
       in_channels: channels of the image.
       out_channels: channels of the logits, one per class.
@@ -260,13 +261,6 @@ class UNETRConfig:
         )
 
     @classmethod
-    def from_torch(cls, state_dict: Mapping[str, Any], **told: Any) -> Self:
-        """The configuration of a PyTorch checkpoint; see `unetr_flax.weights.infer_config`."""
-        from unetr_flax.weights.infer import infer_config
-
-        return infer_config(state_dict, **told)
-
-    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; also takes lists where JSON has turned tuples into them."""
         names = {field.name for field in dataclasses.fields(cls)}
@@ -296,22 +290,16 @@ class UNETRConfig:
         self._check_decoder()
 
     def _check_options(self) -> None:
-        _one_of("family", self.family, FAMILIES)
+        _one_of("family", self.family, FAMILY_SPECS)
         _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
         _one_of("norm", self.norm, ("batch", "instance", "group"))
-        _one_of(f"family={self.family!r}, block", self.block, FAMILIES[self.family].blocks)
+        family = f"family={self.family!r}"
+        _one_of(f"{family}, block", self.block, self.family_spec.blocks)
         for name in ("qkv_bias", "skip_convs", "norm_affine"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
-        if self.family != "monai":
-            for name, value in (
-                ("proj_type", "conv"),
-                ("norm", "batch"),
-                ("qkv_bias", True),
-                ("skip_convs", True),
-                ("norm_affine", True),
-            ):
-                _one_of(f"family={self.family!r}, {name}", getattr(self, name), (value,))
+        for name, value in self.family_spec.fixed:
+            _one_of(f"{family}, {name}", getattr(self, name), (value,))
         if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be in [0, 1)")
 
@@ -348,7 +336,7 @@ class UNETRConfig:
             raise ValueError(
                 f"channels={self.channels}: must be {NUM_STAGES} widths, each twice the one before"
             )
-        if self.family != "monai" and self.channels[0] < 2:
+        if self.block == "conv" and self.channels[0] < 2:
             raise ValueError(f"channels={self.channels}: must be at least 2")
         if self.norm == "group":
             groups = _integer("norm_groups", self.norm_groups)
@@ -379,8 +367,8 @@ class UNETRConfig:
 
     @property
     def family_spec(self) -> FamilySpec:
-        """What the configuration has in common with its family."""
-        return FAMILIES[self.family]
+        """Properties that all models of the family have in common."""
+        return FAMILY_SPECS[self.family]
 
     @property
     def attention_scale(self) -> float:

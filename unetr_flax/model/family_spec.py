@@ -1,26 +1,29 @@
-"""The families of UNETR whose weights people hold, and what tells them apart but for sizes."""
+"""Properties that all models of a family have in common, whatever their sizes."""
 
 import dataclasses
+from typing import Any
 
 from unetr_flax.model.choices import Activation, Block, Sublayer
 
 
 @dataclasses.dataclass(frozen=True)
 class FamilySpec:
-    """What all models of a family have in common, whatever their sizes.
+    """Properties of the models of one author.
 
     Attributes:
       scale_by_head: whether attention energies are divided by the square root of the head's width,
         rather than of the whole hidden size.
-      layer_norm_epsilon: what the transformer's norms add to a variance.
+      layer_norm_epsilon: number that the transformer's norms add to a variance.
       activation: "gelu" (exact) or "relu", in the feed-forward layers.
       final_norm: whether the last feature is normalized.
-      output_dropout: which sublayers drop units of their output too, "attention", "feed_forward".
+      output_dropout: the sublayers that drop units of their output too, "attention" and
+        "feed_forward".
       position_std: standard deviation of fresh position embeddings.
-      blocks: which decoder blocks the family is built of.
+      blocks: the decoder blocks that the models are built of.
       tapering_skips: whether the skips' towers narrow from stage to stage as the decoder does.
       early_narrowing: whether it is a stage's convolutions that narrow to the width of the next
         stage, rather than the next stage's up-sampling.
+      fixed: fields of `UNETRConfig` that have one value in all models, as pairs of name and value.
     """
 
     scale_by_head: bool
@@ -32,9 +35,19 @@ class FamilySpec:
     blocks: tuple[Block, ...]
     tapering_skips: bool
     early_narrowing: bool
+    fixed: tuple[tuple[str, Any], ...] = ()
 
 
-FAMILIES = {
+# The options of a model that is built of Conv-BatchNorm-ReLU blocks only.
+CONV_BLOCKS_ONLY = (
+    ("proj_type", "conv"),
+    ("norm", "batch"),
+    ("qkv_bias", True),
+    ("skip_convs", True),
+    ("norm_affine", True),
+)
+
+FAMILY_SPECS: dict[str, FamilySpec] = {
     # The article's model, `unetr_torch_ref.UNETR`.
     "reference": FamilySpec(
         scale_by_head=False,
@@ -46,6 +59,7 @@ FAMILIES = {
         blocks=("conv",),
         tapering_skips=False,
         early_narrowing=True,
+        fixed=CONV_BLOCKS_ONLY,
     ),
     # monai.networks.nets.UNETR.
     "monai": FamilySpec(
@@ -70,5 +84,21 @@ FAMILIES = {
         blocks=("conv",),
         tapering_skips=True,
         early_narrowing=False,
+        fixed=CONV_BLOCKS_ONLY,
     ),
 }
+
+
+def register_spec(name: str, spec: FamilySpec) -> None:
+    """Makes a family's models buildable, as `UNETRConfig(family=name, ...)`.
+
+    Args:
+      name: name of the family.
+      spec: properties of its models.
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+    if name in FAMILY_SPECS:
+        raise ValueError(f"family {name!r}: is registered already")
+    FAMILY_SPECS[name] = spec

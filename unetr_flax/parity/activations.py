@@ -1,4 +1,4 @@
-"""Rungs of one forward pass: output of every module, skip features, attention, stages, logits."""
+"""Comparison of one forward pass: outputs of modules, skip features, attention, stages, logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,54 +11,34 @@ from flax import traverse_util
 
 from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.ops.features import DeferredNorm, DeferredUpsample
 from unetr_flax.parity.compare import Row, compare
-from unetr_flax.parity.twins import Twins, channels_first, to_tensor
+from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
+from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
-# Kinds whose outputs are tokens [B, N, ...]; all others work on grids, channels last in Flax.
+# Kinds of modules whose outputs are tokens [B, N, ...]; others give grids, channels last in Flax.
 TOKEN_KINDS = ("embedding", "attention", "norm", "feed_forward", "linear", "qkv", "projection")
 
-# Outer modules of the same computation say nothing that their parts do not.
-WRAPPERS = ("single_conv", "single_conv_of_join", "single_deconv", "head")
+# Kinds of modules with one part, whose output is their own.
+WRAPPERS = ("single_conv", "single_fuse_conv", "single_deconv", "head")
 
-# How each family orders the features of a fused map to queries, keys and values; None for three
-# maps of their own, which have these names.
-QKV_ORDER = {"reference": "(h d qkv)", "monai": "(qkv h d)", "tamasino52": None}
-QKV_NAMES = ("query", "key", "value")
-
-# What the attention weights go through, in the attention module; it changes nothing in evaluation.
-ATTENTION_DROPOUT = {
-    "reference": "att_drop",
-    "monai": "drop_weights",
-    "tamasino52": "attn_dropout",
-}
-
-# The encoder, which returns its features, and the modules that end the decoder's stages.
-ENCODER = {"reference": "transformer", "monai": "vit", "tamasino52": "transformer"}
-CONV_STAGES = (
-    "decoder9_upsampler.2",
-    "decoder6_upsampler.1",
-    "decoder3_upsampler.1",
-    "decoder0_header.1",
-)
-STAGES = {
-    "reference": CONV_STAGES,
-    "monai": ("decoder5", "decoder4", "decoder3", "decoder2"),
-    "tamasino52": CONV_STAGES,
-}
+# Kinds of three linear maps that a family has in place of one for queries, keys and values.
+QKV_KINDS = ("query", "key", "value")
 
 # Arrays in PyTorch's layouts, by rung and then by PyTorch's name.
 Found = dict[str, dict[str, np.ndarray]]
 
 
 def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
-    """One row per module of both models, in order of depth, then skips, attention, stages, logits.
+    """Compares every module in order of depth, then skips, attention, stages and logits.
 
     Args:
       twins: both models and their image.
-      mask: attention mask [B, H, N, N] of the reference family; the others have none.
+      mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one (only the
+        reference does).
     """
 
     def evaluate(variables: Any, image: jax.Array) -> Any:
@@ -69,7 +49,7 @@ def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
 
 
 def found_rows(ours: Found, theirs: Found, suffix: str = "") -> list[Row]:
-    """All that both models give, compared; `suffix` goes to the rungs' names."""
+    """Compares all outputs of both models; `suffix` is added to the names of the rungs."""
     assert {k: list(v) for k, v in ours.items()} == {k: list(v) for k, v in theirs.items()}
     return [
         compare(rung + suffix, name, array, theirs[rung][name])
@@ -79,22 +59,18 @@ def found_rows(ours: Found, theirs: Found, suffix: str = "") -> list[Row]:
 
 
 def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
-    """What the PyTorch model gives in one evaluation."""
+    """Evaluates the PyTorch model and returns its outputs."""
     cfg = twins.cfg
+    torch_model = family_of(cfg).torch_model
     attention = {
-        f"{pair.torch_name}.{ATTENTION_DROPOUT[cfg.family]}": pair.torch_name
+        f"{pair.torch_name}.{torch_model.attention_dropout}": pair.torch_name
         for pair in module_pairs(cfg)
         if pair.kind == "attention"
     }
     modules = {pair.torch_name: negative_slope(pair, cfg) for pair in by_depth(cfg)}
-    stages = STAGES[cfg.family]
-    encoder = ENCODER[cfg.family]
-    outputs = _outputs(twins, mask, {*modules, *stages, *attention, encoder, ""})
-    if cfg.family == "monai":
-        last, hidden = outputs[encoder]
-        skips = [*(hidden[layer - 1] for layer in cfg.skip_layers[:-1]), last]
-    else:
-        skips = outputs[encoder]
+    names = {*modules, *attention, *torch_model.stages, torch_model.encoder, ""}
+    outputs = _outputs(twins, mask, names)
+    skips = torch_model.features(outputs[torch_model.encoder], cfg)
     return {
         "activations": {
             name: np.where(outputs[name] > 0, outputs[name], slope * outputs[name])
@@ -104,13 +80,13 @@ def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
             f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)
         },
         "attention maps": {name: outputs[key] for key, name in attention.items()},
-        "decoder stages": {name: outputs[name] for name in stages},
+        "decoder stages": {name: outputs[name] for name in torch_model.stages},
         "logits": {"logits": outputs[""]},
     }
 
 
 def _outputs(twins: Twins, mask: np.ndarray | None, names: set[str]) -> dict[str, Any]:
-    """Outputs of some PyTorch modules by name; the whole model's is "" """
+    """Evaluates the PyTorch model and returns outputs of modules by name; "" is the whole model."""
     outputs: dict[str, Any] = {}
     handles = []
     for name, module in twins.torch_model.named_modules():
@@ -122,14 +98,14 @@ def _outputs(twins: Twins, mask: np.ndarray | None, names: set[str]) -> dict[str
             handles.append(module.register_forward_hook(keep))
     options = {} if mask is None else {"mask": torch.from_numpy(mask)}
     with torch.no_grad():
-        twins.torch_model(to_tensor(twins.image), **options)
+        twins.torch_model(channels_first_tensor(twins.image), **options)
     for handle in handles:
         handle.remove()
     return outputs
 
 
 def _copied(output: Any) -> Any:
-    # A module after this one may write its own output over it.
+    # A later module may overwrite the output in place.
     if isinstance(output, torch.Tensor):
         return output.numpy(force=True).copy()
     return [_copied(part) for part in output]
@@ -142,14 +118,14 @@ def forward(
     image: jax.Array,
     mask: np.ndarray | None = None,
 ) -> Any:
-    """What the Flax model gives in one evaluation, as a tree of arrays that `jax.jit` can return.
+    """Evaluates the Flax model and returns its outputs as a tree of arrays, under `jax.jit` too.
 
     Args:
       cfg: the configuration.
       model: the model.
       variables: its variables.
       image: [B, *img_size, in_channels].
-      mask: attention mask [B, H, N, N].
+      mask: boolean attention mask [B, H, N, N].
     """
     (logits, skips, attention), state = model.apply(
         variables,
@@ -160,27 +136,28 @@ def forward(
         capture_intermediates=True,
         mutable=["intermediates"],
     )
-    calls = traverse_util.flatten_dict(state["intermediates"])
-    # The last call recorded at a path is the outermost module's.
+    calls: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state["intermediates"])
+    # Modules that share a path record their outputs there, the outermost module last.
     last = {path[:-1]: _computed(outputs[-1]) for path, outputs in calls.items()}
     return {
         "modules": {pair.torch_name: last[pair.flax_path] for pair in by_depth(cfg)},
         "skips": skips,
         "attention": attention,
-        "stages": [last["decoder", f"stage_{i}"] for i in range(len(CONV_STAGES))],
+        "stages": [last["decoder", f"stage_{i}"] for i in range(NUM_STAGES)],
         "logits": logits,
     }
 
 
 def _computed(output: Any) -> Any:
-    """What a module gave, as an array if it is one not computed yet."""
+    """Returns a module's output, computed if that was deferred."""
     return output.array() if isinstance(output, DeferredNorm | DeferredUpsample) else output
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
-    """What `forward` returned, in PyTorch's layouts."""
+    """Returns the outputs that `forward` returned in PyTorch's layouts."""
     pairs = list(by_depth(cfg))
     blocks = [pair.torch_name for pair in pairs if pair.kind == "attention"]
+    stages = family_of(cfg).torch_model.stages
     return {
         "activations": {
             pair.torch_name: in_torch_layout(tree["modules"][pair.torch_name], pair.kind, cfg)
@@ -191,15 +168,14 @@ def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
         },
         "attention maps": dict(zip(blocks, tree["attention"], strict=True)),
         "decoder stages": {
-            name: channels_first(stage)
-            for name, stage in zip(STAGES[cfg.family], tree["stages"], strict=True)
+            name: channels_first(stage) for name, stage in zip(stages, tree["stages"], strict=True)
         },
         "logits": {"logits": channels_first(tree["logits"])},
     }
 
 
 def negative_slope(pair: ModulePair, cfg: UNETRConfig) -> float:
-    """Of the LeakyReLU after a PyTorch norm that is a part of Flax's norm; 1 for none."""
+    """Returns the slope of the LeakyReLU that Flax's norm applies after PyTorch's, 1 for none."""
     if pair.kind == "batch_norm":
         return 0.0
     followed = ("norm1", "norm2") if cfg.block_style.block == "basic" else ("norm1",)
@@ -209,23 +185,24 @@ def negative_slope(pair: ModulePair, cfg: UNETRConfig) -> float:
 
 
 def by_depth(cfg: UNETRConfig) -> Iterator[ModulePair]:
-    """The modules to compare, outer before inner, block by block."""
+    """Yields the modules to compare, outer before inner, block by block."""
+    qkv = family_of(cfg).torch_model.qkv
     for pair in module_pairs(cfg):
         if pair.kind not in WRAPPERS:
             yield pair
-        if pair.kind == "attention" and QKV_ORDER[cfg.family] is None:
-            for name in QKV_NAMES:
-                yield ModulePair(f"{pair.torch_name}.{name}", (*pair.flax_path, "qkv"), name)
+        if pair.kind == "attention" and not isinstance(qkv, str):
+            for name, kind in zip(qkv, QKV_KINDS, strict=True):
+                yield ModulePair(f"{pair.torch_name}.{name}", (*pair.flax_path, "qkv"), kind)
 
 
 def in_torch_layout(x: Any, kind: str, cfg: UNETRConfig) -> np.ndarray:
-    """The output of a Flax module of some kind as PyTorch's module gives it."""
-    # Attention gives its weights too.
+    """Returns the output of a Flax module of some kind in the layout of PyTorch's module."""
+    # Attention returns a pair of output and weights.
     x = np.asarray(x[0] if isinstance(x, tuple) else x)
     if kind == "qkv":
-        return einops.rearrange(x, f"b n qkv h d -> b n {QKV_ORDER[cfg.family]}")
-    if kind in QKV_NAMES:
-        return einops.rearrange(x[:, :, QKV_NAMES.index(kind)], "b n h d -> b n (h d)")
+        return einops.rearrange(x, f"b n qkv h d -> b n {family_of(cfg).torch_model.qkv}")
+    if kind in QKV_KINDS:
+        return einops.rearrange(x[:, :, QKV_KINDS.index(kind)], "b n h d -> b n (h d)")
     if kind == "perceptron_embedding":
         return x.reshape(len(x), cfg.num_patches, cfg.hidden_size)
     return x if kind in TOKEN_KINDS else channels_first(x)

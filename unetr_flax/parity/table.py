@@ -1,19 +1,17 @@
-"""What a comparison found, for a person at a terminal."""
+"""The table of a comparison, for a person at a terminal."""
 
-import math
+import re
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from unetr_flax.parity.compare import TOLERANCE, Row
-
-# PyTorch modules that hold the encoder; all others are the decoder's parts.
-ENCODERS = ("transformer", "vit")
+from unetr_flax.weights.families import FAMILIES
 
 
 def print_table(rows: list[Row], console: Console | None = None) -> None:
-    """One line per block of the model, and at last one that counts what is within tolerance.
+    """Prints a line for each block of the model, and a last line that counts what holds.
 
     Args:
       rows: comparisons in any of the dtypes that there are tolerances for.
@@ -41,7 +39,15 @@ def print_table(rows: list[Row], console: Console | None = None) -> None:
 
 
 def lines(rows: list[Row]) -> list[tuple[str, ...]]:
-    """What is compared, how often, the worst error of each dtype and its ULPs, whether all hold."""
+    """Returns the lines of the table.
+
+    Args:
+      rows: comparisons.
+
+    Returns:
+      For each block of the model, or other kind of comparison: its name, number of comparisons,
+      worst error of each dtype and the same in ULPs, and whether all are within tolerance.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_group(row), []).append(row)
@@ -58,16 +64,14 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
     return found
 
 
-def _badness(row: Row) -> float:
-    return math.inf if math.isnan(row.relative) else row.relative
-
-
 def _group(row: Row) -> str:
-    """The block of the model that a module is in, "vit.blocks.3"; other comparisons by kind."""
+    """Returns the block of the model that a module is in, "vit.blocks.3"; other rungs by name."""
     rung, comma, condition = row.rung.partition(", ")
     if rung != "activations":
         return row.rung
-    outer, *inner = row.name.split(".")
-    if outer in ENCODERS:
-        outer = ".".join([outer, inner[0], *(part for part in inner[1:2] if part.isdigit())])
-    return outer + comma + condition
+    block = row.name.partition(".")[0]
+    for family in FAMILIES.values():
+        encoder = re.escape(family.torch_model.encoder)
+        if found := re.match(rf"{encoder}\.[^.]+(\.\d+(?=\.|$))?", row.name):
+            block = found[0]
+    return block + comma + condition

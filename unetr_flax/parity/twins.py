@@ -1,4 +1,4 @@
-"""The two models of one configuration, with the same weights and the same input."""
+"""Twins: the two models of one configuration, with the same weights and the same input."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.parity.torch_models import load_weights, torch_model_of
 from unetr_flax.weights import from_torch
+from unetr_flax.weights.counters import BATCH_COUNTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,17 @@ class Twins:
 
 
 def randomize(module: torch.nn.Module, seed: int) -> None:
-    """Gives every parameter and running statistic values that no layout error leaves alone."""
+    """Fills parameters and running statistics with values that no layout error leaves as they are.
+
+    Args:
+      module: the module, changed in place.
+      seed: seed of the values.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in module.state_dict().items():
             leaf = name.rpartition(".")[2]
-            if leaf == "num_batches_tracked":
+            if leaf == BATCH_COUNTER:
                 continue
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             if leaf == "running_var":
@@ -67,21 +73,21 @@ def make_twins(
     state_dict: Mapping[str, Any] | None = None,
     image: np.ndarray | None = None,
 ) -> Twins:
-    """Both models with random weights and statistics, or with those of a state dict.
+    """Makes both models with random weights and statistics, or with those of a state dict.
 
     Args:
       cfg: the configuration.
       dtype: "float32" or "float64"; the latter needs `precise()`.
       batch: volumes in the batch.
-      seed: of weights and image.
+      seed: seed of weights and image.
       state_dict: weights to use instead of random ones, as for `from_torch`.
-      image: what to use instead of a random one, [B, *img_size, in_channels].
+      image: image to use instead of a random one, [B, *img_size, in_channels].
     """
     torch_model = torch_model_of(cfg).to(getattr(torch, dtype)).eval()
     if state_dict is None:
         randomize(torch_model, seed)
         state_dict = torch_model.state_dict()
-    # First, because its errors say more.
+    # The conversion comes before load_weights, because its errors say more.
     variables = from_torch(state_dict, cfg)
     load_weights(torch_model, state_dict, cfg)
     if image is None:
@@ -99,16 +105,16 @@ def make_twins(
 
 @contextlib.contextmanager
 def precise() -> Iterator[None]:
-    """float64 where arrays are float64, and float32 products in full float32 on every platform."""
+    """Keeps float64 arrays float64, and float32 products in full float32 on every platform."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
 
 
 def channels_first(x: np.ndarray) -> np.ndarray:
-    """[B, *spatial, C] -> [B, C, *spatial]."""
+    """Moves the channels: [B, *spatial, C] -> [B, C, *spatial]."""
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def to_tensor(x: np.ndarray) -> torch.Tensor:
-    """A channels-last array as PyTorch's channels-first tensor."""
+def channels_first_tensor(x: np.ndarray) -> torch.Tensor:
+    """Copies a channels-last array [B, *spatial, C] to a tensor [B, C, *spatial]."""
     return torch.from_numpy(channels_first(x).copy())

@@ -1,4 +1,4 @@
-"""A checkpoint's PyTorch original and its port, side by side on the same input."""
+"""Comparison of a checkpoint's PyTorch model and its port on the same input."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ def verify(
       volume: images [b, *img_size, in_channels] to compare on too; the rungs of their rows end in
         ", volume".
       batch: random images to compare on.
-      seed: of the random images.
+      seed: seed of the random images.
 
     Raises:
       WeightsError: if the state dict does not fit the configuration.
-      TorchModelError: if the original is not installed, or does not take the weights.
+      TorchModelError: if the PyTorch model is not installed, or does not take the weights.
       ValueError: if the volume has another shape.
     """
     expected = (*cfg.img_size, cfg.in_channels)

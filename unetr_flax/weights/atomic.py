@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, even if the process is killed."""
+"""Writing of files that are replaced whole or not at all, even if the process is killed."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A new name beside `path` to write to; what is still there at the end is removed."""
+    """Yields a new name beside `path` to write to, and removes what is still there at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -18,7 +18,7 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the entries of a folder, are on the disk."""
+    """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,6 +27,6 @@ def sync(path: Path) -> None:
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Puts a staged file in its place, which is one indivisible step."""
+    """Puts a staged file in its place, in one indivisible step."""
     os.replace(temporary, path)
     sync(path.parent)

@@ -1,36 +1,33 @@
-"""State dicts of PyTorch to variables of Flax, and back, bit for bit."""
+"""Conversion of PyTorch state dicts to Flax variables and back, bit for bit."""
 
 import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
-from unetr_flax.weights.infer import recognize
+from unetr_flax.weights.errors import WeightsError
 from unetr_flax.weights.mapping import ArrayPair, array_pairs, module_pairs, table_of
-from unetr_flax.weights.unused_keys import COUNTER, known_unused
+from unetr_flax.weights.recognize import recognize
+from unetr_flax.weights.unused_keys import known_unused
 from unetr_flax.weights.unwrap import unwrap
 
 logger = logging.getLogger(__name__)
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit the model; the message lists all that is wrong."""
-
-
 def from_torch(state_dict: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, Any]:
-    """Flax variables from the state dict of a PyTorch model of any family and version.
+    """Converts the state dict of a PyTorch model of any family and version to Flax variables.
 
     Args:
       state_dict: PyTorch tensors or numpy arrays by key, or a checkpoint that holds such a state
-        dict, its keys with or without the prefixes of wrappers (`containers.unwrap`). Keys that no
-        version of the model applies are dropped, and logged.
+        dict, its keys with or without the prefixes of wrappers (`unwrap`). Keys that no version of
+        the model applies are dropped, and logged.
       cfg: the model's configuration, of the family that the keys belong to.
 
     Returns:
@@ -42,8 +39,8 @@ def from_torch(state_dict: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, Any
       CheckpointError: if there is no state dict, or it is no UNETR's that is known.
     """
     state_dict, _ = unwrap(state_dict)
-    if (family := recognize(state_dict)) != cfg.family:
-        raise WeightsError(f"state dict: is of family {family!r}, the model of {cfg.family!r}")
+    if (family := recognize(state_dict)).name != cfg.family:
+        raise WeightsError(f"state dict: is of family {family.name!r}, the model of {cfg.family!r}")
     given, dropped = drop_unused(state_dict, cfg)
     if dropped:
         logger.info("%d keys that the model never applies dropped: %s", len(dropped), dropped)
@@ -61,27 +58,38 @@ def from_torch(state_dict: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, Any
 def drop_unused(
     state_dict: Mapping[str, Any], cfg: UNETRConfig
 ) -> tuple[dict[str, Any], list[str]]:
-    """A state dict without the keys that no version of the model applies, and those keys."""
+    """Drops the keys that no version of the model applies.
+
+    Args:
+      state_dict: a bare state dict.
+      cfg: the model's configuration.
+
+    Returns:
+      The state dict without those keys, and the keys.
+    """
     needed = {key for pair in _pairs(cfg) for key in pair.torch_keys}
     unused = known_unused(cfg) - needed
-    dropped = [key for key in state_dict if key in unused or key.rpartition(".")[2] == COUNTER]
-    return {key: state_dict[key] for key in state_dict if key not in set(dropped)}, dropped
+    dropped = [key for key in state_dict if key in unused]
+    return {key: state_dict[key] for key in state_dict if key not in unused}, dropped
 
 
 def to_torch(variables: Mapping[str, Any], cfg: UNETRConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, as a state dict of numpy arrays.
+    """Converts Flax variables to a PyTorch state dict, the inverse of `from_torch`.
 
-    A tree of gradients {"params": grads} is mapped to PyTorch's names and layouts likewise: without
-    "batch_stats" the result has no running statistics.
+    A tree of gradients {"params": gradients} is converted likewise; without "batch_stats" the
+    result has no running statistics.
 
     Args:
       variables: Flax variables or {"params": gradients}, jax or numpy arrays.
       cfg: the model's configuration.
 
+    Returns:
+      Numpy arrays by key, dtypes kept.
+
     Raises:
       WeightsError: naming every leaf that is missing, unexpected or of another shape.
     """
-    given = traverse_util.flatten_dict(plain_tree(variables))
+    given: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(plain_tree(variables))
     expected = {
         path: shape
         for path, shape in flax_shapes(cfg).items()
@@ -121,18 +129,17 @@ def _unstack(array: np.ndarray, pair: ArrayPair) -> dict[str, np.ndarray]:
 
 @functools.cache
 def flax_shapes(cfg: UNETRConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shape of every leaf of the model's variables, from the model itself."""
-    x = jax.ShapeDtypeStruct((1, *cfg.img_size, cfg.in_channels), jnp.float32)
-    variables = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), x)
-    return {k: v.shape for k, v in traverse_util.flatten_dict(variables).items()}
+    """Returns the shape of every leaf of the model's variables by path."""
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(abstract_variables(UNETR(cfg)))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _torch_shapes(cfg: UNETRConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every key of the state dict."""
+    """Returns the shape of every key of the state dict."""
     shapes = flax_shapes(cfg)
     torch_shapes = {}
     for pair in _pairs(cfg):
-        # As large as the real one, but without its memory.
+        # A view of one number has the shape of the real array without its memory.
         array = np.broadcast_to(np.int8(0), shapes[pair.flax_path])
         array = pair.layout.to_torch(array, **_sizes(cfg))
         torch_shapes |= {key: part.shape for key, part in _unstack(array, pair).items()}
@@ -140,7 +147,16 @@ def _torch_shapes(cfg: UNETRConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(given: Mapping[str, tuple], expected: Mapping[str, tuple], what: str) -> None:
-    """Raises one error for everything in which the keys and shapes differ."""
+    """Compares keys and shapes.
+
+    Args:
+      given: the shapes that are there.
+      expected: the shapes that the model has.
+      what: their name, for the message.
+
+    Raises:
+      WeightsError: naming every key that is missing, unexpected or of another shape.
+    """
     problems = [f"missing: {key} {expected[key]}" for key in expected if key not in given]
     problems += [f"unexpected: {key} {given[key]}" for key in given if key not in expected]
     problems += [
@@ -154,18 +170,18 @@ def check_fit(given: Mapping[str, tuple], expected: Mapping[str, tuple], what: s
 
 
 def plain_tree(tree: Any) -> Any:
-    """Nested mappings of any class as dicts."""
+    """Returns nested mappings of any class as dicts."""
     if isinstance(tree, Mapping):
         return {str(key): plain_tree(value) for key, value in tree.items()}
     return tree
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A numpy array of a tensor or an array, in its own dtype."""
+    """Returns a tensor or an array as a numpy array of its own dtype."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     tensor = value.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
-        # numpy has no bfloat16 of its own; every bfloat16 is exactly a float32.
+        # Tensors of bfloat16 have no numpy(); every bfloat16 is exactly a float32.
         return tensor.float().numpy().astype(jnp.bfloat16)
     return tensor.numpy()

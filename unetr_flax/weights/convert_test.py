@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import WeightsError, from_torch, to_torch
 from unetr_flax.weights.mapping import array_pairs, module_pairs, table_of
 
@@ -27,8 +28,7 @@ CFG = UNETRConfig.reference(
 
 @pytest.fixture(scope="module")
 def variables():
-    x = jnp.zeros((1, *CFG.img_size, CFG.in_channels))
-    shapes = jax.eval_shape(UNETR(CFG).init, jax.random.key(0), x)
+    shapes = abstract_variables(UNETR(CFG))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
@@ -101,9 +101,11 @@ def test_misfit_variables_are_named_by_path(variables):
     assert "unexpected: params/decoder/head/scale (3,)" in str(error.value)
 
 
-def test_num_batches_tracked_is_the_one_key_that_may_be_there(variables):
+def test_counters_may_be_there(variables):
     state_dict = to_torch(variables, CFG)
     state_dict["decoder9.block.2.num_batches_tracked"] = np.int64(7)
+    state_dict["n_averaged"] = np.int64(3)
+    state_dict["epoch"] = 5
     assert_same(from_torch(state_dict, CFG), variables)
 
 
@@ -123,10 +125,10 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 import jax, numpy as np
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import from_torch, to_torch
 cfg = UNETRConfig.reference((16, 16, 16), 1, 2, 16, hidden_size=8, num_heads=2)
-image = np.zeros((1, 16, 16, 16, 1), np.float32)
-shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image)
+shapes = abstract_variables(UNETR(cfg))
 variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 from_torch(to_torch(variables, cfg), cfg)
 assert "torch" not in sys.modules

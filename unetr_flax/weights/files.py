@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from unetr_flax.weights.atomic import commit, staged, sync
 from unetr_flax.weights.convert import to_numpy
+from unetr_flax.weights.errors import CheckpointError, first_line
 from unetr_flax.weights.torch_files import (
     import_torch,
     is_torch,
@@ -21,34 +22,33 @@ from unetr_flax.weights.torch_files import (
     read_torch,
     to_tensor,
 )
-from unetr_flax.weights.unwrap import CheckpointError, first_line, unwrap
+from unetr_flax.weights.unwrap import unwrap
 
 SAFETENSORS_ENDING = ".safetensors"
 TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+BITS = (8, 16, 32, 64)
 
-# PyTorch's count of batches is the one entry of a state dict that is of integers.
-COUNT = "num_batches_tracked"
-
-# Names of types in the header of safetensors; what is not here no state dict of UNETR holds.
+# dtypes by their names in the header of safetensors. All that numpy has can be read, since counters
+# and ignored keys, which are dropped before weights must be of `FLOATS`, may have any.
 SAFETENSORS_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
+    **{f"{sign}{bits}": np.dtype(f"{sign.lower()}{bits // 8}") for sign in "IU" for bits in BITS},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDictFile:
-    """What a file held.
+    """The content of a file of weights.
 
     Attributes:
       state_dict: by key, numpy arrays from safetensors, CPU tensors from torch.save; all finite.
-      description: in words, what was unwrapped, as "state_dict of a checkpoint".
+      description: what was unwrapped and dropped, in words, as `unwrap` gives it.
       metadata: texts by name in the header of safetensors; empty for torch.save.
     """
 
@@ -57,18 +57,19 @@ class StateDictFile:
     metadata: dict[str, str]
 
 
-def read_state_dict(path: Path | str) -> StateDictFile:
+def read_state_dict(path: Path | str, ignore: Sequence[str] = ()) -> StateDictFile:
     """Reads the state dict in a file of safetensors or torch.save; its content says which.
 
     Args:
-      path: the file. One of torch.save needs torch, and may hold tensors and plain Python values
+      path: the file. A file of torch.save needs torch, and may hold tensors and plain Python values
         only (torch.load with weights_only=True).
+      ignore: glob patterns of keys that are no part of the model, as for `unwrap`.
 
     Raises:
       CheckpointError: if the file is missing, damaged or neither of the two; if reading it would
-        need to run code that it brings; if it holds no state dict (see `unwrap`); if a tensor is
-        not of floating numbers (`num_batches_tracked` is of integers), not finite, or claims more
-        numbers than are stored.
+        need to run code that it brings; if it holds no state dict, keys that do not belong to it,
+        or none that a pattern matches (see `unwrap`); if a tensor is not of floating numbers, not
+        finite, or claims more numbers than are stored.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -82,11 +83,11 @@ def read_state_dict(path: Path | str) -> StateDictFile:
             what = "neither safetensors nor a file of torch.save" if head else "an empty file"
             raise CheckpointError(f"{path}: {what}")
     try:
-        state_dict, description = unwrap(obj)
+        state_dict, description = unwrap(obj, ignore)
         state_dict = _checked(state_dict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    # A file can make tensors that fail at anything that is done with them.
+    # A file can make tensors whose every method fails.
     except Exception as error:
         raise CheckpointError(
             f"{path}: not a state dict of tensors ({first_line(error)})"
@@ -102,7 +103,7 @@ def write_state_dict(
     Args:
       path: ends in .safetensors, or in .pt, .pth, .ckpt or .bin for a plain dict of tensors by
         torch.save, which needs torch.
-      state_dict: arrays of numpy or jax, or tensors, by key; dtypes are kept.
+      state_dict: arrays of numpy or jax, or tensors, by key, and counters; dtypes are kept.
       metadata: texts by name for the header of safetensors; torch.save has no place for them.
 
     Raises:
@@ -119,10 +120,11 @@ def write_state_dict(
     if not path.parent.is_dir():
         raise CheckpointError(f"{path}: no folder {path.parent}")
     try:
-        plain, _ = unwrap(state_dict)
-        if plain.keys() != state_dict.keys():
+        weights, _ = unwrap(state_dict)
+        if not weights.keys() <= state_dict.keys():
             raise CheckpointError("must be a bare state dict, without a prefix on every key")
-        plain = _checked({k: v.cpu() if hasattr(v, "cpu") else v for k, v in plain.items()})
+        plain = {k: v.cpu() if hasattr(v, "cpu") else v for k, v in state_dict.items()}
+        plain |= _checked({key: plain[key] for key in weights})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: not written, {error}") from None
     with staged(path) as temporary:
@@ -137,7 +139,7 @@ def write_state_dict(
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a file of safetensors, and the texts of its header, as they are.
+    """Reads all arrays of a file of safetensors, and the texts of its header, as they are.
 
     Raises:
       CheckpointError: if the file is missing or damaged, or holds an unknown dtype.
@@ -147,7 +149,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The texts in the header of a file of safetensors, without reading its arrays.
+    """Reads the texts in the header of a file of safetensors, without its arrays.
 
     Raises:
       CheckpointError: if the file is missing or damaged.
@@ -192,12 +194,11 @@ def _read_safetensors(path: Path, file: BinaryIO) -> tuple[dict[str, np.ndarray]
 
 
 def _checked(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict with plain tensors; raises one error for the first unusable value."""
+    """Returns the state dict with plain tensors; raises an error for the first unusable value."""
     checked, broken = {}, {}
     for key, value in state_dict.items():
         dtype = str(value.dtype).removeprefix("torch.")
-        is_count = key.rpartition(".")[2] == COUNT and dtype.startswith("int")
-        if dtype not in FLOATS and not is_count:
+        if dtype not in FLOATS:
             raise CheckpointError(f"{key} is {dtype}, must be one of {', '.join(FLOATS)}")
         if hasattr(value, "detach"):
             checked[key] = plain_tensor(key, value)

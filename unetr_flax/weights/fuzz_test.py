@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import (
     CheckpointError,
     WeightsError,
@@ -35,8 +36,7 @@ KEY = "transformer.layers.1.1.fn.3.weight"
 
 
 def good_state_dict() -> dict[str, np.ndarray]:
-    x = jax.ShapeDtypeStruct((1, *CFG.img_size, CFG.in_channels), jnp.float32)
-    shapes = jax.eval_shape(UNETR(CFG).init, jax.random.key(0), x)
+    shapes = abstract_variables(UNETR(CFG))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
     return to_torch(variables, CFG)
@@ -167,8 +167,7 @@ LEGACY = {"_use_new_zipfile_serialization": False}
 SAVE = safetensors.numpy.save
 DAMAGED = "damaged safetensors"
 
-# Name: suffix, bytes of the file, what the message must say. {marker} is a path that no file may
-# ever make.
+# Name: suffix, bytes of the file, part of the message. `marker` is a path that no file may make.
 TABLE = {
     "empty": (".pt", lambda _: b"", "an empty file"),
     "empty safetensors": (".safetensors", lambda _: b"", DAMAGED),
@@ -256,7 +255,7 @@ TABLE = {
     "booleans in safetensors": (
         ".safetensors",
         lambda _: SAVE(changed(KEY, lambda a: a > 0)),
-        f"{KEY} is BOOL",
+        f"{KEY} is bool",
     ),
     "complex": (
         ".pt",
@@ -299,8 +298,8 @@ TABLE = {
     "key a number": (".pt", lambda _: torch_bytes({**tensors(), 7: torch.ones(3)}), "key 7"),
     "entry a number": (
         ".pt",
-        lambda _: torch_bytes({**tensors(), "epoch": 7}),
-        "of type int",
+        lambda _: torch_bytes({**tensors(), "best": 7}),
+        "entry 'best' is of type int",
     ),
     "shape transposed": (
         ".safetensors",
@@ -370,6 +369,24 @@ TABLE = {
         ),
         "loss_function.weight",
     ),
+    "keys of two models": (
+        ".pt",
+        lambda _: torch_bytes(
+            {f"{name}.{k}": v for name in ("student", "teacher") for k, v in tensors().items()}
+        ),
+        "models behind 'student.' and 'teacher.'",
+    ),
+    "counters that are arrays": (
+        ".pt",
+        lambda _: torch_bytes({**tensors(), "epoch": torch.arange(3)}),
+        "epoch is int64",
+    ),
+    "nothing but counters": (".pt", lambda _: torch_bytes({"epoch": 7}), "holds nothing"),
+    "a counter that is a bomb": (
+        ".pt",
+        lambda marker: torch_bytes({**tensors(), "epoch": Bomb(marker)}),
+        "mkdir",
+    ),
     "bomb in a pickle": (".pt", lambda marker: pickle.dumps(Bomb(marker), 2), "mkdir"),
     "bomb in a newer pickle": (".pt", lambda marker: pickle.dumps(Bomb(marker)), "torch.save"),
     "bomb in a state dict": (
@@ -424,7 +441,7 @@ TABLE = {
 
 
 def message(name: str, folder: Path) -> str:
-    """What is said of a file of the table; fails if it was read or executed."""
+    """Returns the message about a file of the table; fails if it was read or executed."""
     suffix, make, _ = TABLE[name]
     path = folder / f"checkpoint{suffix}"
     marker = folder / "marker"

@@ -1,20 +1,24 @@
-"""Which PyTorch module and array is which Flax module and array, for a configuration."""
+"""The modules and arrays of a configuration, with their names in PyTorch and in Flax."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.weights.families.monai import monai_table
-from unetr_flax.weights.families.reference import REFERENCE
-from unetr_flax.weights.families.tamasino52 import TAMASINO52
+from unetr_flax.weights.families import family_of
 from unetr_flax.weights.layouts import Layout
 from unetr_flax.weights.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
 class ModulePair:
-    """A module of both models: its PyTorch name, its Flax path, its kind."""
+    """A module that both models have.
+
+    Attributes:
+      torch_name: its name in the PyTorch model.
+      flax_path: its path in the Flax model.
+      kind: its kind, as in the table of names.
+    """
 
     torch_name: str
     flax_path: tuple[str, ...]
@@ -23,9 +27,12 @@ class ModulePair:
 
 @dataclasses.dataclass(frozen=True)
 class ArrayPair:
-    """An array of both models: its keys in the state dict, its path in the variables, its layout.
+    """An array that both models have.
 
-    Where PyTorch has several arrays, they are stacked, and the layout is that of the stack.
+    Attributes:
+      torch_keys: its key in the state dict; several keys if Flax stacks several PyTorch arrays.
+      flax_path: its path in the variables, collection first.
+      layout: the layout of the array, or of the stack.
     """
 
     torch_keys: tuple[str, ...]
@@ -34,14 +41,12 @@ class ArrayPair:
 
 
 def table_of(cfg: UNETRConfig) -> Table:
-    """The names of a configuration's family."""
-    if cfg.family == "monai":
-        return monai_table(cfg)
-    return {"reference": REFERENCE, "tamasino52": TAMASINO52}[cfg.family]
+    """Returns the names of modules and arrays of a configuration."""
+    return family_of(cfg).table(cfg)
 
 
 def module_pairs(cfg: UNETRConfig) -> Iterator[ModulePair]:
-    """Every module that both models have, outer before inner, block by block."""
+    """Yields every module that both models have, outer before inner, block by block."""
     table = table_of(cfg)
     for repeated, rows in itertools.groupby(table.rows, key=lambda row: "{layer}" in row[0]):
         block = list(rows)
@@ -53,7 +58,7 @@ def module_pairs(cfg: UNETRConfig) -> Iterator[ModulePair]:
 
 
 def with_parts(module: ModulePair, table: Table) -> Iterator[ModulePair]:
-    """A module and all that it is made of, outer before inner."""
+    """Yields a module and all modules that it is made of, outer before inner."""
     yield module
     for torch_name, flax_name, kind in table.parts.get(module.kind, ()):
         path = (*module.flax_path, flax_name) if flax_name else module.flax_path
@@ -61,7 +66,7 @@ def with_parts(module: ModulePair, table: Table) -> Iterator[ModulePair]:
 
 
 def array_pairs(modules: Iterable[ModulePair], table: Table) -> list[ArrayPair]:
-    """The arrays that the modules own, once each."""
+    """Returns the arrays that modules own themselves, once each."""
     pairs = []
     for module in modules:
         for names, collection, path, layout in table.arrays.get(module.kind, ()):

@@ -1,4 +1,4 @@
-"""Position embeddings for another image size."""
+"""Interpolation of position embeddings for another image size."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ import numpy as np
 from flax import traverse_util
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.weights.convert import WeightsError, plain_tree
+from unetr_flax.weights.convert import plain_tree
+from unetr_flax.weights.errors import WeightsError
 
 PATH = ("params", "encoder", "embedding", "position_embedding")
 
@@ -16,7 +17,7 @@ PATH = ("params", "encoder", "embedding", "position_embedding")
 def resize_position_embedding(
     cfg: UNETRConfig, variables: Mapping[str, Any], img_size: Sequence[int]
 ) -> tuple[UNETRConfig, dict[str, Any]]:
-    """The same model for images of another size: positions are interpolated between patches.
+    """Makes the same model for images of another size, its positions interpolated between patches.
 
     Interpolation is linear along each axis of the grid of patches, with the half-voxel centers
     and clamped edges of torch's `interpolate(mode="trilinear", align_corners=False)`.
@@ -35,7 +36,7 @@ def resize_position_embedding(
       ValueError: if the model cannot have this image size.
     """
     resized = dataclasses.replace(cfg, img_size=img_size)
-    leaves = traverse_util.flatten_dict(plain_tree(variables))
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(plain_tree(variables))
     expected = (1, cfg.num_patches, cfg.hidden_size)
     found = np.shape(leaves[PATH]) if PATH in leaves else "missing"
     if found != expected:
@@ -50,9 +51,9 @@ def resize_position_embedding(
 
 
 def _resize_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Linear interpolation to `size` points along one axis."""
+    """Interpolates linearly to `size` points along one axis."""
     last = array.shape[axis] - 1
-    # Centers of the new points, in units of the old ones, clamped to the outermost of these.
+    # Centers of the new points, in units of the old points and clamped to the outermost of them.
     centers = (np.arange(size) + 0.5) * (array.shape[axis] / size) - 0.5
     centers = np.clip(centers, 0, last)
     low = np.floor(centers).astype(int)

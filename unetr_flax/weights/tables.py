@@ -1,7 +1,7 @@
-"""What a table of names says: which PyTorch module is which Flax module, and what each holds.
+"""Tables of names: which PyTorch module is which Flax module, and which arrays each of them owns.
 
-A row pairs the two names of a module and says what kind it is; kinds are made of smaller kinds
-down to arrays, so that one table serves the conversion of weights and the comparison of outputs.
+A row pairs the two names of a module and says what kind of module it is. Kinds are made of smaller
+kinds, down to arrays, so one table serves the conversion of weights and the comparison of outputs.
 """
 
 import dataclasses
@@ -18,13 +18,18 @@ Array = tuple[str | tuple[str, ...], str, str, Layout]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The names of one family of models.
+    """The names of all modules and arrays of a model.
+
+    The comparison of outputs knows the kinds "embedding", "perceptron_embedding", "attention",
+    "qkv", "projection", "norm", "feed_forward" and "linear", whose outputs are tokens; "batch_norm"
+    and "channel_norm", which Flax computes with the activation that follows; and takes the outputs
+    of all other kinds for grids of voxels.
 
     Attributes:
-      rows: module by module, in order of depth.
-      parts: what a kind of module is made of, as rows relative to it. An empty Flax name: Flax has
-        no module of its own there, the outer one holds the arrays.
-      arrays: what a kind of module owns itself.
+      rows: the outermost modules, in order of depth.
+      parts: the modules that a kind is made of, as rows relative to it. An empty Flax name means
+        that Flax has no such module and the outer one owns the arrays.
+      arrays: the arrays that a kind owns itself.
     """
 
     rows: tuple[Row, ...]
@@ -33,12 +38,12 @@ class Table:
 
 
 def weight(name: str, layout: Layout) -> Array:
-    """A parameter that PyTorch calls "weight"."""
+    """Returns the entry of a parameter that PyTorch calls "weight"."""
     return ("weight", "params", name, layout)
 
 
 def bias(layout: Layout = layouts.IDENTITY) -> Array:
-    """A parameter that both call "bias"."""
+    """Returns the entry of a parameter that both frameworks call "bias"."""
     return ("bias", "params", "bias", layout)
 
 

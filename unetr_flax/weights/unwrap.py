@@ -1,71 +1,80 @@
 """The bare state dict inside what a checkpoint held."""
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unetr_flax.weights.counters import is_counter
+from unetr_flax.weights.errors import CheckpointError
+from unetr_flax.weights.recognize import locate
+
 # Entries under which training scripts put a state dict, beside epoch, optimizer and the like.
-ENTRIES = ("state_dict", "model_state_dict", "model", "net")
+ENTRIES = ("state_dict", "model_state_dict", "model", "net", "module")
 MOST_ENTRIES = 2
 
-# What wrappers put before every key: DataParallel and DDP, Lightning modules, torch.compile.
-PREFIXES = ("module.", "model.", "net.", "_model.", "network.", "_orig_mod.")
 
-# A Lightning module saves these beside its model, and no model has modules of such names.
-NOT_OF_A_MODEL = ("loss", "criterion", "metric")
+def unwrap(obj: Any, ignore: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """Finds the bare state dict in what a checkpoint held, and says what was taken off.
 
-
-class CheckpointError(ValueError):
-    """A file or object that cannot be used as a checkpoint; the message is one line."""
-
-
-def unwrap(obj: Any) -> tuple[dict[str, Any], str]:
-    """The bare state dict in what a checkpoint held, and in words what was unwrapped.
-
-    A state dict may stand under one or two of `ENTRIES` beside anything else. A prefix of
-    `PREFIXES` is removed, repeatedly, where every key has it.
+    A state dict may stand under one or two of `ENTRIES`, beside anything else. A prefix is removed
+    if the signature of a registered family stands behind it: the prefixes of DataParallel,
+    Lightning modules, torch.compile, DeepSpeed or any other wrapper. Counters of training steps
+    (`COUNTERS`) are dropped.
 
     Args:
       obj: what a file of torch.save or safetensors held.
+      ignore: glob patterns, such as "loss.*", of further keys to drop, as they stand in the state
+        dict or without the prefix.
 
     Returns:
-      Arrays or tensors by key, the same objects, and a description such as
-      "state_dict of a checkpoint, prefix 'module.' removed".
+      Arrays or tensors by key, the same objects, and a description such as "state_dict of a
+      checkpoint, prefix 'module.' removed, 1 counter dropped, 2 keys ignored".
 
     Raises:
-      CheckpointError: if there is no state dict or more than one, or if keys of a loss or metric
-        stand beside those of a model; the message names them.
+      CheckpointError: if there is no state dict or more than one; if keys that are not ignored
+        stand beside those of the model; if a pattern of `ignore` matches no key.
     """
-    entries, state_dict = _find(obj, MOST_ENTRIES) or ((), _checked(obj))
+    entries, held = _find(obj, ignore, MOST_ENTRIES) or ((), _checked(obj, ignore))
+    counters = {key for key, value in held.items() if is_counter(key, value)}
+    prefix = _prefix([key for key in held if key not in counters and not _matches(key, ignore)])
+    names = {key: key.removeprefix(prefix) if isinstance(key, str) else key for key in held}
+    ignored = {
+        key for key, name in names.items() if _matches(key, ignore) or _matches(name, ignore)
+    }
+    for pattern in ignore:
+        if not any(_matches(key, [pattern]) for key in (*names, *names.values())):
+            raise CheckpointError(f"ignore: {pattern!r} matches no key")
+    counters -= ignored
+    state_dict = {name: held[key] for key, name in names.items() if key not in counters | ignored}
+    if not state_dict:
+        raise CheckpointError("holds nothing but what is ignored")
     words = [" of ".join([*reversed(entries), "a checkpoint"]) if entries else "state dict"]
-    removed = []
-    while prefix := _common_prefix(state_dict):
-        state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        removed.append(repr(prefix))
-    if removed:
-        words.append(f"{'prefix' if len(removed) == 1 else 'prefixes'} {' '.join(removed)} removed")
-    return dict(state_dict), ", ".join(words)
+    if prefix:
+        words.append(f"prefix {prefix!r} removed")
+    if counters:
+        words.append(f"{_counted(len(counters), 'counter')} dropped")
+    if ignored:
+        words.append(f"{_counted(len(ignored), 'key')} ignored")
+    return state_dict, ", ".join(words)
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is a tensor or an array."""
+    """Returns whether a value is a tensor or an array."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = str(error).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else type(error).__name__
-
-
-def _find(obj: Any, entries_left: int) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
-    """The entries that lead to a state dict and the state dict, or None."""
+def _find(
+    obj: Any, ignore: Sequence[str], entries_left: int
+) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
+    """Returns the entries that lead to a state dict and the state dict, or None."""
     if not isinstance(obj, Mapping):
         return None
-    if obj and all(isinstance(key, str) and is_array(value) for key, value in obj.items()):
+    weights = _weights(obj, ignore)
+    if weights and all(isinstance(key, str) and is_array(value) for key, value in weights.items()):
         return (), obj
     if not entries_left:
         return None
-    found = {name: _find(obj.get(name), entries_left - 1) for name in ENTRIES}
+    found = {name: _find(obj.get(name), ignore, entries_left - 1) for name in ENTRIES}
     found = {name: inner for name, inner in found.items() if inner}
     if len(found) > 1:
         raise CheckpointError(f"state dicts under {' and '.join(found)}, there must be one")
@@ -74,8 +83,8 @@ def _find(obj: Any, entries_left: int) -> tuple[tuple[str, ...], Mapping[str, An
     return None
 
 
-def _checked(obj: Any) -> Mapping[str, Any]:
-    """Tells what keeps an object from being a state dict."""
+def _checked(obj: Any, ignore: Sequence[str]) -> Mapping[Any, Any]:
+    """Raises an error that tells what keeps an object from being a state dict."""
     wanted = f"must be arrays by name, or such under {', '.join(ENTRIES)}"
     if not isinstance(obj, Mapping):
         raise CheckpointError(f"holds an object of type {type(obj).__name__}, {wanted}")
@@ -83,7 +92,7 @@ def _checked(obj: Any) -> Mapping[str, Any]:
         raise CheckpointError(f"holds nothing, {wanted}")
     inner = next((name for name in ENTRIES if isinstance(obj.get(name), Mapping)), None)
     where = f"{inner}: " if inner else ""
-    for key, value in obj[inner].items() if inner else obj.items():
+    for key, value in _weights(obj[inner] if inner else obj, ignore).items():
         if not isinstance(key, str):
             raise CheckpointError(f"{where}key {_short(key)} is no string, {wanted}")
         if not is_array(value):
@@ -92,27 +101,39 @@ def _checked(obj: Any) -> Mapping[str, Any]:
     raise CheckpointError(f"{where}holds nothing, {wanted}")
 
 
-def _common_prefix(state_dict: Mapping[str, Any]) -> str | None:
-    """The prefix that every key has, if any.
+def _weights(obj: Mapping[Any, Any], ignore: Sequence[str]) -> dict[Any, Any]:
+    """Returns the entries that are neither counters nor ignored."""
+    return {
+        key: value
+        for key, value in obj.items()
+        if not is_counter(key, value) and not _matches(key, ignore)
+    }
+
+
+def _prefix(keys: Sequence[str]) -> str:
+    """Returns what stands before the names of a known model, "" if it is none.
 
     Raises:
-      CheckpointError: if only keys of a loss or metric lack it.
+      CheckpointError: if some keys do not have the prefix.
     """
-    for prefix in PREFIXES:
-        others = [key for key in state_dict if not key.startswith(prefix) or key == prefix]
-        if not others:
-            return prefix
-        if len(others) < len(state_dict) and all(_not_of_a_model(key) for key in others):
-            more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-            raise CheckpointError(
-                f"beside the model's keys {prefix}* there are {', '.join(others[:4])}{more}; "
-                "remove them from the state dict"
-            )
-    return None
+    prefix, _ = locate(keys) or ("", None)
+    beside = [key for key in keys if not key.startswith(prefix) or key == prefix]
+    if beside:
+        more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
+        pattern = beside[0].partition(".")[0] + ".*" * ("." in beside[0])
+        raise CheckpointError(
+            f"beside the model's keys {prefix}* there are {', '.join(beside[:4])}{more}; ignore "
+            f"them if they are no part of the model (--ignore '{pattern}')"
+        )
+    return prefix
 
 
-def _not_of_a_model(key: str) -> bool:
-    return any(word in key.partition(".")[0].lower() for word in NOT_OF_A_MODEL)
+def _matches(key: Any, patterns: Sequence[str]) -> bool:
+    return isinstance(key, str) and any(fnmatch.fnmatchcase(key, each) for each in patterns)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _short(key: Any) -> str:

@@ -1,76 +1,38 @@
-"""The names of `unetr_torch_ref.UNETR`."""
+"""Files of `unetr_torch_ref.UNETR`, the article's model."""
 
+import fractions
+from collections.abc import Sequence
+from typing import Any
+
+from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import layouts
+from unetr_flax.weights.families import conv_decoder
+from unetr_flax.weights.families.registry import Family, TorchModel
+from unetr_flax.weights.families.shapes import Shapes, image_size
 from unetr_flax.weights.tables import (
-    KERNEL_OF_CONV,
-    KERNEL_OF_DECONV,
     LAYER_NORM,
     LINEAR,
     POSITIONS,
     PROJECTION,
-    SCALE,
-    STATISTICS,
     Table,
     bias,
     weight,
 )
 
-DECODER_ROWS = (
-    ("decoder12_upsampler", "decoder/stage_0/upsample", "single_deconv"),
-    ("decoder9", "decoder/stage_0/skip_0", "deconv_block"),
-    ("decoder9_upsampler.0", "decoder/stage_0/fuse_0", "conv_block"),
-    ("decoder9_upsampler.1", "decoder/stage_0/fuse_1", "conv_block"),
-    ("decoder9_upsampler.2", "decoder/stage_0/fuse_2", "conv_block"),
-    ("decoder9_upsampler.3", "decoder/stage_1/upsample", "single_deconv"),
-    ("decoder6.0", "decoder/stage_1/skip_0", "deconv_block"),
-    ("decoder6.1", "decoder/stage_1/skip_1", "deconv_block"),
-    ("decoder6_upsampler.0", "decoder/stage_1/fuse_0", "conv_block"),
-    ("decoder6_upsampler.1", "decoder/stage_1/fuse_1", "conv_block"),
-    ("decoder6_upsampler.2", "decoder/stage_2/upsample", "single_deconv"),
-    ("decoder3.0", "decoder/stage_2/skip_0", "deconv_block"),
-    ("decoder3.1", "decoder/stage_2/skip_1", "deconv_block"),
-    ("decoder3.2", "decoder/stage_2/skip_2", "deconv_block"),
-    ("decoder3_upsampler.0", "decoder/stage_2/fuse_0", "conv_block"),
-    ("decoder3_upsampler.1", "decoder/stage_2/fuse_1", "conv_block"),
-    ("decoder3_upsampler.2", "decoder/stage_3/upsample", "single_deconv"),
-    ("decoder0.0", "decoder/stage_3/skip_0", "conv_block"),
-    ("decoder0.1", "decoder/stage_3/skip_1", "conv_block"),
-    ("decoder0_header.0", "decoder/stage_3/fuse_0", "conv_block"),
-    ("decoder0_header.1", "decoder/stage_3/fuse_1", "conv_block"),
-    ("decoder0_header.2", "decoder/head", "single_conv"),
-)
-
-DECODER_PARTS = {
-    "single_conv": (("block", "", "conv"),),
-    "single_deconv": (("block", "", "deconv"),),
-    "conv_block": (("block.0", "conv", "single_conv"), ("block.1", "norm", "batch_norm")),
-    "deconv_block": (
-        ("block.0", "deconv", "single_deconv"),
-        ("block.1", "conv", "single_conv"),
-        ("block.2", "norm", "batch_norm"),
-    ),
-}
-
-DECODER_ARRAYS = {
-    "conv": (KERNEL_OF_CONV, bias()),
-    "deconv": (KERNEL_OF_DECONV, bias()),
-    "batch_norm": (SCALE, bias(), *STATISTICS),
-}
-
-REFERENCE = Table(
+TABLE = Table(
     rows=(
         ("embedding", "encoder/embedding", "embedding"),
         ("transformer.layers.{layer}.0.norm", "encoder/block_{layer}/norm1", "norm"),
         ("transformer.layers.{layer}.0.fn", "encoder/block_{layer}/attention", "attention"),
         ("transformer.layers.{layer}.1.norm", "encoder/block_{layer}/norm2", "norm"),
         ("transformer.layers.{layer}.1.fn", "encoder/block_{layer}/feed_forward", "feed_forward"),
-        *DECODER_ROWS,
+        *conv_decoder.DECODER_ROWS,
     ),
     parts={
         "embedding": (("patch_embeddings", "projection", "conv"),),
         "attention": (("qkv", "qkv", "qkv"), ("projection", "projection", "projection")),
         "feed_forward": (("0", "expand", "linear"), ("3", "contract", "linear")),
-        **DECODER_PARTS,
+        **conv_decoder.DECODER_PARTS,
     },
     arrays={
         "embedding": (POSITIONS,),
@@ -78,6 +40,62 @@ REFERENCE = Table(
         "projection": PROJECTION,
         "linear": LINEAR,
         "norm": LAYER_NORM,
-        **DECODER_ARRAYS,
+        **conv_decoder.DECODER_ARRAYS,
     },
+)
+
+
+def _config(
+    shapes: Shapes,
+    *,
+    num_heads: int,
+    img_size: Sequence[int] | None,
+    skip_layers: Sequence[int] | None,
+    dropout_rate: float,
+) -> UNETRConfig:
+    rank = conv_decoder.spatial_rank(shapes)
+    patches = shapes.axes("embedding.patch_embeddings.weight", rank + 2)
+    hidden_size, in_channels, *patch_size = patches
+    _, tokens, _ = shapes.axes("embedding.position_embeddings", 3)
+    return UNETRConfig.reference(
+        img_size=image_size(img_size, patch_size, tokens),
+        in_channels=in_channels,
+        out_channels=conv_decoder.out_channels(shapes),
+        light_r=_light_r(conv_decoder.decoder_width(shapes)),
+        patch_size=tuple(patch_size),
+        hidden_size=hidden_size,
+        num_layers=shapes.count(r"transformer\.layers\.(\d+)\.0\.norm\.weight"),
+        num_heads=num_heads,
+        mlp_dim=shapes["transformer.layers.0.1.fn.0.weight"][0],
+        skip_layers=skip_layers,
+        dropout_rate=dropout_rate,
+    )
+
+
+def _light_r(width: int) -> Any:
+    # The exact divisor, since a float could truncate to a width one below.
+    return fractions.Fraction(64, width)
+
+
+def _torch_model(cfg: UNETRConfig) -> Any:
+    from unetr_torch_ref import UNETR
+
+    return UNETR(**conv_decoder.torch_arguments(cfg), light_r=_light_r(cfg.channels[0]))
+
+
+REFERENCE = Family(
+    name="reference",
+    signature="transformer.layers.",
+    table=lambda cfg: TABLE,
+    config=_config,
+    default_num_heads=8,
+    options=("skip_layers",),
+    torch_model=TorchModel(
+        make=_torch_model,
+        install="'unetr-flax[torch]'",
+        encoder="transformer",
+        stages=conv_decoder.STAGES,
+        qkv="(h d qkv)",
+        attention_dropout="att_drop",
+    ),
 )
