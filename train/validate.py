@@ -18,6 +18,7 @@ from train.state import TrainState
 from train.step import make_predict
 from unetr_flax import sliding_window_inference
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
+from unetr_flax.imaging.padding import centered_start, crop_or_pad
 
 
 class Evaluator:
@@ -75,7 +76,11 @@ class Evaluator:
             for i in range(len(cases)):
                 own, resampled = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                image, inner = _fill_window(resampled, self._config.img_size)
+                shape = resampled.label.shape
+                window = np.maximum(shape, self._config.img_size)
+                start = centered_start(shape, window)
+                # The background that training crops are filled with.
+                image = crop_or_pad(resampled.image, start, window, fill=resampled.background)
                 logits = sliding_window_inference(
                     image[None],
                     self._config.img_size,
@@ -84,30 +89,14 @@ class Evaluator:
                     mode="gaussian",
                     batch_size=windows_per_call(),
                 )[0]
-                yield own, _classes(logits[inner], own.label.shape)
+                logits = crop_or_pad(logits, [-s for s in start], shape)
+                yield own, _classes(logits, own.label.shape)
 
     def _load(self, case: Case) -> tuple[Sample, Sample]:
         own = load_case(case, self._modalities)
         if self._spacing is None:
             return own, own
         return own, load_case(case, self._modalities, self._spacing)
-
-
-def _fill_window(sample: Sample, window: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The image, extended to the window by the background that training crops are filled with.
-
-    Returns:
-      The image, and where in it the sample is.
-    """
-    margins = [max(w - n, 0) for n, w in zip(sample.label.shape, window, strict=True)]
-    shape = [n + m for n, m in zip(sample.label.shape, margins, strict=True)]
-    inner = tuple(
-        slice(m // 2, m // 2 + n) for n, m in zip(sample.label.shape, margins, strict=True)
-    )
-    image = np.empty((*shape, sample.image.shape[-1]), np.float32)
-    image[:] = sample.background
-    image[inner] = sample.image
-    return image, inner
 
 
 def _classes(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -81,6 +81,7 @@ def verify(
 def _window(path: Path, cfg: UNETRConfig) -> np.ndarray:
     """The middle of a volume, normalized, in the shape of the model's input."""
     from unetr_flax.imaging.nifti import read_volume
+    from unetr_flax.imaging.padding import centered_start, crop_or_pad
 
     image = read_volume(path).array.astype(np.float64)  # [X, Y, Z, C]
     if (cfg.spatial_rank, cfg.in_channels) != (3, image.shape[-1]):
@@ -89,11 +90,5 @@ def _window(path: Path, cfg: UNETRConfig) -> np.ndarray:
             f"{cfg.spatial_rank} and {cfg.in_channels}"
         )
     image = (image - image.mean()) / (image.std() or 1)
-    for axis, size in enumerate(cfg.img_size):
-        missing = max(size - image.shape[axis], 0)
-        widths = [(0, 0)] * image.ndim
-        widths[axis] = (missing // 2, missing - missing // 2)
-        image = np.pad(image, widths)
-        start = (image.shape[axis] - size) // 2
-        image = np.take(image, range(start, start + size), axis)
-    return image[None]
+    start = centered_start(image.shape[:-1], cfg.img_size)
+    return crop_or_pad(image, start, cfg.img_size)[None]

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from unetr_flax.imaging.padding import centered_start, crop_or_pad
+
 # Floor of the gaussian weights, so that no voxel is divided by nearly nothing (as in MONAI).
 MIN_WEIGHT = 1e-3
 
@@ -64,11 +66,9 @@ def sliding_window_inference(
         raise ValueError(f"overlap={overlap!r}: must be in [0, 1)")
     importance = _importance(roi, mode, sigma_scale)
 
-    padding = [max(r - s, 0) for s, r in zip(spatial, roi, strict=True)]
-    before = [p // 2 for p in padding]
-    if any(padding):
-        margins = [(b, p - b) for b, p in zip(before, padding, strict=True)]
-        volume = np.pad(volume, [(0, 0), *margins, (0, 0)])
+    padded = tuple(max(s, r) for s, r in zip(spatial, roi, strict=True))
+    start = centered_start(spatial, padded)
+    volume = crop_or_pad(volume, (0, *start), (len(volume), *padded))
     windows = _windows(volume.shape[1:-1], roi, overlap)
     places = [(b, *window) for b in range(len(volume)) for window in windows]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
@@ -103,8 +103,7 @@ def sliding_window_inference(
     for window in windows:
         weight[window] += importance
     total /= weight
-    inner = tuple(slice(b, b + s) for b, s in zip(before, spatial, strict=True))
-    return total[:, *inner]
+    return crop_or_pad(total, (0, *(-s for s in start)), (len(total), *spatial))
 
 
 def _windows(spatial: Sequence[int], roi: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
