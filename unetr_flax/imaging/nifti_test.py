@@ -6,14 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from unetr_flax.imaging.nifti import (
-    VolumeError,
-    normalize_ct,
-    normalize_mri,
-    read_labels,
-    read_volume,
-    write_labels,
-)
+from unetr_flax.imaging.nifti import read_labels, read_volume, write_labels
+from unetr_flax.imaging.volume import VolumeError
 
 nib = pytest.importorskip("nibabel")
 
@@ -265,41 +259,11 @@ def test_labels_must_be_whole_numbers(tmp_path):
         read_labels(tmp_path / "label.nii.gz")
 
 
-def test_ct_window():
-    hu = np.array([-1000.0, -175.0, 37.5, 250.0, 3000.0])
-    np.testing.assert_allclose(normalize_ct(hu), [0, 0, 0.5, 1, 1])
-
-
-def test_mri_is_normalized_by_its_body_whatever_its_unit():
-    rng = np.random.default_rng(0)
-    image = rng.gamma(4.0, 100.0, (10, 12, 8, 2))
-    image[:5] = 0
-    image[7, 0, 0] = 1e9
-    normalized = normalize_mri(image)
-    body = normalized[5:].reshape(-1, 2)
-    np.testing.assert_allclose(body.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(body.std(0), 1, rtol=1e-5)
-    np.testing.assert_allclose(normalize_mri(image * 1000), normalized, atol=1e-4)
-    assert np.isfinite(normalize_mri(np.zeros((3, 3, 3, 1)))).all()
-
-
-def test_mri_is_clipped_at_half_a_percent_and_each_channel_is_its_own():
-    image = np.zeros((1001, 1, 2, 2))
-    image[:, 0, 0, 0] = np.arange(1, 1002)
-    image[:, 0, 0, 1] = np.arange(1001, 0, -1) ** 2
-    normalized = normalize_mri(image)
-    for channel in range(2):
-        values = image[:, 0, 0, channel]
-        # Of 1001 numbers in order, the percentiles are the sixth from either end.
-        clipped = np.clip(values, *np.sort(values)[[5, -6]])
-        expected = (clipped - clipped.mean()) / clipped.std()
-        np.testing.assert_allclose(normalized[:, 0, 0, channel], expected, atol=1e-5)
-
-
 def test_without_nibabel_the_extra_is_named(tmp_path):
     code = (
         "import sys; sys.modules['nibabel'] = None\n"
-        "from unetr_flax.imaging.nifti import VolumeError, read_volume\n"
+        "from unetr_flax.imaging.nifti import read_volume\n"
+        "from unetr_flax.imaging.volume import VolumeError\n"
         "try: read_volume('x.nii')\n"
         "except VolumeError as error: print(error)\n"
     )
