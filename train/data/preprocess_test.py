@@ -96,3 +96,15 @@ def test_bad_validation_cases_are_found_too(dataset):
     dataset.cases[1].image.write_bytes(b"")
     with pytest.raises(BadCasesError, match=r"phantom_001\.nii\.gz: not a readable NIfTI file"):
         read_samples(dataset, dataset.cases[::2], Preprocessing.from_modalities(["CT"]))
+
+
+def test_other_processes_read_their_training_cases_after_the_check(dataset, monkeypatch):
+    checks, read = [], []
+    load = nib.load
+    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr("train.data.preprocess.is_main", lambda: False)
+    monkeypatch.setattr("train.data.preprocess.run_on_main", checks.append)
+    (sample,) = read_samples(dataset, dataset.cases[1:2], Preprocessing.from_modalities(["CT"]))
+    assert sample.name == dataset.cases[1].name
+    assert len(checks) == 1
+    assert sorted(read) == sorted([dataset.cases[1].image, dataset.cases[1].label])
