@@ -80,7 +80,7 @@ class Evaluator:
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                window = np.maximum(grid.shape, self._config.img_size)
+                window = np.maximum(grid.shape, self._config.img_size).tolist()
                 start = centered_start(grid.shape, window)
                 # Small scans are filled up as training crops are, not with the zeros of inference.
                 logits = sliding_window_inference(

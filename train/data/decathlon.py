@@ -107,21 +107,57 @@ def read_cases(
     """
     names = [case.name for case in cases]
     problems = [f"{n}: listed {names.count(n)} times in dataset.json" for n in _repeated(names)]
-    results = []
+    results: list[T] = []
 
-    def read(case: Case) -> tuple[list[str], T | None]:
-        volume, labels, found = _read(case, dataset)
-        return found, None if found else use(case, volume, labels)
+    def read(case: Case) -> T | BadCasesError:
+        try:
+            volume, labels = read_case(dataset, case)
+        except BadCasesError as error:
+            return error
+        return use(case, volume, labels)
 
     with ThreadPoolExecutor(READERS) as pool:
-        for done, (found, result) in enumerate(pool.map(read, cases), start=1):
-            problems += found
-            results.append(result)
+        for done, result in enumerate(pool.map(read, cases), start=1):
+            if isinstance(result, BadCasesError):
+                problems.append(str(result))
+            else:
+                results.append(result)
             if progress is not None:
                 progress(done)
     if problems:
         raise BadCasesError("\n".join(problems))
     return results
+
+
+def read_case(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray]:
+    """Reads and checks one case.
+
+    Returns:
+      The image; and class ids [X, Y, Z], int32, on the same grid.
+
+    Raises:
+      BadCasesError: with all that is wrong, one line per file.
+    """
+    problems = []
+    image = label_map = None
+    try:
+        image = read_volume(case.image)
+    except VolumeError as error:
+        problems.append(str(error))
+    try:
+        label_map = read_labels(case.label)
+    except VolumeError as error:
+        problems.append(str(error))
+    if image is not None and image.array.shape[-1] != len(dataset.modalities):
+        problems.append(
+            f"{case.image}: {image.array.shape[-1]} channels, dataset.json has "
+            f"{len(dataset.modalities)} modalities"
+        )
+    if label_map is not None:
+        problems += _label_problems(dataset, case, image, *label_map)
+    if problems or image is None or label_map is None:
+        raise BadCasesError("\n".join(problems))
+    return image, label_map[0]
 
 
 def split(
@@ -173,30 +209,8 @@ def _repeated(names: list[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _read(case: Case, dataset: Dataset) -> tuple[Volume | None, np.ndarray | None, list[str]]:
-    """Reads image and labels of a case, and lists everything that is wrong with them."""
-    problems = []
-    image = labels = affine = None
-    try:
-        image = read_volume(case.image)
-    except VolumeError as error:
-        problems.append(str(error))
-    try:
-        labels, affine = read_labels(case.label)
-    except VolumeError as error:
-        problems.append(str(error))
-    if image is not None and image.array.shape[-1] != len(dataset.modalities):
-        problems.append(
-            f"{case.image}: {image.array.shape[-1]} channels, dataset.json has "
-            f"{len(dataset.modalities)} modalities"
-        )
-    if labels is not None:
-        problems += _label_problems(case, dataset, image, labels, affine)
-    return image, labels, problems
-
-
 def _label_problems(
-    case: Case, dataset: Dataset, image: Volume | None, labels: np.ndarray, affine: np.ndarray
+    dataset: Dataset, case: Case, image: Volume | None, labels: np.ndarray, affine: np.ndarray
 ) -> list[str]:
     """Lists what is wrong with a label map: its ids, or its grid compared with the image's."""
     unknown = sorted(set(np.unique(labels).tolist()) - set(range(len(dataset.labels))))

@@ -96,8 +96,8 @@ def _window(path: Path, model: Model) -> np.ndarray:
             f"{cfg.spatial_rank} and {cfg.in_channels}"
         )
     if preprocessing is None:
-        names = [f"channel {i}" for i in range(channels)]
-        preprocessing = Preprocessing(names, [ZScore()] * channels)
+        names = tuple(f"channel {i}" for i in range(channels))
+        preprocessing = Preprocessing(names, (ZScore(),) * channels)
         print(f"{path}: mean 0 and deviation 1, as the model's own preprocessing is not known")
     else:
         print(f"{path}: preprocessed as the model's folder says")

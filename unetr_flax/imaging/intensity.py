@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -129,10 +128,10 @@ def rule_from_dict(values: Any) -> IntensityRule:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number; True and False are not."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     # Integers may be too large for math.isfinite, and compare exactly.
-    return abs(value) <= sys.float_info.max
+    return bool(abs(value) <= sys.float_info.max)
 
 
 def _check_range(rule: Window | Percentiles, lowest: float, highest: float, allowed: str) -> None:

@@ -91,7 +91,7 @@ def foreground_box(image: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]
     Returns:
       Start and size of the box; the whole image if each of its channels is constant.
     """
-    inside = (image > background(image)).any(-1)
+    inside = np.asarray((image > background(image)).any(-1))
     if not inside.any():
         return (0,) * inside.ndim, inside.shape
     edges = [_edges(inside, axis) for axis in range(inside.ndim)]

@@ -77,7 +77,7 @@ class Preprocessing:
         modalities: Sequence[str],
         *,
         labels: Sequence[str] = (),
-        spacing: Sequence[float] | None = None,
+        spacing: tuple[float, float, float] | None = None,
         crop_foreground: bool = False,
     ) -> Self:
         """Builds the defaults for channels: "CT" is windowed, all else is normalized as MRI.
@@ -98,7 +98,7 @@ class Preprocessing:
         return cls(
             modalities,
             tuple(rule_of_modality(modality) for modality in modalities),
-            labels=labels,
+            labels=_tuple_of("labels", labels, str, "names"),
             spacing=spacing,
             crop_foreground=crop_foreground,
         )

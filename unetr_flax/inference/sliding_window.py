@@ -78,28 +78,27 @@ def sliding_window_inference(
         inputs = np.zeros((batch_size, *roi, volume.shape[-1]), volume.dtype)
         for i, place in enumerate(batch):
             inputs[i] = volume[place]
-        return predictor(inputs)
-
-    total = None
-    pending = predict(batches[0])
-    for i, batch in enumerate(batches):
-        outputs = pending
+        outputs = predictor(inputs)
         if outputs.ndim != volume.ndim or outputs.shape[:-1] != (batch_size, *roi):
             raise ValueError(
                 f"predictor: returned shape {outputs.shape}, must be "
                 f"({', '.join(map(str, (batch_size, *roi)))}, K)"
             )
-        if total is None:
-            dtype = np.promote_types(outputs.dtype, np.float32)
-            importance = importance.astype(dtype)[..., None]
-            total = np.zeros((*volume.shape[:-1], outputs.shape[-1]), dtype)
+        return outputs
+
+    pending = predict(batches[0])
+    dtype = np.promote_types(pending.dtype, np.float32)
+    importance = importance.astype(dtype)[..., None]
+    total = np.zeros((*volume.shape[:-1], pending.shape[-1]), dtype)
+    for i, batch in enumerate(batches):
+        outputs = pending
         # The next batch is dispatched first, so that device and host work at the same time.
         if i + 1 < len(batches):
             pending = predict(batches[i + 1])
         for place, logits in zip(batch, np.asarray(outputs), strict=False):
             total[place] += logits if mode == "constant" else logits * importance
 
-    weight = np.zeros((*volume.shape[1:-1], 1), total.dtype)
+    weight = np.zeros((*volume.shape[1:-1], 1), dtype)
     for window in windows:
         weight[window] += importance
     total /= weight
