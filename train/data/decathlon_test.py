@@ -21,7 +21,7 @@ def overwrite(path, change):
 
 
 def problems(dataset):
-    """What is wrong with the files of a data set, one line each."""
+    """Lists what is wrong with the files of a data set, one line each."""
     try:
         read_cases(dataset, dataset.cases, lambda *case: None)
     except BadCasesError as error:
@@ -31,7 +31,7 @@ def problems(dataset):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three good cases in the layout, with what real folders contain besides."""
+    """Writes three good cases in Decathlon layout, with the hidden files of real folders."""
     rng = np.random.default_rng(0)
     for name in ("imagesTr", "labelsTr"):
         (tmp_path / name).mkdir()

@@ -80,7 +80,7 @@ def test_nothing_is_left_of_a_data_set_that_could_not_be_written(tmp_path, monke
 
 
 class _With:
-    """A module with one function replaced."""
+    """A module with some of its functions replaced."""
 
     def __init__(self, module, **replaced):
         self._module = module

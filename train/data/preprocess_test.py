@@ -22,7 +22,7 @@ def dataset(tmp_path):
 def test_image_and_label_are_brought_to_the_same_grid():
     x = np.broadcast_to(np.arange(9)[:, None, None], SHAPE)
     labels = np.where(x < 4, 0, 3).astype(np.int32)
-    # Within the window, so that it stays a ramp.
+    # The ramp lies within the CT window, so it is not clipped.
     volume = Volume((20 * x[..., None] - 100).astype(np.float32), AFFINE)
     own = make_sample("case", volume, labels, Preprocessing.from_modalities(["CT"]))
     np.testing.assert_allclose(own.image[:, 3, 2, 0], (20 * np.arange(9) - 100 + 175) / 425)

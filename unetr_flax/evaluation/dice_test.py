@@ -35,7 +35,7 @@ def test_dice_by_hand():
     np.testing.assert_allclose(counts().per_case(), PER_CASE, rtol=1e-15)
     scores = counts().compute()
     np.testing.assert_allclose(scores.per_class, PER_CLASS, rtol=1e-15)
-    # Class 3 is left out, class 2 is not.
+    # The mean is over classes 1 and 2, as no voxel has class 3.
     np.testing.assert_allclose(scores.mean_foreground, (5 / 8 + 0) / 2, rtol=1e-15)
 
 
@@ -72,7 +72,7 @@ def test_no_case_at_all():
 
 
 def test_one_absent_class_of_a_case_does_not_lower_the_others():
-    # Class 2 is in one case of three only, class 1 in all.
+    # Class 1 is in all three cases, class 2 in one of them.
     prediction = np.array([[[0, 1]], [[0, 1]], [[2, 1]]])
     scores = DiceCounts.from_labels(prediction, prediction, 3).compute()
     np.testing.assert_array_equal(scores.per_class, [1, 1, 1])

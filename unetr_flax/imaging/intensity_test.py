@@ -34,7 +34,7 @@ def test_percentiles_normalize_the_body_whatever_its_unit():
 
 @pytest.mark.parametrize(("rule", "clipped"), [(Percentiles(), 5), (Percentiles(2, 98), 20)])
 def test_percentiles_are_those_of_the_nonzero_voxels(rule, clipped):
-    # Of 1001 numbers in order, the percentile 0.1 n is that with the index n.
+    # The percentile n / 10 of 1001 sorted numbers is the number with index n.
     values = np.arange(1001.0, 0, -1) ** 2
     ordered = np.clip(values, *np.sort(values)[[clipped, -1 - clipped]])
     expected = (ordered - ordered.mean()) / ordered.std()

@@ -52,7 +52,7 @@ def test_a_box_is_resampled_and_back():
     expected[0, 1, 1], expected[1, 2, 0] = 2, 1
     np.testing.assert_array_equal(coarse, expected)
     np.testing.assert_array_equal(COARSE.restore_labels(coarse), labels)
-    # Interpolated linearly, a ramp stays a ramp, between the outermost centers.
+    # Linear interpolation keeps a ramp, except beyond the outermost voxel centers.
     ramp = np.broadcast_to(np.arange(10.0)[:, None, None], (*SHAPE, 1))
     fine = COARSE.restore_logits(COARSE.sample_image(ramp))
     np.testing.assert_allclose(COARSE.sample_image(ramp)[:, :, :, 0][1, :, 1], [2.5, 4.5, 6.5])

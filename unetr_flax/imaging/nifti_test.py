@@ -16,7 +16,7 @@ ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SAL"]
 
 
 def save(path, array, codes="RAS", spacing=(0.8, 0.9, 5.0), oblique=False):
-    """Writes an array that is RAS in a file with another orientation."""
+    """Writes an array of the canonical grid to a file with another orientation."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (-10, 20, 30)
     if oblique:
@@ -123,7 +123,7 @@ def _missing(path):
 
 
 def _save_large(path):
-    """So large that the last voxel is not read together with the checksum after it."""
+    """Writes an image whose last voxel is not read in one block with the checksum after it."""
     save(path, np.random.default_rng(0).integers(0, 200, (40, 40, 40)).astype(np.uint8))
 
 
@@ -157,7 +157,7 @@ def _wrong_checksum(path):
 
 
 def _header(offset, value):
-    """Damage of bytes of an otherwise good file's header."""
+    """Makes a function that writes a good file and overwrites bytes of its header."""
 
     def damage(path):
         save(path, np.zeros(SHAPE, np.float32))

@@ -57,7 +57,7 @@ def test_scan_is_resampled_after_it_is_normalized():
 
 def test_foreground_is_cropped_before_the_scan_is_resampled():
     scan = volume(1)
-    # Below the window, so that noise in the air is no foreground.
+    # Air lies below the window, so its noise is no foreground.
     scan.array[:] = -500 - scan.array
     scan.array[2:8, 1:5, 3] = 100
     preprocessing = Preprocessing.from_modalities(

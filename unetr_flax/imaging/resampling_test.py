@@ -20,7 +20,7 @@ def test_interpolation_is_between_centers_of_voxels():
     fine = resample_linear(image, (18, 3, 1))
     assert fine.shape == (18, 3, 1, 2)
     assert fine.dtype == np.float32
-    # The centers of the fine voxels, in coarse voxels; beyond the outer centers nothing changes.
+    # Centers of the fine voxels, in coarse voxels; beyond the outermost the value is constant.
     centers = np.clip((np.arange(18) + 0.5) / 2 - 0.5, 0, 8)
     for y in range(3):
         np.testing.assert_allclose(fine[:, y, 0, 0], centers, atol=1e-6)

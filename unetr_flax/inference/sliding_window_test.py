@@ -83,7 +83,7 @@ def test_sigma_scale_widens_the_gaussian():
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("shape", [(7,), (5, 9), *SHAPES, (3, 4, 2, 5)])
 def test_identity_returns_the_volume(shape, overlap):
-    # Small integers, so that sums of them are exact.
+    # Sums of small integers are exact.
     volume = RNG.integers(-50, 50, (2, *shape, 3)).astype(np.float32)
     roi = (3, 4, 2, 3)[: len(shape)]
     constant = sliding_window_inference(volume, roi, lambda x: x, overlap, "constant")

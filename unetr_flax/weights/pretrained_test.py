@@ -71,12 +71,12 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A saved model, to be damaged."""
+    """Copies the saved model, to be damaged."""
     return shutil.copytree(saved, tmp_path / "model")
 
 
 def rewrite(folder, *, leaves=None, header=None):
-    """Another model.safetensors, and the config.json that belongs to it."""
+    """Writes model.safetensors and config.json with other leaves or another header."""
     old = read_raw(folder)
     text = json.dumps({**old, **(header or {})})
     leaves = flat(VARIABLES) if leaves is None else leaves
@@ -169,8 +169,8 @@ save_pretrained(sys.argv[1], test.OTHER, test.NEW)
 """
 
 
-# What is done to the disk, in order: mkdir, fsync of both files, unlink of config.json, fsync of
-# the folder, replace of model.safetensors, fsync, replace of config.json, fsync.
+# A save calls, in this order: mkdir, fsync of both files, unlink of config.json, fsync of the
+# folder, replace of model.safetensors, fsync, replace of config.json, fsync.
 @pytest.mark.parametrize("steps", [1, 3, 5, 6, 7])
 def test_a_killed_save_leaves_a_folder_that_loads(folder, steps):
     command = [sys.executable, "-c", KILL, str(folder), str(steps)]
@@ -184,7 +184,7 @@ def test_a_killed_save_leaves_a_folder_that_loads(folder, steps):
         assert cfg == OTHER
         assert_same(variables, NEW)
         assert read_metadata(folder)["provenance"] is None
-    # A later save is not in the way of what was left.
+    # Temporary files that were left behind do not disturb a later save.
     save_pretrained(folder, CFG, VARIABLES)
     assert load_pretrained(folder)[0] == CFG
 
@@ -299,7 +299,7 @@ def test_a_folder_of_version_1_loads_with_the_rules_of_then(tmp_path):
         ("CT",), (Window(-175, 250),), ("background", "box"), spacing=(1.5, 1.5, 3)
     )
     assert metadata["provenance"] == {"dataset": "Boxes", "fingerprint": "0", "step": 12}
-    # Saved again, the folder has the version of today.
+    # The folder has the current version after the model is saved again.
     save_pretrained(tmp_path, cfg, variables, preprocessing=metadata["preprocessing"])
     assert read_raw(tmp_path)["version"] == 2
     assert read_metadata(tmp_path)["preprocessing"] == metadata["preprocessing"]
