@@ -6,10 +6,10 @@ import sys
 from rich.console import Console
 
 from train import sharding as mesh
-from train.data.decathlon import DataError
+from train.data.decathlon import BadCasesError, DataError
 from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
-from train.run import BadCasesError, run
+from train.run import run
 from train.run_dir import OptionError, read_options, resume_command
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
 from unetr_flax.runtime.cudnn import CudnnError

@@ -1,6 +1,6 @@
-"""python -m train.export RUN FOLDER: the best model of a run as a folder that `unetr` takes.
+"""python -m train.export RUN FOLDER: saves the best model of a run as a folder that `unetr` takes.
 
-A run that reaches its end does so by itself; this is for those that are stopped before.
+A run that reaches its end does so by itself; this is for runs that are stopped before.
 """
 
 import argparse
@@ -13,23 +13,23 @@ import jax
 
 from train import sharding as devices
 from train.checkpoint import Checkpoints
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.weights import save_pretrained
 
 
 class ExportError(ValueError):
-    """A run that has nothing to export; the message is one line."""
+    """A run without a model to export; the message is one line."""
 
 
 def save_model(
     folder: Path, variables: dict[str, Any], record: dict[str, Any], step: int | None
 ) -> None:
-    """Saves a model with what `config.json` of its run knows of it.
+    """Saves a model of a run with its preprocessing and provenance.
 
     Args:
-      folder: where to; an older model there is replaced.
+      folder: where to save; an older model there is replaced.
       variables: "params" and "batch_stats".
-      record: the run's `config.json`.
+      record: the content of the run's `config.json`.
       step: how many steps the model has taken.
     """
     dataset = record["dataset"]
@@ -37,11 +37,7 @@ def save_model(
         folder,
         UNETRConfig.from_dict(record["model"]),
         variables,
-        preprocessing={
-            "modalities": dataset["modalities"],
-            "spacing": record["options"]["spacing"],
-            "labels": dataset["labels"],
-        },
+        preprocessing=run_preprocessing(record),
         provenance={
             "dataset": dataset["name"],
             "fingerprint": dataset["fingerprint"],
@@ -50,8 +46,23 @@ def save_model(
     )
 
 
+def run_preprocessing(record: dict[str, Any]) -> Preprocessing:
+    """Builds the preprocessing of a run from the content of its `config.json`."""
+    dataset = record["dataset"]
+    return Preprocessing.from_modalities(
+        dataset["modalities"], labels=dataset["labels"], spacing=record["options"]["spacing"]
+    )
+
+
 def export(run: Path, folder: Path) -> int:
-    """Saves the best model that a run has so far; returns its step.
+    """Saves the best model that a run has so far.
+
+    Args:
+      run: the run's folder.
+      folder: where to save the model; an older model there is replaced.
+
+    Returns:
+      The step of the model.
 
     Raises:
       ExportError: if there is no run, or it has not validated yet.
@@ -59,6 +70,7 @@ def export(run: Path, folder: Path) -> int:
     try:
         record = json.loads((run / "config.json").read_text(encoding="utf-8"))
         cfg = UNETRConfig.from_dict(record["model"])
+        run_preprocessing(record)
     except FileNotFoundError:
         raise ExportError(f"{run}: holds no run, it has no config.json") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -82,7 +94,11 @@ def export(run: Path, folder: Path) -> int:
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0, or 2 after one line that says what is wrong."""
+    """Runs the command line.
+
+    Returns:
+      The exit status: 0, or 2 after one line that says what is wrong.
+    """
     parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, its --out")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model goes")

@@ -6,10 +6,11 @@ import optax
 import pytest
 
 from train.checkpoint import Checkpoints
-from train.config import Config
+from train.config import Config, DataOptions
 from train.export import export, main
 from train.state import create_state
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax import UNETR, Preprocessing, UNETRConfig
+from unetr_flax.imaging.intensity import Window
 from unetr_flax.weights import load_pretrained, read_metadata
 
 CFG = UNETRConfig.reference(
@@ -30,7 +31,7 @@ def run(tmp_path, state):
     checkpoints.close()
     dataset = {"name": "Boxes", "labels": ["background", "a", "b"], "modalities": ["CT"]}
     record = {
-        "options": Config().to_dict(),
+        "options": Config(data=DataOptions(spacing=(1.0, 1.5, 2.0))).to_dict(),
         "model": CFG.to_dict(),
         "dataset": {**dataset, "fingerprint": "0", "validation": []},
     }
@@ -46,13 +47,11 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
     assert cfg == CFG
     jax.tree.map(np.testing.assert_array_equal, variables, dict(state.variables))
     metadata = read_metadata(folder)
-    assert metadata["preprocessing"] == {
-        "modalities": ["CT"],
-        "spacing": None,
-        "labels": ["background", "a", "b"],
-    }
+    assert metadata["preprocessing"] == Preprocessing(
+        ("CT",), (Window(-175, 250),), labels=("background", "a", "b"), spacing=(1, 1.5, 2)
+    )
     assert metadata["provenance"]["step"] == 12
-    # Again, over itself.
+    # A second export replaces the folder.
     assert export(run, folder) == 12
 
 
@@ -67,6 +66,10 @@ def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
     Checkpoints(tmp_path / "new" / "checkpoints").close()
     (tmp_path / "new" / "config.json").write_text((run / "config.json").read_text())
     assert "has not validated yet" in says(tmp_path / "new", tmp_path / "model")
+    record = json.loads((run / "config.json").read_text())
+    record["options"]["spacing"] = 2
+    (run / "config.json").write_text(json.dumps(record))
+    assert "config.json: spacing=2: must be None or 3 numbers" in says(run, tmp_path / "model")
     (run / "config.json").write_text("{}")
     assert "config.json: 'model'" in says(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from unetr_flax.ops.dtypes import at_least_float32
+
 # Keeps the Dice of a class that is absent from label and prediction at 1 (MONAI's default).
 SMOOTH = 1e-5
 
@@ -71,6 +73,6 @@ def _prepare(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array
         raise ValueError(
             f"labels: {labels.dtype}{labels.shape}, must be integers {logits.shape[:-1]}"
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
     return logits, labels[..., None] == classes

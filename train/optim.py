@@ -17,8 +17,8 @@ def learning_rate_schedule(peak: float, total_steps: int, warmup_fraction: float
     cosine = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup + 1))
 
     def schedule(count: jax.Array) -> jax.Array:
-        rising = peak * (count + 1) / warmup
-        return jnp.where(count + 1 < warmup, rising, cosine(count + 1 - warmup))
+        step = jnp.asarray(count + 1, jnp.float32)
+        return jnp.where(step < warmup, peak * step / warmup, cosine(step - warmup))
 
     return schedule
 

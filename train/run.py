@@ -1,11 +1,9 @@
 """One run from its options to its results: data, model, loop, table and picture."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from rich.progress import Progress as ProgressBar
 from train import sharding as devices
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data.decathlon import Case, Dataset, check_cases, read_dataset, split
+from train.data.decathlon import Case, Dataset, read_dataset, split
 from train.data.loader import Batches, auto_roi
 from train.data.phantoms import make_phantoms
-from train.data.preprocess import Sample, load_case
+from train.data.preprocess import Sample, read_samples
 from train.data.transforms import Augmentation
 from train.export import save_model
 from train.interrupt import Interrupt
@@ -34,16 +32,11 @@ from train.state import abstract_state, create_state
 from train.step import abstract_batch, make_train_step
 from train.validate import Evaluator
 from train.visualize import Column, save_predictions
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 PICTURED_CASES = 4
-LOADERS = 4
-
-
-class BadCasesError(ValueError):
-    """Files that cannot be trained on, one line each."""
 
 
 def run(cfg: Config) -> bool:
@@ -52,7 +45,7 @@ def run(cfg: Config) -> bool:
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
-      BadCasesError: if files of the data cannot be trained on.
+      train.data.decathlon.BadCasesError: if files of the data cannot be trained on.
       train.data.decathlon.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
     """
@@ -95,7 +88,7 @@ def _train(
     mesh = devices.make_mesh()
     sharding = devices.replicated(mesh)
     abstract = abstract_state(model, tx, sharding)
-    evaluator = Evaluator(model, val_cases, dataset.modalities, cfg.data.spacing, training.overlap)
+    evaluator = Evaluator(model, val_cases, _preprocessing(cfg, dataset), training.overlap)
     batches = Batches(
         train_samples,
         model_config.img_size,
@@ -180,25 +173,22 @@ def _prepare(
     model_config = _model_config(cfg, dataset, roi_size)
     train_cases, val_cases = split(dataset.cases, cfg.data.val_fraction, cfg.training.seed)
 
-    def check() -> None:
-        with _bar(console, "checking cases", len(dataset.cases)) as advance:
-            if problems := check_cases(dataset, advance):
-                raise BadCasesError("\n".join(problems))
-
-    devices.run_on_main(check)
-    with _bar(console, "reading cases", len(train_cases)) as advance:
-        samples = []
-        with ThreadPoolExecutor(LOADERS) as pool:
-            load = functools.partial(
-                load_case, modalities=dataset.modalities, spacing=cfg.data.spacing
-            )
-            for sample in pool.map(load, train_cases):
-                samples.append(sample)
-                advance(len(samples))
+    with _bar(console, "reading cases", len(dataset.cases)) as advance:
+        samples = read_samples(dataset, train_cases, _preprocessing(cfg, dataset), advance)
     if cfg.data.roi_size is None:
         shapes = [sample.label.shape for sample in samples]
         model_config = _model_config(cfg, dataset, auto_roi(shapes, cfg.model.patch_size))
     return dataset, samples, val_cases, model_config
+
+
+def _preprocessing(cfg: Config, dataset: Dataset) -> Preprocessing:
+    """Builds the preprocessing of a run: the defaults of the data's modalities, and --spacing."""
+    try:
+        return Preprocessing.from_modalities(
+            dataset.modalities, labels=dataset.labels, spacing=cfg.data.spacing
+        )
+    except ValueError as error:
+        raise OptionError(f"preprocessing: {error}") from None
 
 
 def _make_phantoms(folder: Path, cfg: Config, console: Console) -> None:

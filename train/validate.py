@@ -1,4 +1,4 @@
-"""Validation: whole volumes, segmented window by window, judged on their own grids."""
+"""Validation: whole scans, segmented window by window and judged on their own grids."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from scipy import ndimage
 
 from train.data.decathlon import Case
-from train.data.preprocess import Sample, load_case
+from train.data.preprocess import Sample
 from train.interrupt import Interrupt
 from train.sharding import local_copy, process_sum, windows_per_call
 from train.state import TrainState
 from train.step import make_predict
-from unetr_flax import sliding_window_inference
+from unetr_flax import Preprocessing, sliding_window_inference
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
+from unetr_flax.imaging.intensity import background
+from unetr_flax.imaging.model_grid import ModelGrid
+from unetr_flax.imaging.nifti import read_labels, read_volume
+from unetr_flax.imaging.padding import centered_start, crop_or_pad
 
 
 class Evaluator:
@@ -26,8 +29,7 @@ class Evaluator:
     Args:
       model: a UNETR; its img_size is the window.
       cases: what to segment.
-      modalities: name of each channel.
-      spacing: mm per voxel at which the model works; each case's own if None.
+      preprocessing: what is done to a scan before the model, and undone for the logits.
       overlap: fraction of the window that neighbors share.
     """
 
@@ -35,22 +37,20 @@ class Evaluator:
         self,
         model: nn.Module,
         cases: Sequence[Case],
-        modalities: Sequence[str],
-        spacing: Sequence[float] | None,
+        preprocessing: Preprocessing,
         overlap: float,
     ):
         self._config = model.config
         self._predict = make_predict(model)
         self._cases = cases
-        self._modalities = modalities
-        self._spacing = spacing
+        self._preprocessing = preprocessing
         self._overlap = overlap
 
     def __call__(self, state: TrainState, interrupt: Interrupt) -> DiceScores | None:
-        """Dice over all cases, each process doing its share; None if interrupted meanwhile."""
+        """Computes the Dice over all cases, each process doing its share; None if interrupted."""
         num_classes = self._config.out_channels
         mine = range(jax.process_index(), len(self._cases), jax.process_count())
-        # Every process fills in its own rows, so that their sum is the whole.
+        # Every process fills in the rows of its own cases, so that the sum has all rows.
         rows = np.zeros((3, len(self._cases), num_classes), np.int64)
         stopped = np.zeros((), np.int64)
         pairs = self.segment(local_copy(state.variables), [self._cases[i] for i in mine])
@@ -67,56 +67,42 @@ class Evaluator:
     def segment(
         self, variables: dict[str, Any], cases: Sequence[Case]
     ) -> Iterator[tuple[Sample, np.ndarray]]:
-        """Each case on its own grid, and the predicted class of each voxel, int32 [X, Y, Z]."""
+        """Segments cases one after the other.
+
+        Yields:
+          The normalized case and the predicted class of each voxel, int32 [X, Y, Z], both on the
+          scan's own grid.
+        """
         predict = functools.partial(self._predict, variables)
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
             for i in range(len(cases)):
-                own, resampled = loading.pop().result()
+                sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                image, inner = _fill_window(resampled, self._config.img_size)
+                window = np.maximum(grid.shape, self._config.img_size).tolist()
+                start = centered_start(grid.shape, window)
+                # Small scans are filled up as training crops are, not with the zeros of inference.
                 logits = sliding_window_inference(
-                    image[None],
+                    crop_or_pad(image, start, window, fill=background(image))[None],
                     self._config.img_size,
                     predict,
                     overlap=self._overlap,
                     mode="gaussian",
                     batch_size=windows_per_call(),
                 )[0]
-                yield own, _classes(logits[inner], own.label.shape)
+                logits = crop_or_pad(logits, [-first for first in start], grid.shape)
+                yield sample, grid.restore_logits(logits).argmax(-1).astype(np.int32)
 
-    def _load(self, case: Case) -> tuple[Sample, Sample]:
-        own = load_case(case, self._modalities)
-        if self._spacing is None:
-            return own, own
-        return own, load_case(case, self._modalities, self._spacing)
+    def _load(self, case: Case) -> tuple[Sample, np.ndarray, ModelGrid]:
+        """Reads a case: normalized on its own grid, its image on the model's grid, and that grid.
 
-
-def _fill_window(sample: Sample, window: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The image, extended to the window by the background that training crops are filled with.
-
-    Returns:
-      The image, and where in it the sample is.
-    """
-    margins = [max(w - n, 0) for n, w in zip(sample.label.shape, window, strict=True)]
-    shape = [n + m for n, m in zip(sample.label.shape, margins, strict=True)]
-    inner = tuple(
-        slice(m // 2, m // 2 + n) for n, m in zip(sample.label.shape, margins, strict=True)
-    )
-    image = np.empty((*shape, sample.image.shape[-1]), np.float32)
-    image[:] = sample.background
-    image[inner] = sample.image
-    return image, inner
-
-
-def _classes(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The most likely class of each voxel, after resampling the logits linearly to a grid."""
-    if logits.shape[:-1] != shape:
-        zoom = [new / old for new, old in zip(shape, logits.shape, strict=False)]
-        channels = [
-            ndimage.zoom(logits[..., k], zoom, order=1, mode="nearest", grid_mode=True)
-            for k in range(logits.shape[-1])
-        ]
-        logits = np.stack(channels, axis=-1)
-    return logits.argmax(-1).astype(np.int32)
+        The file was checked before training; it is read for each validation since the volumes of
+        all validation cases may be more than memory holds.
+        """
+        volume = read_volume(case.image)
+        labels, _ = read_labels(case.label)
+        image = self._preprocessing.normalize(volume)
+        grid = self._preprocessing.grid(image, volume.spacing)
+        sample = Sample(case.name, image, labels, volume.spacing)
+        return sample, grid.sample_image(image), grid

@@ -8,13 +8,14 @@ import pytest
 
 from train.data.decathlon import Case
 from train.validate import Evaluator
+from unetr_flax import Preprocessing
 
 WINDOW = (16, 8, 8)
 NOBODY = types.SimpleNamespace(requested=False)
 
 
 class Threshold(nn.Module):
-    """Class 1 where the image is above its middle; what it is given is all that it knows."""
+    """A stand-in for a model: class 1 where the image is above 0.5, class 0 elsewhere."""
 
     config: types.SimpleNamespace
 
@@ -24,23 +25,24 @@ class Threshold(nn.Module):
 
 @pytest.fixture
 def cases(tmp_path):
-    """Volumes larger and smaller than the window, whose bright half is class 1."""
+    """Writes volumes larger and smaller than the window, whose bright half is class 1."""
     cases = []
     for i, shape in enumerate([(21, 9, 13), (6, 12, 5), (17, 8, 8)]):
         label = np.zeros(shape, np.uint8)
         label[:, : shape[1] // 2 + i] = 1
         affine = np.diag([1.0, 2.0, 3.0, 1.0])
         case = Case(f"c{i}", tmp_path / f"image{i}.nii.gz", tmp_path / f"label{i}.nii.gz")
-        # From the lowest to the highest value of the CT window.
+        # The two intensities lie below and above the CT window.
         nib.save(nib.Nifti1Image(label.astype(np.int16) * 3000 - 1500, affine), case.image)
         nib.save(nib.Nifti1Image(label, affine), case.label)
         cases.append(case)
     return cases
 
 
-def evaluator(cases, spacing=None, modality="CT"):
+def evaluator(cases, modality="CT", **options):
     config = types.SimpleNamespace(img_size=WINDOW, in_channels=1, out_channels=2)
-    return Evaluator(Threshold(config), cases, (modality,), spacing, overlap=0.25)
+    preprocessing = Preprocessing.from_modalities([modality], **options)
+    return Evaluator(Threshold(config), cases, preprocessing, overlap=0.25)
 
 
 def state():
@@ -63,9 +65,31 @@ def test_resampling_is_undone(cases):
     for sample, prediction in pairs:
         assert prediction.shape == sample.label.shape
         assert sample.spacing == (1, 2, 3)
-        # The edge between the classes lies between voxels, so that it comes back where it was.
+        # Only voxels at the edge between the classes may change.
         assert (prediction == sample.label).mean() > 0.95
     assert evaluator(cases, spacing=(1.5, 1.0, 2.0))(state(), NOBODY).mean_foreground > 0.95
+
+
+def test_cropping_to_the_foreground_is_undone(cases):
+    for sample, prediction in evaluator(cases, crop_foreground=True).segment({}, cases):
+        np.testing.assert_array_equal(prediction, sample.label)
+    pairs = evaluator(cases, crop_foreground=True, spacing=(1.5, 1.0, 2.0)).segment({}, cases)
+    for sample, prediction in pairs:
+        assert (prediction == sample.label).mean() > 0.95
+
+
+def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
+    read, normalized = [], []
+    load, normalize = nib.load, Preprocessing.normalize
+    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(
+        Preprocessing,
+        "normalize",
+        lambda self, volume: normalized.append(volume) or normalize(self, volume),
+    )
+    evaluator(cases, spacing=(1.5, 1.0, 2.0))(state(), NOBODY)
+    assert sorted(read) == sorted(path for case in cases for path in (case.image, case.label))
+    assert len(normalized) == len(cases)
 
 
 def test_what_lies_outside_a_small_volume_looks_like_background(cases, monkeypatch):
@@ -80,7 +104,7 @@ def test_what_lies_outside_a_small_volume_looks_like_background(cases, monkeypat
     lowest = sample.image.min()
     assert lowest < 0
     assert min(x.min() for x in seen) == lowest
-    # 6 of 16, 5 of 8: the rest of the window is neither zero nor anything else.
+    # The scan fills 6 of 16 and 5 of 8 voxels; the rest has the lowest intensity, not zero.
     assert all(np.isin(x, [lowest, sample.image.max()]).all() for x in seen)
 
 

@@ -5,17 +5,26 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from unetr_flax.imaging.nifti import VolumeError, read_labels, read_volume
+from unetr_flax.imaging.nifti import read_labels, read_volume
+from unetr_flax.imaging.volume import Volume, VolumeError
 
-# Affines of one grid written by different programs differ in the last digits of float32.
-AFFINE_TOLERANCE = 1e-3
+# Affines of one grid differ in the last digits of float32 if different programs wrote them.
+AFFINE_TOLERANCE = 1e-3  # mm
+READERS = 4
+
+T = TypeVar("T")
 
 
 class DataError(ValueError):
     """A data set that cannot be trained on; the message names the file."""
+
+
+class BadCasesError(ValueError):
+    """Files that cannot be trained on, one line each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +44,13 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says.
+    """The content of dataset.json.
 
     Attributes:
       name: of the data set.
       modalities: name of each channel of the images, such as "CT" or "MRI".
       labels: name of each class by its id; 0 is the background.
-      cases: the labeled cases, by name.
+      cases: the labeled cases, ordered by name.
     """
 
     name: str
@@ -54,7 +63,7 @@ def read_dataset(folder: Path) -> Dataset:
     """Reads dataset.json of a folder with images and labels.
 
     Raises:
-      DataError: if it is missing, not JSON, has no cases, or lacks what is needed of it.
+      DataError: if the file is missing, is not JSON, or lacks cases, modalities or labels.
     """
     path = Path(folder) / "dataset.json"
     try:
@@ -76,28 +85,90 @@ def read_dataset(folder: Path) -> Dataset:
     )
 
 
-def check_cases(dataset: Dataset, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Opens every file and returns all that is wrong, one line per file; an empty list is good.
+def read_cases(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    use: Callable[[Case, Volume, np.ndarray], T],
+    progress: Callable[[int], None] | None = None,
+) -> list[T]:
+    """Reads and checks cases, and hands over each that is good; every file is read once.
 
     Args:
-      dataset: what to check.
+      dataset: the data set of the cases.
+      cases: which of its cases to read.
+      use: called with each good case, its image and its class ids [X, Y, Z], from several threads.
       progress: called with the number of cases done so far.
+
+    Returns:
+      The results of `use`, in the order of the cases.
+
+    Raises:
+      BadCasesError: after all cases are read, if any is not good; one line per bad file.
     """
-    names = [case.name for case in dataset.cases]
+    names = [case.name for case in cases]
     problems = [f"{n}: listed {names.count(n)} times in dataset.json" for n in _repeated(names)]
-    with ThreadPoolExecutor(4) as pool:
-        results = pool.map(lambda case: _check(case, dataset), dataset.cases)
-        for done, found in enumerate(results, start=1):
-            problems += found
+    results: list[T] = []
+
+    def read(case: Case) -> T | BadCasesError:
+        try:
+            volume, labels = read_case(dataset, case)
+        except BadCasesError as error:
+            return error
+        return use(case, volume, labels)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for done, result in enumerate(pool.map(read, cases), start=1):
+            if isinstance(result, BadCasesError):
+                problems.append(str(result))
+            else:
+                results.append(result)
             if progress is not None:
                 progress(done)
-    return problems
+    if problems:
+        raise BadCasesError("\n".join(problems))
+    return results
+
+
+def read_case(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray]:
+    """Reads and checks one case.
+
+    Returns:
+      The image; and class ids [X, Y, Z], int32, on the same grid.
+
+    Raises:
+      BadCasesError: with all that is wrong, one line per file.
+    """
+    problems = []
+    image = label_map = None
+    try:
+        image = read_volume(case.image)
+    except VolumeError as error:
+        problems.append(str(error))
+    try:
+        label_map = read_labels(case.label)
+    except VolumeError as error:
+        problems.append(str(error))
+    if image is not None and image.array.shape[-1] != len(dataset.modalities):
+        problems.append(
+            f"{case.image}: {image.array.shape[-1]} channels, dataset.json has "
+            f"{len(dataset.modalities)} modalities"
+        )
+    if label_map is not None:
+        problems += _label_problems(dataset, case, image, *label_map)
+    if problems or image is None or label_map is None:
+        raise BadCasesError("\n".join(problems))
+    return image, label_map[0]
 
 
 def split(
     cases: Sequence[Case], val_fraction: float, seed: int
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Training and validation cases; the same for the same names and seed, in whatever order.
+    """Splits cases into training and validation cases, by their names and a seed alone.
+
+    Args:
+      cases: the cases, in any order.
+      val_fraction: share of the cases that is kept for validation.
+      seed: of the choice.
 
     Raises:
       DataError: if either part would be empty.
@@ -115,7 +186,7 @@ def split(
 
 
 def _by_id(content: dict, field: str, path: Path) -> tuple[str, ...]:
-    """The names of {"0": name, "1": name, ...} in order."""
+    """Reads the names of {"0": name, "1": name, ...} in the order of their ids."""
     names = content.get(field)
     if not isinstance(names, dict) or not names:
         raise DataError(f'{path}: {field}: must be an object like {{"0": "name", ...}}')
@@ -138,38 +209,20 @@ def _repeated(names: list[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _check(case: Case, dataset: Dataset) -> list[str]:
-    problems = []
-    image = labels = None
-    try:
-        image = read_volume(case.image)
-    except VolumeError as error:
-        problems.append(str(error))
-    try:
-        labels, label_affine = read_labels(case.label)
-    except VolumeError as error:
-        problems.append(str(error))
-    if image is not None and image.array.shape[-1] != len(dataset.modalities):
-        problems.append(
-            f"{case.image}: {image.array.shape[-1]} channels, dataset.json has "
-            f"{len(dataset.modalities)} modalities"
-        )
-    if labels is not None:
-        unknown = sorted(set(np.unique(labels).tolist()) - set(range(len(dataset.labels))))
-        if unknown:
-            problems.append(
-                f"{case.label}: label ids {unknown}, dataset.json has 0 to "
-                f"{len(dataset.labels) - 1}"
-            )
-        elif image is not None and labels.shape != image.array.shape[:-1]:
-            problems.append(
-                f"{case.label}: shape {labels.shape}, its image has {image.array.shape[:-1]}"
-            )
-        elif image is not None and not np.allclose(
-            label_affine, image.affine, rtol=0, atol=AFFINE_TOLERANCE
-        ):
-            shift = float(np.abs(label_affine - image.affine).max())
-            problems.append(
-                f"{case.label}: affine differs from its image's by up to {shift:.3g} mm"
-            )
-    return problems
+def _label_problems(
+    dataset: Dataset, case: Case, image: Volume | None, labels: np.ndarray, affine: np.ndarray
+) -> list[str]:
+    """Lists what is wrong with a label map: its ids, or its grid compared with the image's."""
+    unknown = sorted(set(np.unique(labels).tolist()) - set(range(len(dataset.labels))))
+    if unknown:
+        return [
+            f"{case.label}: label ids {unknown}, dataset.json has 0 to {len(dataset.labels) - 1}"
+        ]
+    if image is None:
+        return []
+    if labels.shape != image.array.shape[:-1]:
+        return [f"{case.label}: shape {labels.shape}, its image has {image.array.shape[:-1]}"]
+    if not np.allclose(affine, image.affine, rtol=0, atol=AFFINE_TOLERANCE):
+        shift = float(np.abs(affine - image.affine).max())
+        return [f"{case.label}: affine differs from its image's by up to {shift:.3g} mm"]
+    return []

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from train.data.decathlon import DataError, check_cases, read_dataset, split
+from train.data.decathlon import BadCasesError, DataError, read_cases, read_dataset, split
 from train.data.phantoms import make_phantoms
 
 
@@ -20,9 +20,18 @@ def overwrite(path, change):
     write(path, array, image.affine)
 
 
+def problems(dataset):
+    """Lists what is wrong with the files of a data set, one line each."""
+    try:
+        read_cases(dataset, dataset.cases, lambda *case: None)
+    except BadCasesError as error:
+        return str(error).splitlines()
+    return []
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """Three good cases in the layout, with what real folders contain besides."""
+    """Writes three good cases in Decathlon layout, with the hidden files of real folders."""
     rng = np.random.default_rng(0)
     for name in ("imagesTr", "labelsTr"):
         (tmp_path / name).mkdir()
@@ -57,9 +66,31 @@ def test_reads_what_real_folders_have(folder):
     assert dataset.labels == ("background", "anterior", "posterior")
     assert [case.name for case in dataset.cases] == ["case_0", "case_1", "case_2"]
     assert dataset.cases[0].image == folder / "imagesTr/case_0.nii.gz"
+    assert problems(dataset) == []
+
+
+def test_good_cases_are_handed_over_in_order_from_one_read_of_each_file(folder, monkeypatch):
+    dataset = read_dataset(folder)
+    read = []
+    load = nib.load
+    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
     done = []
-    assert check_cases(dataset, done.append) == []
-    assert done == [1, 2, 3]
+    results = read_cases(dataset, dataset.cases[1:], lambda *case: case, done.append)
+    assert done == [1, 2]
+    assert [case for case, _, _ in results] == list(dataset.cases[1:])
+    assert sorted(read) == sorted(p for case in dataset.cases[1:] for p in (case.image, case.label))
+    for case, volume, labels in results:
+        np.testing.assert_array_equal(volume.array[..., 0], load(case.image).dataobj)
+        np.testing.assert_array_equal(labels, load(case.label).dataobj)
+
+
+def test_bad_cases_are_not_handed_over(folder):
+    (folder / "labelsTr/case_1.nii.gz").unlink()
+    dataset = read_dataset(folder)
+    used = []
+    with pytest.raises(BadCasesError, match=r"case_1\.nii\.gz: no such file$"):
+        read_cases(dataset, dataset.cases, lambda case, *_: used.append(case.name))
+    assert sorted(used) == ["case_0", "case_2"]
 
 
 def _remove_image(folder):
@@ -146,16 +177,14 @@ def _channels(folder):
 )
 def test_every_bad_file_is_one_line(folder, damage):
     expected = damage(folder)
-    problems = check_cases(read_dataset(folder))
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{folder}/{expected}")
-    assert "\n" not in problems[0]
+    (problem,) = problems(read_dataset(folder))
+    assert problem.startswith(f"{folder}/{expected}")
 
 
 def test_all_bad_files_are_told_at_once(folder):
     for i in range(3):
         (folder / f"labelsTr/case_{i}.nii.gz").unlink()
-    assert len(check_cases(read_dataset(folder))) == 3
+    assert len(problems(read_dataset(folder))) == 3
 
 
 @pytest.mark.parametrize(("shift", "count"), [(5e-4, 0), (2e-3, 1)])
@@ -164,7 +193,7 @@ def test_affines_may_differ_by_rounding_only(folder, shift, count):
     affine = np.eye(4)
     affine[1, 3] = shift
     write(path, np.asarray(nib.load(path).dataobj), affine)
-    assert len(check_cases(read_dataset(folder))) == count
+    assert len(problems(read_dataset(folder))) == count
 
 
 def test_image_and_label_of_one_grid_may_be_stored_in_different_orders(folder):
@@ -173,13 +202,13 @@ def test_image_and_label_of_one_grid_may_be_stored_in_different_orders(folder):
     label = nib.Nifti1Image(np.asarray(label.dataobj).copy(), label.affine)
     nib.save(label.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]])), path)
     assert nib.load(path).shape != (6, 5, 4)
-    assert check_cases(read_dataset(folder)) == []
+    assert problems(read_dataset(folder)) == []
 
 
 def test_repeated_case_is_told(folder):
     dataset = json.loads((folder / "dataset.json").read_text())
     describe(folder, training=[*dataset["training"], dataset["training"][0]])
-    assert check_cases(read_dataset(folder)) == ["case_0: listed 2 times in dataset.json"]
+    assert problems(read_dataset(folder)) == ["case_0: listed 2 times in dataset.json"]
 
 
 @pytest.mark.parametrize(
@@ -226,4 +255,4 @@ def test_real_decathlon_folder():
     if folder is None:
         pytest.skip("UNETR_DECATHLON does not name a folder in Decathlon layout")
     dataset = read_dataset(Path(folder))
-    assert check_cases(dataset) == []
+    assert problems(dataset) == []

@@ -1,4 +1,4 @@
-"""CT-like phantoms with several organs, as a data set in Decathlon layout."""
+"""Generated CT-like phantoms with several organs, as a data set in Decathlon layout."""
 
 import json
 import tempfile
@@ -10,13 +10,13 @@ from scipy import ndimage
 
 LABELS = ("background", "liver", "spleen", "kidneys")
 
-# Hounsfield units of a contrast-enhanced scan. Liver and spleen overlap, and vessels are as bright
-# as kidneys, so that position must tell them apart.
+# Hounsfield units of a contrast-enhanced scan. The intensities of liver and spleen overlap, and
+# vessels are as bright as kidneys, so a model has to tell them apart by their positions.
 AIR, FAT, MUSCLE, BOWEL, VESSEL, BONE = -1000, -100, 55, 40, 165, 400
 ORGAN_HU = {1: 105, 2: 115, 3: 170}
 
-# Class, center and half axes of each organ within the body, in units of the body's half axes; x to
-# the patient's right, y to the front, z to the head.
+# Class, center and half axes of each organ, in units of the body's half axes; x points to the
+# patient's right, y to the front, z to the head.
 ORGANS = (
     (3, (-0.36, -0.36, -0.25), (0.19, 0.25, 0.40)),
     (3, (0.36, -0.36, -0.32), (0.19, 0.25, 0.40)),
@@ -32,9 +32,9 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
     orientation of the file; the same seed gives the same data.
 
     Args:
-      folder: where; must not exist.
-      num_cases: how many cases.
-      seed: of everything random.
+      folder: the folder to make; must not exist.
+      num_cases: number of cases.
+      seed: of all random numbers.
 
     Raises:
       FileExistsError: if the folder exists.
@@ -50,7 +50,14 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
 
 
 def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One phantom: HU [X, Y, Z] int16, class ids [X, Y, Z] uint8, affine 4 x 4, axes RAS."""
+    """Makes one phantom on the canonical grid.
+
+    Args:
+      rng: source of all random numbers.
+
+    Returns:
+      Hounsfield units [X, Y, Z], int16; class ids [X, Y, Z], uint8; and the affine, 4 x 4.
+    """
     shape = rng.integers((44, 37, 18), (49, 41, 25))
     spacing = np.array([*[rng.uniform(6.0, 6.6)] * 2, rng.uniform(8.5, 10.0)])  # mm
     half_axes = rng.uniform(0.92, 1.08, 3) * (135, 110, 105)  # mm
@@ -83,7 +90,7 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
     spine = np.hypot(x, y + 0.62) < 0.16
     label[spine] = 0
     image[spine] = BONE + rng.normal(0, 40)
-    # Partial volume at the edges, then the noise of the scanner.
+    # The filter stands for the partial-volume effect at edges, the noise for the scanner's.
     image = ndimage.gaussian_filter(image, 0.5)
     image += rng.normal(0, rng.uniform(10, 18), shape)
     affine = np.diag([*spacing, 1.0])
@@ -92,6 +99,7 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _ellipsoid(x, y, z, center, half_axes) -> np.ndarray:
+    """Marks the voxels inside an ellipsoid."""
     scaled = ((p - c) / a for p, c, a in zip((x, y, z), center, half_axes, strict=True))
     return sum(p**2 for p in scaled) < 1
 
@@ -103,7 +111,7 @@ def _write_dataset(folder: Path, num_cases: int, seed: int) -> None:
     for i in range(num_cases):
         rng = np.random.default_rng((seed, i))
         image, label, affine = make_phantom(rng)
-        # Scanners write several orientations; a reader must not rely on one.
+        # Files of real scanners have several orientations, so those of phantoms have, too.
         codes = "RAS" if i % 3 == 0 else ("LPS" if i % 3 == 1 else "LAS")
         for kind, array in (("imagesTr", image), ("labelsTr", label)):
             file = nib.Nifti1Image(array, affine)

@@ -1,14 +1,16 @@
-"""A case on disk as the arrays that the model is trained on."""
+"""Cases on disk as the arrays that the model is trained on."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import ndimage
 
-from train.data.decathlon import Case
-from unetr_flax.imaging.nifti import normalize_ct, normalize_mri, read_labels, read_volume
+from train.data.decathlon import Case, Dataset, read_cases
+from train.sharding import is_main, run_on_main
+from unetr_flax import Preprocessing
+from unetr_flax.imaging.intensity import background
+from unetr_flax.imaging.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,47 +36,54 @@ class Sample:
 
     @functools.cached_property
     def background(self) -> np.ndarray:
-        """The lowest intensity of each channel: what lies outside the volume."""
-        return self.image.min(axis=tuple(range(self.image.ndim - 1)))
+        """Intensity of each channel outside the volume: the channel's lowest."""
+        return background(self.image)
 
 
-def load_case(
-    case: Case, modalities: Sequence[str], spacing: Sequence[float] | None = None
-) -> Sample:
-    """Reads a case onto the canonical grid and normalizes it.
+def read_samples(
+    dataset: Dataset,
+    train_cases: Sequence[Case],
+    preprocessing: Preprocessing,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sample]:
+    """Checks every case of a data set, and keeps the preprocessed training cases.
 
-    CT (by its modality's name) is windowed, everything else normalized by its own statistics.
+    Every file is read once: a training case becomes a sample from the read that checks it, a
+    validation case is let go. The main process checks all cases while the others wait, which then
+    read their training cases; where the check fails, all processes fail.
 
     Args:
-      case: which case.
-      modalities: name of each channel.
-      spacing: mm per voxel to resample to, image linearly and labels to the nearest; the case's
-        own if None.
+      dataset: the data set.
+      train_cases: which of its cases to keep.
+      preprocessing: what is done to the images.
+      progress: called with the number of cases done so far.
+
+    Returns:
+      The samples, in the order of the cases in the data set.
 
     Raises:
-      VolumeError: if a file cannot be read.
+      BadCasesError: naming all files that cannot be trained on, one line each.
+      train.sharding.MainProcessError: on the other processes, if the check failed.
     """
-    volume = read_volume(case.image)
-    label, _ = read_labels(case.label)
-    image = np.concatenate(
-        [
-            normalize_ct(volume.array[..., i : i + 1])
-            if modality.strip().upper() == "CT"
-            else normalize_mri(volume.array[..., i : i + 1])
-            for i, modality in enumerate(modalities)
-        ],
-        axis=-1,
-    )
-    if spacing is None:
-        return Sample(case.name, image, label, volume.spacing)
-    size = [
-        max(1, round(n * old / new))
-        for n, old, new in zip(label.shape, volume.spacing, spacing, strict=True)
-    ]
-    zoom = [new / old for new, old in zip(size, label.shape, strict=True)]
-    resize = {"mode": "nearest", "grid_mode": True}
-    image = np.stack(
-        [ndimage.zoom(image[..., i], zoom, order=1, **resize) for i in range(image.shape[-1])], -1
-    )
-    label = ndimage.zoom(label, zoom, order=0, **resize)
-    return Sample(case.name, image, label, tuple(float(s) for s in spacing))
+    samples = []
+    kept = set(train_cases)
+
+    def use(case: Case, volume: Volume, labels: np.ndarray) -> Sample | None:
+        return make_sample(case.name, volume, labels, preprocessing) if case in kept else None
+
+    def read(cases: Sequence[Case]) -> None:
+        results = read_cases(dataset, cases, use, progress)
+        samples.extend(sample for sample in results if sample is not None)
+
+    run_on_main(lambda: read(dataset.cases))
+    if not is_main():
+        read(train_cases)
+    return samples
+
+
+def make_sample(
+    name: str, volume: Volume, labels: np.ndarray, preprocessing: Preprocessing
+) -> Sample:
+    """Preprocesses an image and brings its class ids [X, Y, Z] along to the model's grid."""
+    image, grid = preprocessing.apply(volume)
+    return Sample(name, image, grid.sample_labels(labels), grid.spacing)

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from train.data.preprocess import Sample
+from unetr_flax.imaging.padding import crop_or_pad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +84,12 @@ def _cut(
     sample: Sample, roi_size: Sequence[int], center: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The crop as it is, moved to the nearest whole voxel."""
-    image = np.empty((*roi_size, sample.image.shape[-1]), np.float32)
-    image[:] = sample.background
-    label = np.zeros(roi_size, np.int32)
-    source, target = [], []
-    for middle, roi, size in zip(center, roi_size, sample.label.shape, strict=True):
-        start = int(np.floor(middle - (roi - 1) / 2 + 0.5))
-        low, high = max(start, 0), min(start + roi, size)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
-    image[tuple(target)] = sample.image[tuple(source)]
-    label[tuple(target)] = sample.label[tuple(source)]
-    return image, label
+    start = [
+        int(np.floor(middle - (roi - 1) / 2 + 0.5))
+        for middle, roi in zip(center, roi_size, strict=True)
+    ]
+    image = crop_or_pad(sample.image, start, roi_size, fill=sample.background)
+    return image, crop_or_pad(sample.label, start, roi_size)
 
 
 def _warped(

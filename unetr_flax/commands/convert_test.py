@@ -4,9 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from unetr_flax import UNETR, UNETRConfig, cli
+from unetr_flax import UNETR, Preprocessing, UNETRConfig, cli
 from unetr_flax.model.abstract import abstract_variables
-from unetr_flax.weights import load_pretrained, read_metadata, read_state_dict, to_torch
+from unetr_flax.weights import (
+    load_pretrained,
+    read_metadata,
+    read_state_dict,
+    save_pretrained,
+    to_torch,
+)
 from unetr_flax.weights.unused_keys import unused_keys
 
 torch = pytest.importorskip("torch")
@@ -179,3 +185,11 @@ def test_a_window_that_is_taken_for_a_cube_is_said_to_be(monkeypatch, capsys, tm
     assert run(monkeypatch, "convert", file, folder, "--num-heads", "2") == 0
     assert "window 16 x 16 x 16 (taken for a cube" in capsys.readouterr().out
     assert load_pretrained(folder)[0] == cfg
+
+
+def test_a_folder_keeps_its_preprocessing(monkeypatch, tmp_path):
+    preprocessing = Preprocessing.from_modalities(["CT", "T1"], spacing=(1.0, 1.0, 2.0))
+    variables = random_variables(MONAI)
+    save_pretrained(tmp_path / "a", MONAI, variables, preprocessing=preprocessing)
+    assert run(monkeypatch, "convert", tmp_path / "a", tmp_path / "b") == 0
+    assert read_metadata(tmp_path / "b")["preprocessing"] == preprocessing

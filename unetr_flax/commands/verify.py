@@ -8,8 +8,11 @@ import numpy as np
 import tyro
 
 from unetr_flax.commands.convert import describe
-from unetr_flax.commands.models import Told, load_model
-from unetr_flax.model.config import UNETRConfig
+from unetr_flax.commands.models import Model, Told, load_model
+from unetr_flax.imaging.intensity import ZScore, background
+from unetr_flax.imaging.nifti import read_volume
+from unetr_flax.imaging.padding import centered_start, crop_or_pad
+from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.runtime.compilation_cache import keep_for_accelerators
 from unetr_flax.weights import CheckpointError
 
@@ -23,7 +26,7 @@ class VerifyOptions:
     """The volumes that both models are run on."""
 
     volume: Path | None = None
-    """A NIfTI volume to compare on too, its middle cut or filled to the model's window."""
+    """A NIfTI scan to compare on too, preprocessed, its middle cut or filled to the window."""
 
     batch: int = 1
     """Number of random volumes. Every module's output is kept for both models."""
@@ -59,7 +62,7 @@ def verify(
         ) from None
     model = load_model(source, told)
     print(f"{source}: {describe(model)}")
-    volume = None if volumes.volume is None else _window(volumes.volume, model.cfg)
+    volume = None if volumes.volume is None else _window(volumes.volume, model)
     keep_for_accelerators()
     rows = parity.verify(
         model.cfg,
@@ -78,22 +81,26 @@ def verify(
         )
 
 
-def _window(path: Path, cfg: UNETRConfig) -> np.ndarray:
-    """The middle of a volume, normalized, in the shape of the model's input."""
-    from unetr_flax.imaging.nifti import read_volume
+def _window(path: Path, model: Model) -> np.ndarray:
+    """Reads a scan and prepares the middle of it in the shape of the model's input.
 
-    image = read_volume(path).array.astype(np.float64)  # [X, Y, Z, C]
-    if (cfg.spatial_rank, cfg.in_channels) != (3, image.shape[-1]):
+    Returns:
+      [1, *img_size, in_channels], float32.
+    """
+    cfg, preprocessing = model.cfg, model.preprocessing
+    volume = read_volume(path)
+    channels = volume.array.shape[-1]
+    if (cfg.spatial_rank, cfg.in_channels) != (3, channels):
         raise CheckpointError(
-            f"--volume {path}: 3 axes and {image.shape[-1]} channels, the model takes "
+            f"--volume {path}: 3 axes and {channels} channels, the model takes "
             f"{cfg.spatial_rank} and {cfg.in_channels}"
         )
-    image = (image - image.mean()) / (image.std() or 1)
-    for axis, size in enumerate(cfg.img_size):
-        missing = max(size - image.shape[axis], 0)
-        widths = [(0, 0)] * image.ndim
-        widths[axis] = (missing // 2, missing - missing // 2)
-        image = np.pad(image, widths)
-        start = (image.shape[axis] - size) // 2
-        image = np.take(image, range(start, start + size), axis)
-    return image[None]
+    if preprocessing is None:
+        names = tuple(f"channel {i}" for i in range(channels))
+        preprocessing = Preprocessing(names, (ZScore(),) * channels)
+        print(f"{path}: mean 0 and deviation 1, as the model's own preprocessing is not known")
+    else:
+        print(f"{path}: preprocessed as the model's folder says")
+    image, grid = preprocessing.apply(volume)
+    start = centered_start(grid.shape, cfg.img_size)
+    return crop_or_pad(image, start, cfg.img_size, fill=background(image))[None]

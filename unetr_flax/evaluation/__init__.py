@@ -1,0 +1,1 @@
+"""Measures of how well a segmentation agrees with the true labels."""

@@ -1,4 +1,4 @@
-"""The Dice coefficient of label maps, as a state that is merged case by case and divided once."""
+"""The Dice coefficient of label maps (Dice 1945), from counts that are merged case by case."""
 
 import dataclasses
 import functools
@@ -10,11 +10,12 @@ from jax.typing import ArrayLike
 
 
 class DiceScores(NamedTuple):
-    """Mean Dice over cases; nan where a class is absent from every case.
+    """Mean Dice coefficients over cases.
 
     Attributes:
-      per_class: [K], one mean per class, background first.
-      mean_foreground: mean of `per_class` without background and without absent classes.
+      per_class: [K], the mean of each class, background first; nan for a class that no case has.
+      mean_foreground: mean of `per_class` without the background and without nan; nan if no
+        foreground class is left.
     """
 
     per_class: np.ndarray
@@ -28,12 +29,15 @@ class DiceScores(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class DiceCounts:
-    """Voxels per case and class, from which every Dice follows: three integer arrays [cases, K].
+    """Numbers of voxels per case and class, from which Dice coefficients are computed.
+
+    Counts of different cases are merged, so no two label maps need to be in memory together. The
+    class is a pytree of its three arrays.
 
     Attributes:
-      intersection: voxels where prediction and label are both of the class.
-      prediction: voxels that are predicted to be of the class.
-      label: voxels that are labeled with the class.
+      intersection: [cases, K], int64, voxels where prediction and label are both the class.
+      prediction: [cases, K], int64, voxels where the prediction is the class.
+      label: [cases, K], int64, voxels where the label is the class.
     """
 
     intersection: np.ndarray
@@ -42,21 +46,24 @@ class DiceCounts:
 
     @classmethod
     def empty(cls, num_classes: int) -> Self:
-        """No case yet: what merging starts from."""
+        """Makes counts of no cases, to which those of cases can be merged."""
         zeros = np.zeros((0, num_classes), np.int64)
         return cls(zeros, zeros, zeros)
 
     @classmethod
     def from_labels(cls, prediction: ArrayLike, label: ArrayLike, num_classes: int) -> Self:
-        """Counts the voxels of a batch on the host, in 64-bit integers.
+        """Counts the voxels of a batch on the host.
 
         Args:
           prediction: predicted class of each voxel, integers [B, *spatial] in [0, num_classes).
-          label: true class of each voxel, like `prediction`.
-          num_classes: K.
+          label: true class of each voxel, with the shape and range of `prediction`.
+          num_classes: number of classes K, with the background.
+
+        Returns:
+          Counts of B cases.
 
         Raises:
-          ValueError: if the shapes differ, or values are not classes.
+          ValueError: if the shapes differ, or if values are not integers in [0, num_classes).
         """
         prediction, label = np.asarray(prediction), np.asarray(label)
         if prediction.shape != label.shape or label.ndim < 2:
@@ -85,32 +92,33 @@ class DiceCounts:
         )
 
     def merge(self, other: Self) -> Self:
-        """The cases of both, in order."""
+        """Appends the cases of other counts to those of this one."""
         return jax.tree.map(lambda a, b: np.concatenate([a, b]), self, other)
 
     def per_case(self) -> np.ndarray:
-        """Dice of each case and class, 2 |P n L| / (|P| + |L|), [cases, K].
+        """Computes the Dice coefficient of each case and class, [cases, K].
 
-        nan where the class is in neither the prediction nor the label, since 0/0 says nothing of
-        the prediction; 0 where it is in one of them only.
+        For predicted voxels P and labeled voxels L of a class it is 2 |P n L| / (|P| + |L|): 0 if
+        only one of the two has the class, and nan if neither has, as 0/0 does not judge the
+        prediction.
         """
         size = self.prediction + self.label
         dice = np.full(size.shape, np.nan)
         return np.divide(2 * self.intersection, size, out=dice, where=size > 0)
 
     def compute(self) -> DiceScores:
-        """Mean Dice over cases for each class, and the mean of the foreground classes.
+        """Computes the mean Dice coefficient of each class over cases, and that of the foreground.
 
-        A class's mean is over the cases where it is present in label or prediction, as nnU-Net
-        computes it (Isensee et al. 2021): a case without the class counts as 0 if any voxel of it
-        is predicted, and is left out otherwise.
+        The mean of a class is over the cases where label or prediction has the class, as nnU-Net
+        computes it (Isensee et al. 2021): a case without the class counts as 0 if any of its
+        voxels is predicted as the class, and is left out otherwise.
         """
         per_class = _mean_of_present(self.per_case())
         return DiceScores(per_class, float(_mean_of_present(per_class[1:])))
 
 
 def _mean_of_present(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without nan; nan, and no warning, where nothing is left."""
+    """Computes the mean over the first axis without nan; where all are nan, it is nan."""
     present = ~np.isnan(values)
     number = np.asarray(present.sum(0))
     total = np.where(present, values, 0).sum(0)

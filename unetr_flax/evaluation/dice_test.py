@@ -1,11 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unetr_flax.evaluation.dice import DiceCounts
 
-# Two cases of 2 x 4 voxels, four classes. Class 3 is nowhere; class 2 is in the second case only,
-# where it is predicted but not labeled.
+# Two cases of 2 x 4 voxels, four classes. No voxel has class 3; class 2 is predicted for one voxel
+# of the second case, but no voxel is labeled with it.
 LABEL = np.array([[[0, 0, 1, 1], [0, 1, 1, 0]], [[0, 0, 0, 0], [0, 1, 1, 1]]], np.uint8)
 PREDICTION = np.array([[[0, 1, 1, 1], [0, 0, 1, 0]], [[0, 0, 0, 0], [0, 0, 2, 1]]], np.int32)
 PER_CASE = np.array(
@@ -34,8 +35,15 @@ def test_dice_by_hand():
     np.testing.assert_allclose(counts().per_case(), PER_CASE, rtol=1e-15)
     scores = counts().compute()
     np.testing.assert_allclose(scores.per_class, PER_CLASS, rtol=1e-15)
-    # Class 3 is left out, class 2 is not.
+    # The mean is over classes 1 and 2, as no voxel has class 3.
     np.testing.assert_allclose(scores.mean_foreground, (5 / 8 + 0) / 2, rtol=1e-15)
+
+
+def test_jax_arrays_are_counted_as_numpy_arrays_are():
+    state = DiceCounts.from_labels(jnp.asarray(PREDICTION), jnp.asarray(LABEL), 4)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(counts()), strict=True):
+        assert isinstance(a, np.ndarray)
+        np.testing.assert_array_equal(a, b)
 
 
 def test_merging_cases_equals_counting_them_together():
@@ -61,6 +69,14 @@ def test_no_case_at_all():
     scores = DiceCounts.empty(3).compute()
     np.testing.assert_array_equal(scores.per_class, [np.nan] * 3)
     assert np.isnan(scores.mean_foreground)
+
+
+def test_one_absent_class_of_a_case_does_not_lower_the_others():
+    # Class 1 is in all three cases, class 2 in one of them.
+    prediction = np.array([[[0, 1]], [[0, 1]], [[2, 1]]])
+    scores = DiceCounts.from_labels(prediction, prediction, 3).compute()
+    np.testing.assert_array_equal(scores.per_class, [1, 1, 1])
+    assert scores.mean_foreground == 1
 
 
 def test_counts_beyond_32_bits():

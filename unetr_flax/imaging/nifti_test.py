@@ -6,14 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from unetr_flax.imaging.nifti import (
-    VolumeError,
-    normalize_ct,
-    normalize_mri,
-    read_labels,
-    read_volume,
-    write_labels,
-)
+from unetr_flax.imaging.nifti import read_labels, read_volume, write_labels
+from unetr_flax.imaging.volume import VolumeError
 
 nib = pytest.importorskip("nibabel")
 
@@ -22,7 +16,7 @@ ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SAL"]
 
 
 def save(path, array, codes="RAS", spacing=(0.8, 0.9, 5.0), oblique=False):
-    """Writes an array that is RAS in a file with another orientation."""
+    """Writes an array of the canonical grid to a file with another orientation."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (-10, 20, 30)
     if oblique:
@@ -129,7 +123,7 @@ def _missing(path):
 
 
 def _save_large(path):
-    """So large that the last voxel is not read together with the checksum after it."""
+    """Writes an image whose last voxel is not read in one block with the checksum after it."""
     save(path, np.random.default_rng(0).integers(0, 200, (40, 40, 40)).astype(np.uint8))
 
 
@@ -163,7 +157,7 @@ def _wrong_checksum(path):
 
 
 def _header(offset, value):
-    """Damage of bytes of an otherwise good file's header."""
+    """Makes a function that writes a good file and overwrites bytes of its header."""
 
     def damage(path):
         save(path, np.zeros(SHAPE, np.float32))
@@ -265,41 +259,11 @@ def test_labels_must_be_whole_numbers(tmp_path):
         read_labels(tmp_path / "label.nii.gz")
 
 
-def test_ct_window():
-    hu = np.array([-1000.0, -175.0, 37.5, 250.0, 3000.0])
-    np.testing.assert_allclose(normalize_ct(hu), [0, 0, 0.5, 1, 1])
-
-
-def test_mri_is_normalized_by_its_body_whatever_its_unit():
-    rng = np.random.default_rng(0)
-    image = rng.gamma(4.0, 100.0, (10, 12, 8, 2))
-    image[:5] = 0
-    image[7, 0, 0] = 1e9
-    normalized = normalize_mri(image)
-    body = normalized[5:].reshape(-1, 2)
-    np.testing.assert_allclose(body.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(body.std(0), 1, rtol=1e-5)
-    np.testing.assert_allclose(normalize_mri(image * 1000), normalized, atol=1e-4)
-    assert np.isfinite(normalize_mri(np.zeros((3, 3, 3, 1)))).all()
-
-
-def test_mri_is_clipped_at_half_a_percent_and_each_channel_is_its_own():
-    image = np.zeros((1001, 1, 2, 2))
-    image[:, 0, 0, 0] = np.arange(1, 1002)
-    image[:, 0, 0, 1] = np.arange(1001, 0, -1) ** 2
-    normalized = normalize_mri(image)
-    for channel in range(2):
-        values = image[:, 0, 0, channel]
-        # Of 1001 numbers in order, the percentiles are the sixth from either end.
-        clipped = np.clip(values, *np.sort(values)[[5, -6]])
-        expected = (clipped - clipped.mean()) / clipped.std()
-        np.testing.assert_allclose(normalized[:, 0, 0, channel], expected, atol=1e-5)
-
-
 def test_without_nibabel_the_extra_is_named(tmp_path):
     code = (
         "import sys; sys.modules['nibabel'] = None\n"
-        "from unetr_flax.imaging.nifti import VolumeError, read_volume\n"
+        "from unetr_flax.imaging.nifti import read_volume\n"
+        "from unetr_flax.imaging.volume import VolumeError\n"
         "try: read_volume('x.nii')\n"
         "except VolumeError as error: print(error)\n"
     )

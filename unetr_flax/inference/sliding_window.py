@@ -1,4 +1,4 @@
-"""Sliding-window inference: a model of one fixed input size segments volumes of any size."""
+"""Sliding-window inference: a model of one fixed input size applied to volumes of any size."""
 
 import itertools
 import math
@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-# Floor of the gaussian weights, so that no voxel is divided by nearly nothing (as in MONAI).
+from unetr_flax.imaging.padding import centered_start, crop_or_pad
+
+# Lower bound of the gaussian weights, as in MONAI: no voxel is divided by nearly zero.
 MIN_WEIGHT = 1e-3
 
 
@@ -25,31 +27,31 @@ def sliding_window_inference(
 ) -> np.ndarray:
     """Segments volumes window by window and blends the windows where they overlap.
 
-    Windows start every max(1, int(roi * (1 - overlap))) voxels, the last one of an axis is moved
-    back to end with the volume, and a voxel's logits are the weighted mean over the windows that
-    contain it. An axis shorter than the window is padded with zeros on both sides, the odd voxel at
-    the end, and cropped back. Windows and weights are those of MONAI's `sliding_window_inference`
+    Windows start every max(1, int(roi * (1 - overlap))) voxels, except that the last one of an axis
+    ends with the volume. The logits of a voxel are the weighted mean over the windows that contain
+    it. An axis shorter than the window is padded with zeros on both sides, the odd voxel at the
+    end, and cropped back. Windows and weights are those of MONAI's `sliding_window_inference`
     (Cardoso et al. 2022, "MONAI: An open-source framework for deep learning in healthcare").
 
-    Every call of the predictor has the same shape, whatever the volume's (the last batch is filled
-    up with zeros), so a jitted predictor compiles once. Logits are gathered on the host, while the
-    device already works on the next batch: the device holds two batches, never the whole volume.
+    The predictor is always called with the same shape, and the last batch is filled up with zeros:
+    a jitted predictor compiles once for volumes of all shapes. Logits are gathered on the host
+    while the device works on the next batch, so the device holds two batches, never the volume.
 
     Args:
-      volume: images [B, *spatial, C]; any number of spatial axes.
-      roi_size: voxels of the window per spatial axis.
+      volume: images [B, *spatial, C], with any number of spatial axes.
+      roi_size: size of the window, in voxels per spatial axis.
       predictor: maps windows [batch_size, *roi_size, C] to logits [batch_size, *roi_size, K].
       overlap: fraction of the window that neighbors share, in [0, 1).
-      mode: weight of a voxel within its window: "constant", or "gaussian", which trusts the
-        center most.
-      sigma_scale: standard deviation of the gaussian, as a fraction of the window.
+      mode: weights of the voxels of a window: "constant", or "gaussian" with the highest weight at
+        the center.
+      sigma_scale: standard deviation of the gaussian, as a fraction of the window's size.
       batch_size: windows per call of the predictor.
 
     Returns:
-      Logits [B, *spatial, K] on the host, in the predictor's precision but at least float32.
+      Logits [B, *spatial, K] on the host, with the predictor's dtype but at least float32.
 
     Raises:
-      ValueError: if an argument, or the shape that the predictor returns, is not as above.
+      ValueError: if an argument has a bad value, or the predictor returns another shape.
     """
     volume = np.asarray(volume)
     if volume.ndim < 3 or 0 in volume.shape:
@@ -64,51 +66,53 @@ def sliding_window_inference(
         raise ValueError(f"overlap={overlap!r}: must be in [0, 1)")
     importance = _importance(roi, mode, sigma_scale)
 
-    padding = [max(r - s, 0) for s, r in zip(spatial, roi, strict=True)]
-    before = [p // 2 for p in padding]
-    if any(padding):
-        margins = [(b, p - b) for b, p in zip(before, padding, strict=True)]
-        volume = np.pad(volume, [(0, 0), *margins, (0, 0)])
+    padded = tuple(max(s, r) for s, r in zip(spatial, roi, strict=True))
+    start = centered_start(spatial, padded)
+    volume = crop_or_pad(volume, (0, *start), (len(volume), *padded))
     windows = _windows(volume.shape[1:-1], roi, overlap)
     places = [(b, *window) for b in range(len(volume)) for window in windows]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
 
     def predict(batch):
-        # A new array each time: the device may still read the one before.
+        # Each batch needs a new array, since the device may still read the previous one.
         inputs = np.zeros((batch_size, *roi, volume.shape[-1]), volume.dtype)
         for i, place in enumerate(batch):
             inputs[i] = volume[place]
-        return predictor(inputs)
-
-    total = None
-    pending = predict(batches[0])
-    for i, batch in enumerate(batches):
-        outputs = pending
+        outputs = predictor(inputs)
         if outputs.ndim != volume.ndim or outputs.shape[:-1] != (batch_size, *roi):
             raise ValueError(
                 f"predictor: returned shape {outputs.shape}, must be "
                 f"({', '.join(map(str, (batch_size, *roi)))}, K)"
             )
-        if total is None:
-            dtype = np.promote_types(outputs.dtype, np.float32)
-            importance = importance.astype(dtype)[..., None]
-            total = np.zeros((*volume.shape[:-1], outputs.shape[-1]), dtype)
-        # Dispatched before the host waits for the batch at hand, so both work at once.
+        return outputs
+
+    pending = predict(batches[0])
+    dtype = np.promote_types(pending.dtype, np.float32)
+    importance = importance.astype(dtype)[..., None]
+    total = np.zeros((*volume.shape[:-1], pending.shape[-1]), dtype)
+    for i, batch in enumerate(batches):
+        outputs = pending
+        # The next batch is dispatched first, so that device and host work at the same time.
         if i + 1 < len(batches):
             pending = predict(batches[i + 1])
         for place, logits in zip(batch, np.asarray(outputs), strict=False):
             total[place] += logits if mode == "constant" else logits * importance
 
-    weight = np.zeros((*volume.shape[1:-1], 1), total.dtype)
+    weight = np.zeros((*volume.shape[1:-1], 1), dtype)
     for window in windows:
         weight[window] += importance
     total /= weight
-    inner = tuple(slice(b, b + s) for b, s in zip(before, spatial, strict=True))
-    return total[:, *inner]
+    return crop_or_pad(total, (0, *(-s for s in start)), (len(total), *spatial))
 
 
 def _windows(spatial: Sequence[int], roi: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
-    """The windows that cover a volume at least as large as one of them, last axis fastest."""
+    """Lists the windows that cover a volume, the last axis fastest.
+
+    Args:
+      spatial: voxels of the volume per axis, at least those of the window.
+      roi: voxels of the window per axis.
+      overlap: fraction of the window that neighbors share.
+    """
     axes = []
     for size, length in zip(spatial, roi, strict=True):
         interval = max(1, int(length * (1 - overlap)))
@@ -119,7 +123,7 @@ def _windows(spatial: Sequence[int], roi: Sequence[int], overlap: float) -> list
 
 
 def _importance(roi: Sequence[int], mode: str, sigma_scale: float) -> np.ndarray:
-    """Weight of each voxel of a window, [*roi]."""
+    """Computes the weight of each voxel of a window, [*roi]."""
     if mode == "constant":
         return np.ones(roi)
     if mode != "gaussian":

@@ -9,14 +9,14 @@ import pytest
 from unetr_flax.inference.sliding_window import sliding_window_inference
 
 RNG = np.random.default_rng(0)
-# Larger than the window, equal to it, smaller by an even and by an odd number of voxels.
+# Axes larger than the window, equal to it, and smaller by even and odd numbers of voxels.
 SHAPES = [(13, 6, 9), (5, 6, 4), (3, 5, 11), (5, 3, 2)]
 ROI = (5, 6, 4)
 OVERLAPS = [0.0, 0.25, 0.5, 0.9]
 
 
 def place_dependent(windows):
-    """Logits [b, *roi, 2] that depend on the voxel's place in its window, so blending shows."""
+    """Computes logits [b, *roi, 2] that depend on a voxel's place in its window."""
     roi = windows.shape[1:-1]
     ramp = jnp.arange(math.prod(roi), dtype=windows.dtype).reshape(*roi, 1) / math.prod(roi)
     first = windows[..., :1] * (1 + ramp) + windows.mean((1, 2, 3, 4), keepdims=True)
@@ -24,7 +24,7 @@ def place_dependent(windows):
 
 
 def double_loop(volume, roi, predictor, overlap, mode, sigma_scale=0.125):
-    """One window and one voxel at a time."""
+    """Blends one window and one voxel at a time."""
     spatial = volume.shape[1:-1]
     pads = [max(r - s, 0) for s, r in zip(spatial, roi, strict=True)]
     padded = np.pad(volume, [(0, 0), *[(p // 2, p - p // 2) for p in pads], (0, 0)])
@@ -83,7 +83,7 @@ def test_sigma_scale_widens_the_gaussian():
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("shape", [(7,), (5, 9), *SHAPES, (3, 4, 2, 5)])
 def test_identity_returns_the_volume(shape, overlap):
-    # Small integers, so that sums of them are exact.
+    # Sums of small integers are exact.
     volume = RNG.integers(-50, 50, (2, *shape, 3)).astype(np.float32)
     roi = (3, 4, 2, 3)[: len(shape)]
     constant = sliding_window_inference(volume, roi, lambda x: x, overlap, "constant")

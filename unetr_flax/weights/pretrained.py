@@ -1,19 +1,20 @@
-"""Pretrained models in folders: config.json and model.safetensors.
+"""Models in folders: config.json and model.safetensors.
 
-The header of model.safetensors holds the configuration too, so that replacing this one file is
-what makes a save happen; config.json is a copy for readers.
+The header of model.safetensors holds the configuration too, so a save happens at the moment this
+one file is replaced; config.json is a copy for readers.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights.atomic import commit, staged, sync
 from unetr_flax.weights.convert import WeightsError, check_fit, flax_shapes, plain_tree
@@ -21,10 +22,26 @@ from unetr_flax.weights.files import FLOATS, read_arrays, read_header
 from unetr_flax.weights.unwrap import CheckpointError
 
 FORMAT = "unetr_flax"
-VERSION = 1
+# Version 1 differs in its preprocessing, which could be any JSON.
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FIELDS = ("config", "preprocessing", "provenance")
+
+
+class Metadata(TypedDict):
+    """The content of a model folder besides the weights.
+
+    Attributes:
+      config: the model's configuration.
+      preprocessing: what is done to a scan before the model; None if unknown.
+      provenance: where the weights came from, as JSON has it.
+    """
+
+    config: UNETRConfig
+    preprocessing: Preprocessing | None
+    provenance: Any
 
 
 def save_pretrained(
@@ -32,7 +49,7 @@ def save_pretrained(
     cfg: UNETRConfig,
     variables: Mapping[str, Any],
     *,
-    preprocessing: Any = None,
+    preprocessing: Preprocessing | None = None,
     provenance: Any = None,
 ) -> None:
     """Saves a model in a folder, which is made if need be; an older model there is replaced.
@@ -42,29 +59,36 @@ def save_pretrained(
     Args:
       path: the folder.
       cfg: the model's configuration.
-      variables: all its variables, arrays of jax or numpy; dtypes are kept.
-      preprocessing: how images become the model's input, anything that JSON can hold.
+      variables: all variables of the model, arrays of jax or numpy; dtypes are kept.
+      preprocessing: what is done to a scan before the model; None if unknown.
       provenance: where the weights came from, anything that JSON can hold.
 
     Raises:
       WeightsError: if the variables do not fit the configuration, or a leaf is not finite or not
-        of floating numbers; nothing is written.
-      CheckpointError: if JSON cannot hold what is given, or the path is no folder.
+        of floating-point numbers; nothing is written.
+      CheckpointError: if the preprocessing does not fit the configuration, if JSON cannot hold the
+        provenance, or if the path is no folder.
       OSError: if the files cannot be written.
     """
     path = Path(path)
+    if preprocessing is not None:
+        if not isinstance(preprocessing, Preprocessing):
+            raise CheckpointError(
+                f"{path}: preprocessing is of type {type(preprocessing).__name__}, must be a "
+                "Preprocessing or None"
+            )
+        _check_preprocessing(preprocessing, cfg, path)
+    try:
+        json.dumps(provenance, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: provenance cannot be written as JSON ({error})") from None
     header = {
         "format": FORMAT,
         "version": VERSION,
         "config": cfg.to_dict(),
-        "preprocessing": preprocessing,
+        "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
         "provenance": provenance,
     }
-    for name in FIELDS:
-        try:
-            json.dumps(header[name], allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: {name} cannot be written as JSON ({error})") from None
     leaves = {
         "/".join(names): np.asarray(leaf, order="C")
         for names, leaf in traverse_util.flatten_dict(jax.device_get(plain_tree(variables))).items()
@@ -89,41 +113,36 @@ def save_pretrained(
 
 
 def load_pretrained(path: Path | str) -> tuple[UNETRConfig, dict[str, Any]]:
-    """The configuration and the variables, as numpy arrays, that `save_pretrained` wrote.
+    """Loads the configuration and the variables, as numpy arrays, that `save_pretrained` wrote.
 
     Args:
       path: the folder.
 
     Raises:
-      CheckpointError: if the folder or the file is missing, damaged, of another format or version,
-        or if config.json differs from the header of model.safetensors.
+      CheckpointError: if the folder or the file is missing, damaged, of another format or version;
+        if the configuration describes no model or the preprocessing is not valid; or if
+        config.json differs from the header of model.safetensors.
       WeightsError: naming every leaf that is missing, unexpected, of another shape, not finite or
-        not of floating numbers.
-      ValueError: if the configuration describes no model.
+        not of floating-point numbers.
     """
     weights = _weights_file(Path(path))
-    leaves, metadata = read_arrays(weights)
-    header = _header(weights, metadata)
-    try:
-        cfg = UNETRConfig.from_dict(header["config"])
-    except ValueError as error:
-        raise CheckpointError(f"{weights}: config: {error}") from None
+    leaves, header = read_arrays(weights)
+    cfg = _metadata(weights, header)["config"]
     _check_leaves(leaves, cfg, str(weights))
     return cfg, traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def read_metadata(path: Path | str) -> dict[str, Any]:
-    """{"config": ..., "preprocessing": ..., "provenance": ...} of a folder, as JSON has them.
+def read_metadata(path: Path | str) -> Metadata:
+    """Reads the configuration, the preprocessing and the provenance of a folder, not the weights.
 
     Args:
       path: the folder.
 
     Raises:
-      CheckpointError: as `load_pretrained`.
+      CheckpointError: as for `load_pretrained`.
     """
     weights = _weights_file(Path(path))
-    header = _header(weights, read_header(weights))
-    return {name: header[name] for name in FIELDS}
+    return _metadata(weights, read_header(weights))
 
 
 def _weights_file(path: Path) -> Path:
@@ -133,8 +152,56 @@ def _weights_file(path: Path) -> Path:
     return path / WEIGHTS_NAME
 
 
-def _header(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the header of the weights' file says, which config.json beside it must say too."""
+def _metadata(weights: Path, header: Mapping[str, str]) -> Metadata:
+    """Builds the metadata from the header of the weights' file and checks them."""
+    fields = _read_fields(weights, header)
+    try:
+        cfg = UNETRConfig.from_dict(fields["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{weights}: config: {error}") from None
+    try:
+        read = _preprocessing_of_version_1 if fields["version"] == 1 else _preprocessing
+        preprocessing = read(fields["preprocessing"])
+    except ValueError as error:
+        raise CheckpointError(f"{weights}: preprocessing: {error}") from None
+    if preprocessing is not None:
+        _check_preprocessing(preprocessing, cfg, weights)
+    return {"config": cfg, "preprocessing": preprocessing, "provenance": fields["provenance"]}
+
+
+def _preprocessing(values: Any) -> Preprocessing | None:
+    return None if values is None else Preprocessing.from_dict(values)
+
+
+def _preprocessing_of_version_1(values: Any) -> Preprocessing | None:
+    """Builds the preprocessing of a header of version 1.
+
+    Training wrote these three fields, and the rules followed from the names of the modalities.
+    Other JSON was free text for people: no preprocessing can be built from it.
+    """
+    if not isinstance(values, dict) or values.keys() != {"modalities", "spacing", "labels"}:
+        return None
+    return Preprocessing.from_modalities(
+        values["modalities"], labels=values["labels"], spacing=values["spacing"]
+    )
+
+
+def _check_preprocessing(preprocessing: Preprocessing, cfg: UNETRConfig, path: Path) -> None:
+    """Raises if the names of channels and classes are not as many as the model has."""
+    for name, number, what in (
+        ("modalities", cfg.in_channels, "input channel"),
+        ("labels", cfg.out_channels, "class"),
+    ):
+        names = getattr(preprocessing, name)
+        if names and len(names) != number:
+            raise CheckpointError(
+                f"{path}: preprocessing: {name}={names!r}: must be {number}, one per {what} of "
+                "the model"
+            )
+
+
+def _read_fields(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Reads the fields of the header, which config.json beside it must have too."""
     if FORMAT not in metadata:
         raise CheckpointError(f"{weights}: not from save_pretrained (no {FORMAT} in its header)")
     header = _parsed(metadata[FORMAT], weights)
@@ -156,15 +223,17 @@ def _header(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
-    """The JSON of a header or of config.json, of this format and version."""
+    """Parses the JSON of a header or of config.json and checks its format, version and fields."""
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format must be {FORMAT!r}")
-    if header.get("version") != VERSION:
-        raise CheckpointError(f"{path}: version {header.get('version')!r}, must be {VERSION}")
+    version = header.get("version")
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        allowed = " or ".join(map(str, READABLE_VERSIONS))
+        raise CheckpointError(f"{path}: version {version!r}, must be {allowed}")
     fields = {"format", "version", *FIELDS}
     if header.keys() != fields or not isinstance(header["config"], dict):
         raise CheckpointError(f"{path}: fields {sorted(header)}, must be {sorted(fields)}")
@@ -172,7 +241,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 
 
 def _flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name, compared as text so that 1, 1.0 and true differ."""
+    """Lists values by dotted name, as text so that 1, 1.0 and true differ."""
     flat = {}
     for key, value in header.items():
         if isinstance(value, Mapping) and value:
@@ -183,7 +252,7 @@ def _flat(header: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_leaves(leaves: Mapping[str, np.ndarray], cfg: UNETRConfig, what: str) -> None:
-    """Raises one error if names, shapes, dtypes or values do not fit the model."""
+    """Raises if names, shapes, dtypes or values do not fit the model."""
     expected = {"/".join(names): shape for names, shape in flax_shapes(cfg).items()}
     check_fit({name: leaf.shape for name, leaf in leaves.items()}, expected, what)
     for name, leaf in leaves.items():

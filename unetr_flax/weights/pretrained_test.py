@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from unetr_flax import UNETR, UNETRConfig
+from unetr_flax import UNETR, Preprocessing, UNETRConfig
+from unetr_flax.imaging.intensity import Percentiles, Window, ZScore
 from unetr_flax.weights import (
     CheckpointError,
     WeightsError,
@@ -27,7 +28,7 @@ SIZES = {"hidden_size": 8, "num_heads": 2, "num_layers": 4}
 CFG = UNETRConfig.reference((16, 32, 16), 1, 2, 16, **SIZES)
 OTHER = UNETRConfig.reference((32, 16, 16), 2, 3, 16, **SIZES)
 LEAF = "params/encoder/block_0/norm1/scale"
-PREPROCESSING = {"window": [-175.0, 250.0], "spacing": None}
+PREPROCESSING = Preprocessing(("T1",), (ZScore(),), ("background", "tumor"), spacing=(1, 1, 2))
 PROVENANCE = {"source": "UNETR_model.pt", "description": "state dict"}
 
 
@@ -70,12 +71,12 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A saved model, to be damaged."""
+    """Copies the saved model, to be damaged."""
     return shutil.copytree(saved, tmp_path / "model")
 
 
 def rewrite(folder, *, leaves=None, header=None):
-    """Another model.safetensors, and the config.json that belongs to it."""
+    """Writes model.safetensors and config.json with other leaves or another header."""
     old = read_raw(folder)
     text = json.dumps({**old, **(header or {})})
     leaves = flat(VARIABLES) if leaves is None else leaves
@@ -104,12 +105,18 @@ def test_loaded_variables_run(folder):
 
 def test_metadata_is_in_both_files(folder):
     expected = {
-        "config": CFG.to_dict(),
+        "config": CFG,
         "preprocessing": PREPROCESSING,
         "provenance": PROVENANCE,
     }
     assert read_metadata(folder) == expected
-    assert {name: read_raw(folder)[name] for name in expected} == expected
+    assert read_raw(folder) == {
+        "format": "unetr_flax",
+        "version": 2,
+        "config": CFG.to_dict(),
+        "preprocessing": PREPROCESSING.to_dict(),
+        "provenance": PROVENANCE,
+    }
     (folder / "config.json").unlink()
     assert read_metadata(folder) == expected
     assert load_pretrained(folder)[0] == CFG
@@ -162,8 +169,8 @@ save_pretrained(sys.argv[1], test.OTHER, test.NEW)
 """
 
 
-# What is done to the disk, in order: mkdir, fsync of both files, unlink of config.json, fsync of
-# the folder, replace of model.safetensors, fsync, replace of config.json, fsync.
+# A save calls, in this order: mkdir, fsync of both files, unlink of config.json, fsync of the
+# folder, replace of model.safetensors, fsync, replace of config.json, fsync.
 @pytest.mark.parametrize("steps", [1, 3, 5, 6, 7])
 def test_a_killed_save_leaves_a_folder_that_loads(folder, steps):
     command = [sys.executable, "-c", KILL, str(folder), str(steps)]
@@ -177,7 +184,7 @@ def test_a_killed_save_leaves_a_folder_that_loads(folder, steps):
         assert cfg == OTHER
         assert_same(variables, NEW)
         assert read_metadata(folder)["provenance"] is None
-    # A later save is not in the way of what was left.
+    # Temporary files that were left behind do not disturb a later save.
     save_pretrained(folder, CFG, VARIABLES)
     assert load_pretrained(folder)[0] == CFG
 
@@ -223,12 +230,117 @@ def test_saves_only_what_fits(tmp_path, variables, message):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["preprocessing", "provenance"])
 @pytest.mark.parametrize("value", [{"a": np.float32(1)}, [float("nan")], {(1, 2): 3}, object()])
-def test_saves_only_what_json_can_hold(tmp_path, name, value):
-    with pytest.raises(CheckpointError, match=f"{name} cannot be written as JSON"):
-        save_pretrained(tmp_path / "model", CFG, VARIABLES, **{name: value})
+def test_saves_only_what_json_can_hold(tmp_path, value):
+    with pytest.raises(CheckpointError, match="provenance cannot be written as JSON"):
+        save_pretrained(tmp_path / "model", CFG, VARIABLES, provenance=value)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"modalities": ["CT"]}, "model: preprocessing is of type dict, must be a Preprocessing"),
+        (
+            Preprocessing.from_modalities(["T1", "T2"]),
+            "preprocessing: modalities=('T1', 'T2'): must be 1, one per input channel of the model",
+        ),
+        (
+            Preprocessing.from_modalities(["CT"], labels=["background"]),
+            "preprocessing: labels=('background',): must be 2, one per class of the model",
+        ),
+    ],
+)
+def test_saves_only_a_preprocessing_that_fits_the_model(tmp_path, value, message):
+    with pytest.raises(CheckpointError) as error:
+        save_pretrained(tmp_path / "model", CFG, VARIABLES, preprocessing=value)
+    assert message in str(error.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_preprocessing_may_be_unknown_and_so_may_the_names_of_classes(tmp_path):
+    save_pretrained(tmp_path / "none", CFG, VARIABLES)
+    assert read_metadata(tmp_path / "none")["preprocessing"] is None
+    preprocessing = Preprocessing.from_modalities(["CT"])
+    save_pretrained(tmp_path / "nameless", CFG, VARIABLES, preprocessing=preprocessing)
+    assert read_metadata(tmp_path / "nameless")["preprocessing"] == preprocessing
+
+
+# The header that training wrote in version 1, literally.
+VERSION_1 = """{"format": "unetr_flax", "version": 1, \
+"config": {"family": "reference", "img_size": [16, 32, 16], "in_channels": 1, "out_channels": 2, \
+"patch_size": [16, 16, 16], "proj_type": "conv", "hidden_size": 8, "num_layers": 4, \
+"num_heads": 2, "mlp_dim": 32, "qkv_bias": true, "skip_layers": [1, 2, 3, 4], \
+"channels": [4, 8, 16, 32], "skip_convs": true, "block": "conv", "norm": "batch", \
+"norm_groups": null, "norm_affine": true, "dropout_rate": 0.0}, \
+"preprocessing": {"modalities": ["CT"], "spacing": [1.5, 1.5, 3.0], \
+"labels": ["background", "box"]}, \
+"provenance": {"dataset": "Boxes", "fingerprint": "0", "step": 12}}"""
+VERSION_1_PREPROCESSING = (
+    '{"modalities": ["CT"], "spacing": [1.5, 1.5, 3.0], "labels": ["background", "box"]}'
+)
+
+
+def write_version_1(folder, preprocessing=VERSION_1_PREPROCESSING):
+    assert VERSION_1_PREPROCESSING in VERSION_1
+    text = VERSION_1.replace(VERSION_1_PREPROCESSING, preprocessing)
+    leaves = flat(VARIABLES)
+    safetensors.numpy.save_file(leaves, folder / "model.safetensors", {"unetr_flax": text})
+    (folder / "config.json").write_text(text)
+
+
+def test_a_folder_of_version_1_loads_with_the_rules_of_then(tmp_path):
+    write_version_1(tmp_path)
+    cfg, variables = load_pretrained(tmp_path)
+    assert cfg == CFG
+    assert_same(variables, VARIABLES)
+    metadata = read_metadata(tmp_path)
+    assert metadata["preprocessing"] == Preprocessing(
+        ("CT",), (Window(-175, 250),), ("background", "box"), spacing=(1.5, 1.5, 3)
+    )
+    assert metadata["provenance"] == {"dataset": "Boxes", "fingerprint": "0", "step": 12}
+    # The folder has the current version after the model is saved again.
+    save_pretrained(tmp_path, cfg, variables, preprocessing=metadata["preprocessing"])
+    assert read_raw(tmp_path)["version"] == 2
+    assert read_metadata(tmp_path)["preprocessing"] == metadata["preprocessing"]
+
+
+def test_version_1_normalized_everything_but_ct_as_mri(tmp_path):
+    write_version_1(tmp_path, '{"modalities": ["T2"], "spacing": null, "labels": ["0", "1"]}')
+    preprocessing = read_metadata(tmp_path)["preprocessing"]
+    assert preprocessing == Preprocessing(("T2",), (Percentiles(0.5, 99.5),), ("0", "1"))
+
+
+@pytest.mark.parametrize("text", ["null", '"z-score"', '{"window": [-175.0, 250.0]}'])
+def test_other_text_of_version_1_is_no_preprocessing(tmp_path, text):
+    write_version_1(tmp_path, text)
+    assert read_metadata(tmp_path)["preprocessing"] is None
+    assert load_pretrained(tmp_path)[0] == CFG
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"window": [0, 1]}, "preprocessing: unknown fields ['window']: must be ['modalities', "),
+        ("z-score", "preprocessing: 'z-score': must be an object with the fields"),
+        ({**PREPROCESSING.to_dict(), "spacing": 1}, "preprocessing: spacing=1: must be None or 3"),
+        (
+            {**PREPROCESSING.to_dict(), "intensity": [{"rule": "window", "low": 0, "high": "1"}]},
+            "preprocessing: intensity[0]: high='1': low and high must be finite numbers",
+        ),
+        (
+            Preprocessing.from_modalities(["T1", "T2"]).to_dict(),
+            "preprocessing: modalities=('T1', 'T2'): must be 1, one per input channel",
+        ),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_one_line(folder, value, message):
+    rewrite(folder, header={"preprocessing": value})
+    for read in (load_pretrained, read_metadata):
+        with pytest.raises(CheckpointError) as error:
+            read(folder)
+        assert str(error.value).startswith(f"{folder}/model.safetensors: {message}")
+        assert "\n" not in str(error.value)
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):
@@ -298,7 +410,8 @@ BROKEN = {
     "no header": (without_header, "not from save_pretrained"),
     "header not JSON": (header_of_text, "model.safetensors: not JSON"),
     "another format": (other_header(format="pt"), "format must be 'unetr_flax'"),
-    "another version": (other_header(version=2), "version 2, must be 1"),
+    "another version": (other_header(version=3), "version 3, must be 1 or 2"),
+    "version no number": (other_header(version=True), "version True, must be 1 or 2"),
     "config no dict": (other_header(config=[1]), "fields ["),
     "config differs": (
         other_config(num_heads=4, img_size=[16, 32, 32]),

@@ -1,0 +1,27 @@
+"""A scan in memory, on the canonical grid, and the error of scans that cannot be used."""
+
+import dataclasses
+
+import numpy as np
+
+
+class VolumeError(ValueError):
+    """A scan that cannot be used; the message is one line that names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An image on the canonical grid: axes run to the patient's right, anterior and superior.
+
+    Attributes:
+      array: intensities [X, Y, Z, C], float32.
+      affine: 4 x 4, maps voxel indices to millimeters of the scanner.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighboring voxels along each axis, in mm."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
