@@ -151,5 +151,5 @@ def _of_each_voxel(
             total += part.replace(kernel=part.kernel @ own, bias=bias).array()
         else:
             y = linear(part.reshape(-1, part.shape[-1]), own, precision)
-            total += y.reshape(*part.shape[:-1], -1)
+            total += y.reshape(*part.shape[:-1], own.shape[-1])
     return total

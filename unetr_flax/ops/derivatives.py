@@ -58,7 +58,8 @@ _tangent = Primitive("reverse_mode_only_tangent")
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda x: x)
 mlir.register_lowering(_tangent, _refuse)
-batching.defvectorized(_tangent)
+# A gradient is transposed before it is batched, so only forward mode comes here.
+batching.primitive_batchers[_tangent] = _refuse
 ad.deflinear(_tangent, lambda cotangent: [cotangent])
 
 

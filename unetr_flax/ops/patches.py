@@ -1,5 +1,6 @@
 """Patches of a grid as channels, and back."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -22,4 +23,4 @@ def space_to_depth(y: jax.Array, patch: Sequence[int]) -> jax.Array:
     grid = [s // p for s, p in zip(size, patch, strict=True)]
     y = y.reshape(n, *(k for pair in zip(grid, patch, strict=True) for k in pair), features)
     y = y.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 1 + 2 * rank)
-    return y.reshape(n, *grid, -1)
+    return y.reshape(n, *grid, math.prod(patch) * features)

@@ -56,7 +56,8 @@ def sum_terms(
         _, count, rows, width = slabs[0].shape
         shape = (n, count, rows, width // features, features)
         found = terms(*(slab.reshape(shape) for slab in slabs), *values_)
-        return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, -1, features)) for f in found)
+        groups = count * width // features
+        return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, groups, features)) for f in found)
 
     found = by_platform(*arrays, *values, cpu=by_slabs, default=at_once)
     return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
@@ -114,13 +115,14 @@ def _moments_at_once(x):
 def _moments_by_slabs(x):
     slabs = _wide(_slabs(x))  # [N, slabs, rows, width]
     n, features = x.shape[0], x.shape[-1]
-    voxels = x.size // n // features
+    voxels = math.prod(x.shape[1:-1])
+    groups = slabs.shape[1] * slabs.shape[3] // features
 
     def mean(slabs):
-        return _sum_in_stages(_sum_of_rows(slabs).reshape(n, -1, features)) / voxels
+        return _sum_in_stages(_sum_of_rows(slabs).reshape(n, groups, features)) / voxels
 
     center = mean(slabs)
-    by_channel = slabs.reshape(*slabs.shape[:3], -1, features)
+    by_channel = slabs.reshape(*slabs.shape[:3], slabs.shape[3] // features, features)
     centered = by_channel - center[:, None, None, None]
     return center, mean(jnp.square(centered).reshape(slabs.shape))
 
@@ -129,8 +131,9 @@ def _slabs(x: jax.Array) -> jax.Array:
     """[N, *spatial, C] -> [N, slabs, rows, last axes], few rows a slab."""
     n, *spatial, features = x.shape
     width = (spatial or [1])[-1] * features
-    rows = _divisor(math.prod(spatial[:-1]), ROWS)
-    return x.reshape(n, -1, rows, width)
+    lines = math.prod(spatial[:-1])
+    rows = _divisor(lines, ROWS)
+    return x.reshape(n, lines // rows, rows, width)
 
 
 @jax.jit

@@ -124,7 +124,7 @@ def _by_slices(x, kernel, precision):
     wide = at_least_float32(x.dtype)
     if inputs < features:  # each slice sees its neighbors' channels
         kernel = jnp.moveaxis(kernel, 0, -3).reshape(3, 3, 3 * inputs, features)
-        taps = materialize(_depth_taps, kernel, x).reshape(n * depth, h, w, -1)
+        taps = materialize(_depth_taps, kernel, x).reshape(n * depth, h, w, 3 * inputs)
         y = conv2d(taps, kernel, "SAME", precision, wide)
         return _nothing_left, y.reshape(n, depth, h, w, features)
     # Each slice gives its share in its neighbors' results.

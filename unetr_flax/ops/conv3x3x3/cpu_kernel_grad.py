@@ -9,6 +9,7 @@ Shapes: N batch; D, H, W positions of the kernel; K its size; I input channels, 
 """
 
 import functools
+import os
 from collections.abc import Callable
 
 import jax
@@ -24,6 +25,9 @@ BLOCK = 8
 # In float64 every row costs a copy, see `conv2d`.
 FLOAT64_BLOCK = 2
 
+# Sums side by side at most, each of which takes the memory of a kernel's gradient.
+MAX_LANES = 8
+
 
 def kernel_grad(
     x: jax.Array,
@@ -31,22 +35,22 @@ def kernel_grad(
     pad: Callable[[jax.Array], jax.Array],
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """[K, K, K, I, O].
+    """Computes the gradient of a kernel, [K, K, K, I, O].
 
     Args:
       x: the input; best of fewer channels than the gradient, as it is copied.
-      grad: of the result, [N, D, H, W, O].
-      pad: takes x to all that the kernel sees, [N, D + K - 1, H + K - 1, W + K - 1, I].
-      precision: of the products.
+      grad: gradient of the result, [N, D, H, W, O].
+      pad: function from x to everything the kernel sees, [N, D + K - 1, H + K - 1, W + K - 1, I].
+      precision: precision of the products.
     """
 
     n, depth, h, w, features = grad.shape
     *_, inputs = padded = jax.eval_shape(pad, x).shape
-    size = padded[1] - depth + 1
+    size, rest = padded[1] - depth + 1, padded[2] * padded[3]
 
     def channels_first(x):
         # In one axis, rows lie one after the other in memory.
-        return pad(x).transpose(0, 1, 4, 2, 3).reshape(n, padded[1], inputs, -1)
+        return pad(x).transpose(0, 1, 4, 2, 3).reshape(n, padded[1], inputs, rest)
 
     # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
     x = materialize(channels_first, witness_of(grad), x).reshape(n, padded[1], inputs, *padded[2:4])
@@ -76,21 +80,30 @@ def kernel_grad(
         kernel = kernel.reshape(apart, rows, columns, -1, features)
         return convolve(seen, kernel)
 
-    # Two at a time keep two cores busy. Each counts for itself: XLA:CPU compiles equal code once.
+    # Each lane is a sum for itself, which keeps a core busy; XLA:CPU compiles equal code once.
     count = depth // rows * (h // columns)
-    half = count // 2
+    lanes = min(_cores(), MAX_LANES, count)
+    share = count // lanes
 
-    def add_pair(_, sums):
+    def add_each(_, sums):
         return tuple((block + 1, total + of_block(block)) for block, total in sums)
 
     zeros = jnp.zeros((apart, size * inputs, size, size, features), wide)
-    firsts = jnp.asarray(0), jnp.asarray(half)
-    sums = lax.fori_loop(0, half, add_pair, tuple((first, zeros) for first in firsts))
+    firsts = [jnp.asarray(lane * share) for lane in range(lanes)]
+    sums = lax.fori_loop(0, share, add_each, tuple((first, zeros) for first in firsts))
     total = sum(total for _, total in sums)
-    if count % 2:
-        total += of_block(jnp.asarray(count - 1))
+    for block in range(lanes * share, count):
+        total += of_block(jnp.asarray(block))
     total = total.sum(0).reshape(size, inputs, size, size, features).astype(x.dtype)
     return total.transpose(2, 3, 0, 1, 4)
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every operating system
+        return os.cpu_count() or 1
 
 
 def _several_devices() -> bool:

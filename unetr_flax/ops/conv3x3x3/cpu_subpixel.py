@@ -9,6 +9,8 @@ operations, and the up-sampled volume is never made.
 Shapes: N batch; D, H, W coarse grid; I channels there, M after the deconvolution, O results.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,10 +36,13 @@ _SEEN = _seen()
 
 
 def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
-    """Whether this takes fewer multiplications than one operation after the other."""
+    """Tells whether this takes fewer multiplications a volume than one operation after the other.
+
+    The batch, which may be symbolic, has no say.
+    """
     *strides, inputs, middle = up_kernel.shape
     features = kernel.shape[-1]
-    coarse = x.size // inputs
+    coarse = math.prod(x.shape[1:-1])
     apart = 8 * coarse * (27 * middle * features + inputs * middle)
     together = 64 * coarse * inputs * features + 512 * inputs * middle * features
     return strides == [2, 2, 2] and together < apart
@@ -72,17 +77,18 @@ def forward(
     x: jax.Array, with_one: bool, composed: jax.Array, precision: lax.PrecisionLike
 ) -> jax.Array:
     """[N, D, H, W, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
-    n, d, h, w, _ = x.shape
+    n, d, h, w, inputs = x.shape
+    seen = 2 * (inputs + with_one)
 
     def pairs(x):
         """Each two slices, one after the other in the channels."""
         x = windows(x, with_one)
         return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1)
 
-    taps = materialize(pairs, composed, x).reshape(n * (d + 1), h + 2, w + 2, -1)
-    kernel = jnp.moveaxis(composed, 0, 2).reshape(2, 2, taps.shape[-1], -1)
+    taps = materialize(pairs, composed, x).reshape(n * (d + 1), h + 2, w + 2, seen)
+    kernel = jnp.moveaxis(composed, 0, 2).reshape(2, 2, seen, -1)
     z = conv2d(taps, kernel, "VALID", precision, at_least_float32(x.dtype))
-    return z.reshape(n, d + 1, h + 1, w + 1, -1)
+    return z.reshape(n, d + 1, h + 1, w + 1, kernel.shape[-1])
 
 
 def to_fine(z: jax.Array) -> jax.Array:

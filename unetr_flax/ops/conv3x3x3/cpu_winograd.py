@@ -38,7 +38,7 @@ def products(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> t
     return tuple(
         conv2d(
             slices.reshape(-1, h, w, inputs), taps, "SAME", precision, at_least_float32(x.dtype)
-        ).reshape(n, depth // 2, h, w, -1)
+        ).reshape(n, depth // 2, h, w, taps.shape[-1])
         for slices, taps in zip((a - c, b + c, c - b, b - d), kernels, strict=True)
     )
 
