@@ -33,8 +33,8 @@ def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
         for field in dataclasses.fields(record):
             names = [line.partition(" ")[0] for line in lines]
             start = names.index(option(field.name))
-            # The explanation ends before the next option or the frame.
-            rest = [line.startswith(("--", "+-", "╰")) for line in lines[start + 1 :]]
+            # The explanation ends before the next option.
+            rest = [line.startswith("--") for line in lines[start + 1 :]] + [True]
             end = start + 1 + rest.index(True)
             text = " ".join(lines[start:end])
             default = field.default
