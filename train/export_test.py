@@ -74,7 +74,7 @@ def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
     record = json.loads((run / "run.json").read_text())
     record["options"]["spacing"] = 2
     (run / "run.json").write_text(json.dumps(record))
-    assert "config.json: spacing=2: must be None or 3 numbers" in says(run, tmp_path / "model")
+    assert "run.json: spacing=2: must be None or 3 numbers" in says(run, tmp_path / "model")
     (run / "run.json").write_text("{}")
     assert "run.json: 'model'" in says(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()

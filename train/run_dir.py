@@ -64,8 +64,12 @@ def refuse_taken(out: Path) -> None:
     """Makes sure that a new run may have the folder.
 
     Raises:
-      OptionError: if anything is in the folder, or its place is taken by a file.
+      OptionError: if anything is in the folder, its place is taken by a file, or checkpoints could
+        be saved but not read there.
     """
+    # Orbax reads nothing back from such a path, which would come to light after training only.
+    if set("[]") & set(str(out.absolute())):
+        raise OptionError(f"--out {out}: checkpoints cannot be read from a path with [ or ]")
     if run_file(out).exists():
         raise OptionError(
             f"--out {out}: holds a run; add --resume to go on with it, or give another folder"

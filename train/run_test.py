@@ -169,7 +169,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     label = "lesion [/old] [left] :cat: $x_1$"
     description |= {"name": "[bold]Boxes[/]", "labels": {"0": "background", "1": label}}
     (folder / "dataset.json").write_text(json.dumps(description))
-    out = tmp_path / "[blue] run"
+    out = tmp_path / "run"
     options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
     assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
     shown = capsys.readouterr().out
@@ -250,6 +250,13 @@ def test_phantoms_of_a_run_that_never_began_are_removed(tmp_path, capsys):
     assert main([*TINY, "--val-fraction", "0.01", "--out", str(out)]) == 1
     assert not (out / "data").exists()
     assert main([*TINY, "--epochs", "1", "--out", str(out)]) == 0
+
+
+def test_a_folder_that_checkpoints_cannot_be_read_from_is_refused(tmp_path, capsys):
+    out = tmp_path / "[blue] run"
+    assert main([*TINY, "--out", str(out)]) == 2
+    assert f"--out {out}: checkpoints cannot be read from a path with" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path, capsys):
