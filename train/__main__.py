@@ -3,21 +3,24 @@
 import signal
 import sys
 
-from rich.console import Console
-
-from train import sharding as mesh
+from train import distributed
+from train.console import make_console
 from train.data.decathlon import BadCasesError, DataError
 from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
 from train.run import run
-from train.run_dir import OptionError, read_options, resume_command
+from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
 from unetr_flax.runtime.cudnn import CudnnError
 from unetr_flax.runtime.malloc import keep_freed_memory
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit status: 0 done, 1 bad data or diverged, 2 bad options, 130 interrupted."""
+    """Runs the command line.
+
+    Returns:
+      The exit status: 0 done, 1 bad data or diverged, 2 bad options, 130 interrupted.
+    """
     cfg = None
     try:
         cfg = read_options(args)
@@ -25,24 +28,32 @@ def main(args: list[str]) -> int:
             keep_freed_memory()
         keep_compiled_programs(cfg.run.compilation_cache)
         if cfg.run.coordinator_address is not None:
-            mesh.connect(cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id)
+            distributed.connect(
+                cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
+            )
         return 0 if run(cfg) else EXIT_STATUS
     except (OptionError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
-    except (DataError, BadCasesError, DivergenceError, mesh.MainProcessError, OSError) as error:
+    except (
+        DataError,
+        BadCasesError,
+        DivergenceError,
+        distributed.MainProcessError,
+        OSError,
+    ) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        if cfg is not None and (cfg.out / "config.json").exists():
+        if cfg is not None and run_file(cfg.out).exists():
             return _fail(f"Interrupted. To go on:\n{resume_command(cfg)}", EXIT_STATUS)
         return _fail("Interrupted before the run began.", EXIT_STATUS)
 
 
 def _fail(message: object, status: int) -> int:
-    Console(stderr=True).print(str(message), soft_wrap=True, highlight=False, markup=False)
+    make_console(stderr=True).print(str(message), soft_wrap=True)
     return status
 
 
 if __name__ == "__main__":
-    # Until the loop takes over, both ways of being asked to stop are one.
+    # Before the loop handles signals, SIGTERM must end the program as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

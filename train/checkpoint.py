@@ -1,10 +1,11 @@
-"""Checkpoints of a run: the last, from which it goes on, and the best, which is its result.
+"""Checkpoints of a run: the last, from which it is resumed, and the best, which is its result.
 
 A run's folder holds
-  config.json         how the run was started; written once
-  checkpoints/last/   state, position in the data and progress, after the last saved step
+  run.json            how the run was started; written once
+  checkpoints/last/   train state and resume state (place in the data, progress of the loop)
   checkpoints/best/   parameters and running statistics with the best mean foreground Dice
-Orbax writes each checkpoint beside its place and renames it, so one that exists is whole.
+Orbax writes each checkpoint to a temporary folder and renames it, so a checkpoint that exists is
+complete.
 """
 
 from pathlib import Path
@@ -14,16 +15,19 @@ import orbax.checkpoint as ocp
 
 from train.state import TrainState
 
+# Name of the resume state within a checkpoint.
+RESUME = "progress"
+
 
 class Checkpoints:
     """The two checkpoints of one run; every process of the run must make the same calls.
 
     Args:
-      folder: where both live; made if absent.
+      folder: holds both; made if absent.
     """
 
     def __init__(self, folder: Path):
-        # Saving waits until all is written: the next step reuses the state's buffers.
+        # Saving must not be asynchronous: the next step reuses the state's buffers.
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         folder = folder.absolute()
         self._last = ocp.CheckpointManager(folder / "last", options=options)
@@ -31,43 +35,43 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        """Step of the last checkpoint; None if there is none yet."""
+        """The step of the last checkpoint; None if there is none yet."""
         return self._last.latest_step()
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best checkpoint; None if there is none yet."""
+        """The step of the best checkpoint; None if there is none yet."""
         return self._best.latest_step()
 
-    def save_last(self, state: TrainState, progress: dict[str, Any]) -> None:
-        """Replaces the last checkpoint, unless it is of this very step already.
+    def save_last(self, state: TrainState, resume_state: dict[str, Any]) -> None:
+        """Replaces the last checkpoint, unless it is of the same step already.
 
         Args:
-          state: what a step changes.
-          progress: what else the loop needs to go on, as JSON has it.
+          state: the train state.
+          resume_state: what else the loop needs to go on, as JSON types.
         """
-        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
+        items = {"state": ocp.args.StandardSave(state), RESUME: ocp.args.JsonSave(resume_state)}
         _save(self._last, int(state.step), items)
 
     def save_best(self, state: TrainState) -> None:
-        """Replaces the best checkpoint, likewise."""
+        """Replaces the best checkpoint, unless it is of the same step already."""
         _save(self._best, int(state.step), {"variables": ocp.args.StandardSave(state.variables)})
 
     def restore_last(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The last state and its progress.
+        """Reads the last train state and its resume state.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
         """
         items = {
             "state": ocp.args.StandardRestore(abstract),
-            "progress": ocp.args.JsonRestore(),
+            RESUME: ocp.args.JsonRestore(),
         }
         restored = self._last.restore(self.last_step, args=ocp.args.Composite(**items))
-        return restored["state"], restored["progress"]
+        return restored["state"], restored[RESUME]
 
     def restore_best(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The best "params" and "batch_stats".
+        """Reads the best "params" and "batch_stats".
 
         Args:
           abstract: shapes, dtypes and shardings of both.
@@ -82,6 +86,6 @@ class Checkpoints:
 
 
 def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
-    # A run that is resumed and interrupted before its next step has nothing new to save.
+    # A run that is interrupted before its next step has nothing new to save.
     if manager.latest_step() != step:
         manager.save(step, args=ocp.args.Composite(**items))

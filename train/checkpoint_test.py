@@ -36,16 +36,16 @@ def test_last_and_best_are_kept_apart_and_one_of_each(tmp_path, abstract):
         state = state_at(step, seed=step)
         if step != 3:
             checkpoints.save_best(state)
-        checkpoints.save_last(state, {"position": step})
+        checkpoints.save_last(state, {"step": step})
     checkpoints.close()
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["3"]
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
 
     checkpoints = Checkpoints(tmp_path)
     assert (checkpoints.last_step, checkpoints.best_step) == (3, 2)
-    state, progress = checkpoints.restore_last(abstract)
+    state, resume_state = checkpoints.restore_last(abstract)
     assert_equal(state, state_at(3, seed=3))
-    assert progress == {"position": 3}
+    assert resume_state == {"step": 3}
     assert_equal(checkpoints.restore_best(abstract.variables), state_at(2, seed=2).variables)
     checkpoints.close()
 

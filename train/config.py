@@ -1,28 +1,39 @@
-"""The options of a run: frozen records, whose fields are the command line and `config.json`."""
+"""The options of a run: frozen records whose fields are the command line and the run's run.json."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tyro
 
+from train.data.transforms import AUGMENTATIONS
+from train.losses import LOSSES
+from unetr_flax import UNETRConfig
+
+# Steps are counted in int32 on the device.
+MAX_STEPS = 2**31 - 1
+# A limit for all numbers, set by the seed: JAX's random keys drop the higher bits.
+MAX_NUMBER = 2**32 - 1
+# Millimeters; finer or coarser voxels than these are no medical scan.
+MIN_SPACING, MAX_SPACING = 0.001, 1000.0
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """What to learn from."""
+    """The data, and how they are cut."""
 
     data: Path | None = None
     """Folder in the layout of the Medical Segmentation Decathlon; phantoms are made if None."""
 
     num_phantoms: int = 20
-    """Phantoms to make, if there is no --data."""
+    """Number of phantoms to make if there is no --data."""
 
     val_fraction: float = 0.2
     """Share of the cases that is kept for validation."""
 
     spacing: tuple[float, float, float] | None = None
-    """Millimetres per voxel and axis to resample to; each volume keeps its own if None."""
+    """Millimeters per voxel and axis to resample to; each volume keeps its own if None."""
 
     roi_size: tuple[int, int, int] | None = None
     """Voxels per axis that the model sees, multiples of --patch-size; from the data if None."""
@@ -59,42 +70,48 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """How to learn."""
+    """The loss, the augmentation, the optimizer and the schedule."""
+
+    loss: str = "dice_cross_entropy"
+    """The loss: dice_cross_entropy (their sum), cross_entropy or dice."""
+
+    augmentation: str = "default"
+    """Random changes of the crops: default (rotation, zoom, contrast, noise) or none."""
 
     epochs: int = 24
     """Passes over the training cases."""
 
     learning_rate: float = 4e-3
-    """Highest rate of AdamW, reached by linear warm-up and left on a cosine to 0."""
+    """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to 0."""
 
     warmup_fraction: float = 0.05
     """Share of all steps that is warm-up."""
 
     weight_decay: float = 1e-2
-    """Of AdamW; kernels only."""
+    """Decoupled weight decay of AdamW; only kernels decay."""
 
     clip_norm: float = 1.0
     """Gradients with a larger global norm are scaled down to it."""
 
     eval_every: int = 8
-    """Epochs between validations, each of which saves a checkpoint; there is one at the end."""
+    """Epochs between validations, after each of which a checkpoint is saved."""
 
     overlap: float = 0.25
     """Share of the window that neighbors have in common in validation."""
 
     seed: int = 0
-    """Of split, parameters, order and augmentation of the data, dropout and phantoms."""
+    """Seed of split, parameters, order and augmentation of the data, dropout and phantoms."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where the run lives. Only these may differ when it is resumed."""
+    """The folder and the processes of the run. Only these may differ when it is resumed."""
 
     out: Path | None = None
     """Folder for checkpoints, logs and results; runs/ and the name of the data if None."""
 
     resume: bool = False
-    """Go on from the last checkpoint in --out. All other options are those of the run."""
+    """Go on from the last checkpoint in --out, with the options that the run was started with."""
 
     coordinator_address: str | None = None
     """host:port of process 0, to train with several processes, each with its own devices."""
@@ -103,7 +120,7 @@ class RunOptions:
     """Processes of the run."""
 
     process_id: int = 0
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
 
     keep_freed_memory: bool = False
     """On CPU with glibc: keep freed memory for later steps, which are faster for it."""
@@ -132,12 +149,68 @@ class Config:
         return Path("runs", "phantoms" if self.data.data is None else self.data.data.resolve().name)
 
     def check(self) -> None:
-        """Checks what can be judged without the data; the model checks its own options.
+        """Checks everything that can be judged without the data and the devices.
 
         Raises:
           ValueError: naming option, value and what is allowed.
         """
+        self._check_numbers()
+        self.check_length(num_cases=1)
+        self._check_processes()
+        _require(self.training, "loss", lambda x: x in LOSSES, f"must be {_any_of(LOSSES)}")
+        rule = f"must be {_any_of(AUGMENTATIONS)}"
+        _require(self.training, "augmentation", lambda x: x in AUGMENTATIONS, rule)
+        rule = "must be at least 4, for four features of the decoder"
+        _require(self.model, "num_layers", lambda x: x >= 4, rule)
+        # The model checks its sizes itself; only its channels and classes depend on the data.
+        self.model_config(in_channels=1, out_channels=2)
+
+    def steps_per_epoch(self, num_cases: int) -> int:
+        """Returns the number of steps of an epoch with so many training cases."""
+        return max(1, num_cases // self.data.batch_size)
+
+    def check_length(self, num_cases: int) -> None:
+        """Checks that the steps of the run can be counted.
+
+        Args:
+          num_cases: number of training cases.
+
+        Raises:
+          ValueError: naming --epochs, its value and what is allowed.
+        """
+        limit = MAX_STEPS // self.steps_per_epoch(num_cases)
+        _require(self.training, "epochs", lambda x: x <= limit, f"must be at most {limit}")
+
+    def model_config(self, in_channels: int, out_channels: int) -> UNETRConfig:
+        """Builds the configuration of the model; its window is one patch if --roi-size is None.
+
+        Args:
+          in_channels: channels of the images.
+          out_channels: classes, with the background.
+
+        Raises:
+          ValueError: naming an option that the model cannot have, and what is allowed.
+        """
+        options = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
+        del options["dtype"]
+        try:
+            return UNETRConfig.reference(
+                img_size=self.data.roi_size or self.model.patch_size,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                **options,
+            )
+        except ValueError as error:
+            raise ValueError(_in_words_of_options(str(error))) from None
+
+    def _check_numbers(self) -> None:
         data, training, run = self.data, self.training, self.run
+        for record in (data, self.model, training, run):
+            for name, numbers in _numbers(record):
+                # The comparison is also false for nan.
+                fits = all(abs(number) <= MAX_NUMBER for number in numbers)
+                rule = f"must be finite and at most {MAX_NUMBER}"
+                _require(record, name, lambda _, fits=fits: fits, rule)
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
             (training, ("epochs", "eval_every", "learning_rate", "clip_norm")),
@@ -150,8 +223,16 @@ class Config:
         for name in ("warmup_fraction", "overlap"):
             _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
         _require(data, "val_fraction", lambda x: 0 < x < 1, "must be in (0, 1)")
-        for name in ("spacing", "roi_size"):
-            _require(data, name, lambda x: x is None or min(x) > 0, "each must be above 0")
+        _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
+        _require(
+            data,
+            "spacing",
+            lambda x: x is None or (min(x) >= MIN_SPACING and max(x) <= MAX_SPACING),
+            f"each must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm",
+        )
+
+    def _check_processes(self) -> None:
+        data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
         _require(
             data,
@@ -170,7 +251,7 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and value of every option but those of `RunOptions`, as JSON has them."""
+        """Returns name and value of every option but those of `RunOptions`, as JSON types."""
         return {
             field.name: _to_json(getattr(record, field.name))
             for record in (self.data, self.model, self.training)
@@ -179,11 +260,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`, with default `RunOptions`.
+        """Inverts `to_dict`, with default `RunOptions`.
 
         Raises:
           ValueError: if options are missing or unknown, as those of another version are.
         """
+        values = OPTIONS_BEFORE_NAMES | values
         if (names := values.keys() ^ cls().to_dict().keys()) != set():
             raise ValueError(f"options {sorted(names)}: missing or unknown")
 
@@ -195,16 +277,19 @@ class Config:
         return cls(build(DataOptions), build(ModelOptions), build(TrainingOptions))
 
 
+# Runs of versions without these two options did what their defaults do.
+OPTIONS_BEFORE_NAMES = {"loss": "dice_cross_entropy", "augmentation": "default"}
+
 PHANTOMS = Config()
 DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
 
 
 def parse(args: list[str], defaults: Config | None = None) -> Config:
-    """Options from the command line.
+    """Reads options from the command line.
 
     Args:
       args: the command line without the program's name.
-      defaults: of options that are not given; if None, those for phantoms or for data.
+      defaults: values of options that are not given; those for phantoms or for data if None.
 
     Raises:
       SystemExit: with status 2, after saying what is wrong, if an option is not understood; with
@@ -223,14 +308,41 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
 
 
 def option(name: str) -> str:
-    """A field as it is written on the command line."""
+    """Returns the name of a field as it is written on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def _require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:
     value = getattr(record, name)
     if not allowed(value):
-        raise ValueError(f"{option(name)} {value}: {rule}")
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise ValueError(f"{option(name)} {shown}: {rule}")
+
+
+def _numbers(record: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yields name and numbers of every option that has any."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(x, int | float) for x in values):
+            yield field.name, values
+
+
+def _any_of(names: dict[str, Any]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def _in_words_of_options(message: str) -> str:
+    """Rewrites an error of `UNETRConfig`, "field=value: rule", to name the option."""
+    field, separator, rest = message.partition("=")
+    options = {f.name: option(f.name) for f in dataclasses.fields(ModelOptions)}
+    options["img_size"] = "--roi-size"
+    if not separator or field not in options:
+        return message
+    value, _, rule = rest.partition(": ")
+    value = value.strip("()").replace(",", "")
+    return f"{options[field]} {value}: {rule}"
 
 
 def _to_json(value: Any) -> Any:

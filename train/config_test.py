@@ -20,7 +20,7 @@ RECORDS = (DataOptions, ModelOptions, TrainingOptions, RunOptions)
 
 
 def help_text(args, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "129")  # one column, and long lines
     with pytest.raises(SystemExit) as exit_info:
         parse([*args, "--help"])
     assert exit_info.value.code == 0
@@ -28,13 +28,15 @@ def help_text(args, capsys, monkeypatch):
 
 
 def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
-    lines = help_text([], capsys, monkeypatch).splitlines()
+    lines = [line.strip("│| ") for line in help_text([], capsys, monkeypatch).splitlines()]
     for record in RECORDS:
         for field in dataclasses.fields(record):
-            named = [line.lstrip("│| ").startswith(f"{option(field.name)} ") for line in lines]
-            start = named.index(True)
-            # The explanation begins on the option's line or on the next, and fits in one.
-            text = " ".join(lines[start : start + 2])
+            names = [line.partition(" ")[0] for line in lines]
+            start = names.index(option(field.name))
+            # The explanation ends before the next option.
+            rest = [line.startswith("--") for line in lines[start + 1 :]] + [True]
+            end = start + 1 + rest.index(True)
+            text = " ".join(lines[start:end])
             default = field.default
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
             assert f"(default: {shown})" in text, field.name
@@ -84,8 +86,24 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--val-fraction 1", "--val-fraction 1.0: must be in (0, 1)"),
         ("--overlap 1", "--overlap 1.0: must be in [0, 1)"),
         ("--seed -1", "--seed -1: must not be negative"),
-        ("--spacing 1 0 1", "--spacing (1.0, 0.0, 1.0): each must be above 0"),
-        ("--learning-rate nan", "--learning-rate nan: must be above 0"),
+        ("--spacing 1 0 1", "--spacing 1.0 0.0 1.0: each must be from 0.001 to 1000 mm"),
+        ("--learning-rate 0", "--learning-rate 0.0: must be above 0"),
+        ("--spacing 1e-9 1e-9 1e-9", "--spacing 1e-09 1e-09 1e-09: each must be from 0.001"),
+        ("--spacing 1 1 inf", "--spacing 1.0 1.0 inf: must be finite"),
+        ("--epochs 1000000000000", "--epochs 1000000000000: must be finite and at most"),
+        ("--epochs 2147483648", "--epochs 2147483648: must be at most 2147483647"),
+        ("--seed 4294967296", "--seed 4294967296: must be finite and at most 4294967295"),
+        ("--loss mse", "--loss mse: must be dice_cross_entropy, cross_entropy or dice"),
+        ("--augmentation [all]", "--augmentation [all]: must be default or none"),
+        (
+            "--roi-size 16 24 16 --patch-size 16 16 16",
+            "--roi-size 16 24 16: each must be divisible by its patch_size=(16, 16, 16)",
+        ),
+        ("--patch-size 3 8 8", "--patch-size 3 8 8: each must be one of (1, 2, 4, 8, 16)"),
+        ("--num-heads 5", "--num-heads 5: must divide hidden_size=96"),
+        ("--num-layers 3", "--num-layers 3: must be at least 4"),
+        ("--light-r 3", "--light-r 3.0: must be above 0, at most 32 and"),
+        ("--dropout-rate 1", "--dropout-rate 1.0: must be in [0, 1)"),
         (
             "--num-processes 3 --coordinator-address h:1 --batch-size 4",
             "--batch-size 4: must be divisible by --num-processes 3",
@@ -98,6 +116,24 @@ def test_values_out_of_range_are_named(args, message):
     with pytest.raises(ValueError, match=r"^--") as error:
         parse(args.split()).check()
     assert str(error.value).startswith(message)
+
+
+FLOATS = [f.name for r in RECORDS for f in dataclasses.fields(r) if isinstance(f.default, float)]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_may_be_infinite_or_nan(name, value):
+    with pytest.raises(ValueError, match=rf"^{option(name)} {value}: must be finite"):
+        parse([f"{option(name)}={value}"]).check()
+
+
+def test_the_steps_of_the_data_must_be_countable():
+    cfg = parse(["--epochs", "1000000", "--batch-size", "2"])
+    cfg.check()
+    cfg.check_length(num_cases=4000)
+    with pytest.raises(ValueError, match=r"^--epochs 1000000: must be at most 715827"):
+        cfg.check_length(num_cases=6000)
 
 
 def test_defaults_are_in_range():
@@ -118,6 +154,12 @@ def test_survives_json_without_run_options(tmp_path):
     for change in ({"new": 1}, {}):
         values = cfg.to_dict() | change
         if not change:
-            del values["seed"]
+            del values["epochs"]
         with pytest.raises(ValueError, match="missing or unknown"):
             Config.from_dict(values)
+
+
+def test_options_of_runs_before_losses_and_augmentations_had_names():
+    values = PHANTOMS.to_dict()
+    del values["loss"], values["augmentation"]
+    assert Config.from_dict(values) == PHANTOMS

@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 
-from train import sharding as devices
+from train import sharding
 from train.checkpoint import Checkpoints
+from train.run_dir import run_file
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import save_pretrained
 
 
@@ -29,7 +31,7 @@ def save_model(
     Args:
       folder: where to save; an older model there is replaced.
       variables: "params" and "batch_stats".
-      record: the content of the run's `config.json`.
+      record: the content of the run's `run.json`.
       step: how many steps the model has taken.
     """
     dataset = record["dataset"]
@@ -47,7 +49,7 @@ def save_model(
 
 
 def run_preprocessing(record: dict[str, Any]) -> Preprocessing:
-    """Builds the preprocessing of a run from the content of its `config.json`."""
+    """Builds the preprocessing of a run from the content of its `run.json`."""
     dataset = record["dataset"]
     return Preprocessing.from_modalities(
         dataset["modalities"], labels=dataset["labels"], spacing=record["options"]["spacing"]
@@ -67,24 +69,24 @@ def export(run: Path, folder: Path) -> int:
     Raises:
       ExportError: if there is no run, or it has not validated yet.
     """
+    path = run_file(run)
     try:
-        record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         cfg = UNETRConfig.from_dict(record["model"])
         run_preprocessing(record)
     except FileNotFoundError:
-        raise ExportError(f"{run}: holds no run, it has no config.json") from None
+        raise ExportError(f"{run}: holds no run, it has no {path.name}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{run / 'config.json'}: {error}") from None
+        raise ExportError(f"{path}: {error}") from None
     checkpoints = Checkpoints(run / "checkpoints")
     try:
         step = checkpoints.best_step
         if step is None:
             raise ExportError(f"{run}: has not validated yet, so it has no best model")
-        sharding = devices.replicated(devices.make_mesh())
-        image = jax.ShapeDtypeStruct((1, *cfg.img_size, cfg.in_channels), "float32")
-        shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), image)
+        replicated = sharding.replicated(sharding.make_mesh())
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+            abstract_variables(UNETR(cfg)),
         )
         variables = checkpoints.restore_best(abstract)
     finally:

@@ -35,7 +35,7 @@ def run(tmp_path, state):
         "model": CFG.to_dict(),
         "dataset": {**dataset, "fingerprint": "0", "validation": []},
     }
-    (run / "config.json").write_text(json.dumps(record))
+    (run / "run.json").write_text(json.dumps(record))
     return run
 
 
@@ -55,6 +55,11 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
     assert export(run, folder) == 12
 
 
+def test_a_run_that_has_its_options_in_config_json_is_exported(tmp_path, run):
+    (run / "run.json").rename(run / "config.json")
+    assert export(run, tmp_path / "model") == 12
+
+
 def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
     def says(*args):
         assert main([str(arg) for arg in args]) == 2
@@ -64,12 +69,12 @@ def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
 
     assert "holds no run" in says(tmp_path / "none", tmp_path / "model")
     Checkpoints(tmp_path / "new" / "checkpoints").close()
-    (tmp_path / "new" / "config.json").write_text((run / "config.json").read_text())
+    (tmp_path / "new" / "run.json").write_text((run / "run.json").read_text())
     assert "has not validated yet" in says(tmp_path / "new", tmp_path / "model")
-    record = json.loads((run / "config.json").read_text())
+    record = json.loads((run / "run.json").read_text())
     record["options"]["spacing"] = 2
-    (run / "config.json").write_text(json.dumps(record))
-    assert "config.json: spacing=2: must be None or 3 numbers" in says(run, tmp_path / "model")
-    (run / "config.json").write_text("{}")
-    assert "config.json: 'model'" in says(run, tmp_path / "model")
+    (run / "run.json").write_text(json.dumps(record))
+    assert "run.json: spacing=2: must be None or 3 numbers" in says(run, tmp_path / "model")
+    (run / "run.json").write_text("{}")
+    assert "run.json: 'model'" in says(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -1,4 +1,4 @@
-"""What a run tells: lines and a progress bar on the screen, metrics.jsonl, TensorBoard events."""
+"""The log of a run: lines and a progress bar on the screen, metrics.jsonl, TensorBoard events."""
 
 import json
 import math
@@ -7,28 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from train.console import make_console
 from unetr_flax.evaluation.dice import DiceScores
 
 
 class RunLog:
-    """The log of one run, to be used as a context.
+    """The log of one run, a context manager.
 
     Each record is a line of metrics.jsonl with "kind" ("train" after each epoch, "validation" after
     each validation), "epoch" and "step", and the scalars `kind/name` in TensorBoard. A number that
     is not finite is null in JSON.
 
     Args:
-      folder: where metrics.jsonl and tensorboard/ are; None writes nothing and prints nothing.
+      folder: holds metrics.jsonl and tensorboard/; None writes nothing and prints nothing.
       classes: name of each class, background first.
-      epochs: passes over the data, all together.
-      steps_per_epoch: steps in each.
-      step: steps already taken. Records of later steps, left by a run that was cut off after its
-        last checkpoint, are removed.
+      epochs: number of epochs of the whole run.
+      steps_per_epoch: number of steps in an epoch.
+      step: number of steps already taken. Records of later steps, left by a run that was cut off
+        after its last checkpoint, are removed.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class RunLog:
         steps_per_epoch: int,
         step: int = 0,
     ):
-        self.console = Console(quiet=folder is None)
+        self.console = make_console(quiet=folder is None)
         self._classes = classes
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
@@ -74,7 +73,7 @@ class RunLog:
             self._events.close()
 
     def step(self, step: int, loss: float) -> None:
-        """Moves the bar."""
+        """Moves the progress bar to a step."""
         epoch = f"{math.ceil(step / self._steps_per_epoch)}/{self._epochs}"
         self._progress.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}")
 
@@ -83,16 +82,14 @@ class RunLog:
         self._record("train", step, values)
 
     def validation(self, step: int, scores: DiceScores) -> None:
-        """Records Dice of each foreground class, and their mean."""
+        """Records the Dice of each foreground class and their mean."""
         values = dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
         self._record("validation", step, {"mean_dice": scores.mean_foreground, **values})
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         epoch = step // self._steps_per_epoch
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.console.print(
-            f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", highlight=False, soft_wrap=True
-        )
+        self.console.print(f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", soft_wrap=True)
         if self._file is None:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
@@ -103,18 +100,8 @@ class RunLog:
             self._events.add_scalar(f"{kind}/{name}", value, step, time.time())
 
 
-def results_table(scores: DiceScores, classes: Sequence[str]) -> Table:
-    """Dice of each foreground class and their mean."""
-    table = Table("class")
-    table.add_column("Dice", justify="right")
-    for name, dice in zip(classes[1:], scores.per_class[1:], strict=True):
-        table.add_row(name, f"{dice:.4f}")
-    table.add_section()
-    table.add_row("mean", f"{scores.mean_foreground:.4f}")
-    return table
-
-
 def _drop_later(path: Path, step: int) -> None:
+    """Removes the records after a step from metrics.jsonl."""
     if not path.exists():
         return
     # A process that was killed may have left half a line.

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from train.checkpoint import Checkpoints
+from train.distributed import any_process
 from train.interrupt import Interrupt
 from train.log import RunLog
-from train.sharding import any_process
 from train.state import TrainState
 from unetr_flax.evaluation.dice import DiceScores
 
-# Steps that may be under way on the device while the host goes on to the next.
+# Steps that may run on the device while the host prepares the next.
 STEPS_IN_FLIGHT = 2
 # Steps after which several processes ask each other whether one of them was interrupted.
 STEPS_BETWEEN_QUESTIONS = 10
@@ -28,15 +28,15 @@ class DivergenceError(RuntimeError):
 
 
 class Batches(Iterator[Any], Protocol):
-    """What the loop needs of its data: batches without end, and a place that can be kept."""
+    """The interface of the data: batches without end, and a place in them that can be saved."""
 
     def state(self) -> dict[str, Any]:
-        """Where the iterator is, as JSON has it."""
+        """Returns the place of the iterator, as JSON types."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long to train, and how often to look.
+    """How long to train, and how often to validate.
 
     Attributes:
       steps_per_epoch: steps of one pass over the training cases.
@@ -50,18 +50,18 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
     def validates_at(self, step: int) -> bool:
-        """Whether there is a validation after so many steps."""
+        """Returns whether there is a validation after so many steps."""
         due = step > 0 and step % (self.steps_per_epoch * self.eval_every) == 0
         return due or step >= self.total_steps
 
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop knows beyond the train state; part of the checkpoint.
+    """What the loop has found out so far; part of the resume state in a checkpoint.
 
     Attributes:
       validated_step: the last step that was validated.
@@ -81,7 +81,7 @@ class Progress:
 
     @property
     def best(self) -> DiceScores:
-        """The best validation."""
+        """The scores of the best validation."""
         return DiceScores(np.array(self.best_dice), self.best_mean)
 
 
@@ -99,20 +99,20 @@ def fit(
     log: RunLog,
     interrupt: Interrupt,
 ) -> bool:
-    """Trains from wherever `state` is to the end, or until interrupted; either way all is saved.
+    """Trains from a state to the end, or until interrupted; in both cases everything is saved.
 
     Args:
-      state: where to start; its buffers are used up.
-      progress: likewise; updated in place.
-      schedule: how long and how often.
+      state: the state to start from; its buffers are donated.
+      progress: the progress that belongs to `state`; updated in place.
+      schedule: how long to train and how often to validate.
       batches: the data, at the place that belongs to `state`.
-      train_step: see `train.step`.
+      train_step: see `train.step.make_train_step`.
       shard_batch: puts a batch on the devices.
-      evaluate: validates; None if it was interrupted.
-      learning_rate: as a function of the step.
-      checkpoints: where to save, after each validation and when interrupted.
-      log: where to tell.
-      interrupt: whether to stop.
+      evaluate: validates a state; returns None if interrupted.
+      learning_rate: the learning rate as a function of the step.
+      checkpoints: saves after each validation and when interrupted.
+      log: takes the metrics.
+      interrupt: tells whether to stop.
 
     Returns:
       Whether the end was reached.
@@ -147,7 +147,7 @@ def fit(
             if validated:
                 progress.validated_step = step
                 log.validation(step, scores)
-                # Written so that a mean that is nan, no class being present, counts as better.
+                # A mean of nan (no class is present) must count as better, hence the negation.
                 if not scores.mean_foreground <= progress.best_mean:
                     progress.best_step, progress.best_mean = step, scores.mean_foreground
                     progress.best_dice = scores.per_class.tolist()
@@ -155,15 +155,15 @@ def fit(
                 started = time.monotonic()
         stop = interrupt.requested
         if several_processes:
-            # All must stop at the same step, and asking the others makes the device wait.
+            # All processes must stop at the same step, and asking makes the device wait.
             asks = step % STEPS_BETWEEN_QUESTIONS == 0 or schedule.validates_at(step)
             if asks:
                 settle(0)
             stop = asks and any_process(stop)
         if validated or stop:
             settle(0)
-            position = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
-            checkpoints.save_last(state, position)
+            resume_state = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
+            checkpoints.save_last(state, resume_state)
         if step >= schedule.total_steps or stop:
             return step >= schedule.total_steps and progress.validated_step == step
 

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 from train.checkpoint import Checkpoints
 from train.data.loader import Batches
 from train.data.preprocess import Sample
-from train.data.transforms import Augmentation
+from train.data.transforms import default_augmentation
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
@@ -74,14 +74,14 @@ def by_step(means):
 def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCHEDULE):
     """One process's life: from the last checkpoint, if there is one, to the end or a stop."""
     checkpoints = Checkpoints(folder)
-    batches = Batches(samples, (4, 6, 8), 2, seed=0, augmentation=Augmentation())
+    batches = Batches(samples, default_augmentation((4, 6, 8)), 2, seed=0)
     progress = Progress()
     if checkpoints.last_step is None:
         state = create_state(MODEL, TX, 0, SHARDING)
     else:
-        state, position = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
-        batches.restore(position["batches"])
-        progress = Progress(**position["progress"])
+        state, resume_state = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
+        batches.restore(resume_state["batches"])
+        progress = Progress(**resume_state["progress"])
     interrupt = StopAfter(stop_after)
 
     def shard_batch(batch):
@@ -113,9 +113,9 @@ def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCH
 def kept(folder):
     """Leaves of the last checkpoint, and what else is in it."""
     checkpoints = Checkpoints(folder)
-    state, position = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
+    state, resume_state = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
     checkpoints.close()
-    return jax.device_get(state), position
+    return jax.device_get(state), resume_state
 
 
 def records(folder):
@@ -134,11 +134,11 @@ def test_interrupted_runs_end_bit_for_bit_like_straight_ones(tmp_path, samples, 
         assert kept(tmp_path / "parts")[0].step == sum(stops[: i + 1])
     assert go(tmp_path / "parts", samples, train_step)
 
-    straight, position = kept(tmp_path / "straight")
-    parts, parts_position = kept(tmp_path / "parts")
+    straight, resume_state = kept(tmp_path / "straight")
+    parts, parts_resume_state = kept(tmp_path / "parts")
     assert straight.step == 12
     jax.tree.map(np.testing.assert_array_equal, straight, parts)
-    assert position == parts_position
+    assert resume_state == parts_resume_state
     assert records(tmp_path / "straight") == records(tmp_path / "parts")
 
 

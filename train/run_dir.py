@@ -1,4 +1,8 @@
-"""The record of a run, config.json: how it was started, so that it goes on as it began."""
+"""A run's folder and its run.json: how the run was started, so that it is resumed the same way.
+
+Within the folder, `model/config.json` is the model's own file. Runs of older versions kept their
+options in a config.json beside `checkpoints/`; such runs are still resumed and exported.
+"""
 
 import dataclasses
 import hashlib
@@ -11,22 +15,25 @@ from train.config import PHANTOMS, Config, option, parse
 from train.data.decathlon import Case, Dataset
 from unetr_flax import UNETRConfig
 
+RUN_NAME = "run.json"
+OLD_RUN_NAME = "config.json"
+
 
 class OptionError(ValueError):
-    """Options that cannot be; the message names the option, its value and what is allowed."""
+    """Options out of range; the message names the option, its value and what is allowed."""
 
 
 def read_options(args: list[str]) -> Config:
-    """Options from the command line, and, when resuming, from the run's config.json.
+    """Reads options from the command line and, when resuming, from the run's run.json.
 
     Raises:
       OptionError: if an option is out of range, there is nothing to resume, or an option differs
-        from what the run was started with.
+        from the one the run was started with.
     """
     cfg = parse(args)
     if cfg.run.resume:
         saved = _saved_options(cfg.out)
-        # --resume, and with it the rest of RunOptions, comes from the arguments again.
+        # --resume and the other RunOptions are not saved: they come from the arguments again.
         defaults = dataclasses.replace(saved, run=dataclasses.replace(PHANTOMS.run, out=cfg.out))
         cfg = parse(args, defaults)
         _compare(cfg.to_dict(), saved.to_dict(), cfg.out)
@@ -38,7 +45,7 @@ def read_options(args: list[str]) -> Config:
 
 
 def resume_command(cfg: Config) -> str:
-    """The command that goes on with a run."""
+    """Returns the command that goes on with a run."""
     run = cfg.run
     args = ["python", "-m", "train", "--out", str(cfg.out), "--resume"]
     if run.coordinator_address is not None:
@@ -47,13 +54,23 @@ def resume_command(cfg: Config) -> str:
     return shlex.join(args)
 
 
+def run_file(out: Path) -> Path:
+    """Returns where a folder's run.json is or would be; the old name if only that exists."""
+    path, old = out / RUN_NAME, out / OLD_RUN_NAME
+    return old if old.exists() and not path.exists() else path
+
+
 def refuse_taken(out: Path) -> None:
     """Makes sure that a new run may have the folder.
 
     Raises:
-      OptionError: if there is anything in it.
+      OptionError: if anything is in the folder, its place is taken by a file, or checkpoints could
+        be saved but not read there.
     """
-    if (out / "config.json").exists():
+    # Orbax reads nothing back from such a path, which would come to light after training only.
+    if set("[]") & set(str(out.absolute())):
+        raise OptionError(f"--out {out}: checkpoints cannot be read from a path with [ or ]")
+    if run_file(out).exists():
         raise OptionError(
             f"--out {out}: holds a run; add --resume to go on with it, or give another folder"
         )
@@ -61,25 +78,14 @@ def refuse_taken(out: Path) -> None:
         raise OptionError(f"--out {out}: exists and is not empty; give another folder")
 
 
-def _saved_options(out: Path) -> Config:
-    path = out / "config.json"
-    try:
-        return Config.from_dict(json.loads(path.read_text(encoding="utf-8"))["options"])
-    except FileNotFoundError:
-        raise OptionError(f"--out {out}: holds no run to resume, it has no config.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise OptionError(f"{path}: is not the record of a run of this version: {error}") from None
-
-
 def write_run_file(
     cfg: Config, dataset: Dataset, val_cases: tuple[Case, ...], model_config: UNETRConfig
 ) -> None:
-    """Writes config.json; when resuming, makes sure that it still holds.
+    """Writes run.json; when resuming, checks that the saved file still holds.
 
     Raises:
       OptionError: if the data or the model are not those that the run was started with.
     """
-    path = cfg.out / "config.json"
     record = {
         "options": cfg.to_dict(),
         "model": model_config.to_dict(),
@@ -92,7 +98,7 @@ def write_run_file(
         },
     }
     if cfg.run.resume:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
         if saved["dataset"] != record["dataset"]:
             raise OptionError(
                 f"--out {cfg.out}: the data set {dataset.name} is not what the run was started "
@@ -101,9 +107,19 @@ def write_run_file(
         _compare(record["model"], saved["model"], cfg.out)
         return
     cfg.out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = cfg.out / f"{RUN_NAME}.tmp"
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    temporary.rename(cfg.out / RUN_NAME)
+
+
+def _saved_options(out: Path) -> Config:
+    path = run_file(out)
+    try:
+        return Config.from_dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+    except FileNotFoundError:
+        raise OptionError(f"--out {out}: holds no run to resume, it has no {RUN_NAME}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path}: is not the record of a run of this version: {error}") from None
 
 
 def _compare(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
@@ -120,7 +136,7 @@ def _show(value: Any) -> str:
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """A hash of the cases' names and the sizes of their files."""
+    """Hashes the names of the cases and the sizes of their files."""
     lines = [
         f"{case.name} {case.image.stat().st_size} {case.label.stat().st_size}"
         for case in dataset.cases

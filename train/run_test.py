@@ -87,7 +87,7 @@ def test_a_run_on_phantoms_from_start_to_results(tmp_path, capsys):
     assert main([*args, "--epochs", "3"]) == 0
     shown = capsys.readouterr().out
     assert "4 cases to train on, 1 to validate" in shown
-    labels = json.loads((out / "config.json").read_text())["dataset"]["labels"]
+    labels = json.loads((out / "run.json").read_text())["dataset"]["labels"]
     assert all(name in shown.split("Best on the 1 validation cases")[1] for name in labels[1:])
     assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
     for path in ("predictions.png", "metrics.jsonl", "tensorboard", "model"):
@@ -118,7 +118,7 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(data.parent)
     args = [*TINY, "--data", data.name, "--epochs", "1", "--out", str(tmp_path / "run")]
     assert main(args) == 0
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["data"] == str(data)
     assert record["model"]["img_size"] == [16, 32, 16]
     assert len(record["dataset"]["labels"]) == record["model"]["out_channels"]
@@ -138,6 +138,51 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     assert (
         "--roi-size 16 16 16: the run in run was started with 16 32 16" in capsys.readouterr().err
     )
+
+
+def test_a_run_written_before_run_json_had_its_name_goes_on(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(data), "--epochs", "2", "--out", str(out)]) == 0
+    record = json.loads((out / "run.json").read_text())
+    # Neither were the loss and the augmentation named.
+    del record["options"]["loss"], record["options"]["augmentation"]
+    (out / "config.json").write_text(json.dumps(record))
+    (out / "run.json").unlink()
+    capsys.readouterr()
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert "starts at step 4" in capsys.readouterr().out
+    assert main([*TINY, "--data", str(data), "--out", str(out)]) == 2
+    assert "holds a run; add --resume" in capsys.readouterr().err
+    assert main(["--out", str(out), "--resume", "--loss", "dice"]) == 2
+    assert (
+        f"--loss dice: the run in {out} was started with dice_cross_entropy"
+        in capsys.readouterr().err
+    )
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, capsys):
+    folder = tmp_path / "Task [red]"
+    folder.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).symlink_to(data / name)
+    description = json.loads((data / "dataset.json").read_text())
+    label = "lesion [/old] [left] :cat: $x_1$"
+    description |= {"name": "[bold]Boxes[/]", "labels": {"0": "background", "1": label}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    out = tmp_path / "run"
+    options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
+    assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("[bold]Boxes[/]: 4 cases")
+    assert f"{out} starts at step 0" in shown
+    assert f"  {label} " in shown  # the line of the validation
+    assert f"│ {label} │" in shown  # the table
+    assert f"picture: {out / 'predictions.png'}" in shown
+
+    description["training"][0]["image"] = "imagesTr/[nothing].nii.gz"
+    (folder / "dataset.json").write_text(json.dumps(description))
+    assert main([*options[:-1], str(tmp_path / "other")]) == 1
+    assert str(folder / "imagesTr" / "[nothing].nii.gz") in capsys.readouterr().err
 
 
 def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
@@ -178,9 +223,14 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["--patch-size", "16", "16", "32"], 2, "patch_size=(16, 16, 32)"),
-        (["--roi-size", "16", "24", "16"], 2, "img_size=(16, 24, 16)"),
+        (["--patch-size", "16", "16", "32"], 2, "--patch-size 16 16 32: each must be one of"),
+        (["--roi-size", "16", "24", "16"], 2, "--roi-size 16 24 16: each must be divisible by"),
         (["--epochs", "0"], 2, "--epochs 0: must be above 0"),
+        (["--loss", "mse"], 2, "--loss mse: must be dice_cross_entropy"),
+        (["--augmentation", "some"], 2, "--augmentation some: must be default or none"),
+        # Options are judged before the data are read.
+        (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
+        (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
         (["--data", "nowhere"], 1, "nowhere/dataset.json: no such file"),
         (["--resume"], 2, "run: holds no run to resume"),
@@ -200,6 +250,13 @@ def test_phantoms_of_a_run_that_never_began_are_removed(tmp_path, capsys):
     assert main([*TINY, "--val-fraction", "0.01", "--out", str(out)]) == 1
     assert not (out / "data").exists()
     assert main([*TINY, "--epochs", "1", "--out", str(out)]) == 0
+
+
+def test_a_folder_that_checkpoints_cannot_be_read_from_is_refused(tmp_path, capsys):
+    out = tmp_path / "[blue] run"
+    assert main([*TINY, "--out", str(out)]) == 2
+    assert f"--out {out}: checkpoints cannot be read from a path with" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path, capsys):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import sharding as devices
+from train import sharding
 
 TOLERANCE = 1e-12
 
@@ -25,7 +25,7 @@ PROGRAM = textwrap.dedent(
     img_size = tuple(map(int, img_size))
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", num_devices)
-    from train import sharding as devices
+    from train import distributed, sharding
     from train.losses import dice_cross_entropy_loss
     from train.state import abstract_state
     from train.step import make_train_step
@@ -34,7 +34,7 @@ PROGRAM = textwrap.dedent(
     num_processes = 1
     if address:
         num_processes = 2
-        devices.connect(address, num_processes, process_id)
+        distributed.connect(address, num_processes, process_id)
     assert jax.device_count() == num_devices * num_processes
 
     cfg = UNETRConfig.reference(
@@ -44,8 +44,8 @@ PROGRAM = textwrap.dedent(
     model = UNETR(cfg, param_dtype="float64")
     # Not Adam, which divides gradients that are nothing but rounding by their size.
     tx = optax.sgd(1e-2, momentum=0.9)
-    mesh = devices.make_mesh()
-    replicated = devices.replicated(mesh)
+    mesh = sharding.make_mesh()
+    replicated = sharding.replicated(mesh)
     rng = np.random.default_rng(0)
 
     def value(x):
@@ -59,28 +59,28 @@ PROGRAM = textwrap.dedent(
     train_step = make_train_step(model, tx, dice_cross_entropy_loss, replicated)
     losses = []
     for _ in range(2):
-        # Every volume has its own statistics, so that those of a part are not those of the batch.
+        # Every volume has its own statistics, so that those of a shard are not those of the batch.
         image = rng.normal(size=(*img_size, 1, 4)) * [1, 2, 3, 4] + [0, 1, 0, -1]
         image = np.moveaxis(image, -1, 0)
         label = rng.integers(0, 3, image.shape[:-1]).astype(np.int32)
         share = slice(process_id * 4 // num_processes, (process_id + 1) * 4 // num_processes)
-        batch = devices.shard_batch({"image": image[share], "label": label[share]}, mesh)
+        batch = sharding.shard_batch({"image": image[share], "label": label[share]}, mesh)
         assert len(batch["image"].addressable_shards) == num_devices
         assert batch["image"].shape == image.shape
         state, metrics = train_step(state, batch)
         assert all(x.sharding.is_equivalent_to(replicated, x.ndim) for x in jax.tree.leaves(state))
         losses.append(float(metrics["loss"]))
 
-    assert devices.any_process(process_id == num_processes - 1)
-    assert not devices.any_process(False)
+    assert distributed.any_process(process_id == num_processes - 1)
+    assert not distributed.any_process(False)
     np.testing.assert_array_equal(
-        devices.process_sum(np.arange(3) + process_id),
+        distributed.process_sum(np.arange(3) + process_id),
         num_processes * np.arange(3) + num_processes - 1,
     )
-    kept = devices.local_copy(state)
+    kept = sharding.local_copy(state)
     flat, _ = jax.tree_util.tree_flatten_with_path(kept)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
-    if devices.is_main():
+    if distributed.is_main():
         np.savez(path, losses=losses, **arrays)
     """
 )
@@ -129,17 +129,5 @@ def test_several_equal_one(several, one_device, tmp_path):
         assert np.abs(actual[name] - array).max() <= TOLERANCE * np.abs(array).max(), name
 
 
-def test_an_action_that_fails_on_the_main_process_fails():
-    done = []
-    devices.run_on_main(lambda: done.append(1))
-    assert done == [1]
-
-    def fail():
-        raise KeyError("reason")
-
-    with pytest.raises(KeyError, match="reason"):
-        devices.run_on_main(fail)
-
-
 def test_inference_gives_a_cpu_one_window_at_a_time():
-    assert devices.windows_per_call() == (1 if jax.default_backend() == "cpu" else 4)
+    assert sharding.windows_per_call() == (1 if jax.default_backend() == "cpu" else 4)

@@ -1,4 +1,4 @@
-"""For tests: a model with the interface of a UNETR that compiles at once."""
+"""A small model for tests; the application itself never imports this file."""
 
 from typing import Any
 
@@ -9,7 +9,9 @@ from jax.typing import DTypeLike
 
 
 class Small(nn.Module):
-    """A norm with running statistics, dropout and a linear map of each voxel.
+    """A model with the interface of a UNETR that compiles at once.
+
+    A norm with running statistics, dropout and a linear map of each voxel.
 
     Attributes:
       config: has img_size, in_channels and out_channels.
@@ -20,10 +22,11 @@ class Small(nn.Module):
     config: Any
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    jit_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """[B, *img_size, in_channels] -> [B, *img_size, out_channels]."""
+        """Maps [B, *img_size, in_channels] to logits [B, *img_size, out_channels]."""
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
         x = nn.Dropout(0.5)(x, deterministic=not train)
         return nn.Dense(self.config.out_channels)(x)

@@ -1,4 +1,4 @@
-"""Everything that one optimization step changes, as one pytree."""
+"""The train state: everything that one optimization step changes, as one pytree."""
 
 import functools
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from unetr_flax.runtime.compiler_options import compiler_options
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What is donated to a step, sharded, and checkpointed.
+    """The state that a step takes and returns, and a checkpoint holds.
 
     Attributes:
       step: steps taken so far, int32 [].
       params: the model's parameters.
       batch_stats: running statistics of its norms.
       opt_state: state of the optimizer.
-      rng: data of the key from which each step derives its own for dropout, uint32 [2]; not a key
-        itself, so that a state is plain arrays for whoever places, copies or stores it.
+      rng: data of the key from which each step derives its own key for dropout, uint32 [2]. It is
+        not a typed key, so that a state is made of plain arrays, which can be stored as they are.
     """
 
     step: jax.Array
@@ -34,24 +34,24 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def initial_state(
     variables: Mapping[str, Any], tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Args:
-      variables: of a UNETR.
+      variables: "params" and perhaps "batch_stats" of a UNETR.
       tx: the optimizer.
-      key: of all dropout.
+      key: the key for dropout in all steps.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        # Only batch norms have any.
+        # Only batch norms have running statistics.
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(variables["params"]),
         rng=jax.random.key_data(key),
@@ -64,12 +64,12 @@ def create_state(
     seed: int,
     sharding: Sharding | None = None,
 ) -> TrainState:
-    """A fresh state; equal seeds give equal states.
+    """Makes a state with random parameters; equal seeds give equal states.
 
     Args:
       model: a UNETR.
       tx: the optimizer.
-      seed: of the parameters and of all dropout.
+      seed: determines the parameters and all dropout, in [0, 2**32).
       sharding: where the state lives; the compiler decides if None.
     """
     create = functools.partial(_create, model, tx, seed)
@@ -79,7 +79,7 @@ def create_state(
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state, computed without one: what restoring needs."""
+    """Returns shapes, dtypes and shardings of a state without computing it, for restoring."""
     shapes = jax.eval_shape(functools.partial(_create, model, tx, 0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 

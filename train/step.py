@@ -1,4 +1,4 @@
-"""The jitted functions: one step of training, and prediction."""
+"""The jitted functions: one training step, and prediction."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
 
+from train.losses import Loss
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def abstract_batch(cfg: UNETRConfig, batch_size: int, sharding: Sharding) -> Batch:
-    """Shapes, dtypes and sharding of what a training step takes."""
+    """Returns shapes, dtypes and sharding of the batch that a training step takes."""
     shapes = {
         "image": ((batch_size, *cfg.img_size, cfg.in_channels), jnp.float32),
         "label": ((batch_size, *cfg.img_size), jnp.int32),
@@ -35,20 +35,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
 
-    The step is compiled once per shape of batch. The given state's buffers are reused for the new
-    one (donated), so the old state must not be touched again. Nothing waits for the device: the
-    metrics, scalars, stay on it until somebody reads them.
+    The step is compiled once for each shape of the batch. The buffers of the given state are
+    donated to the new state, so the old state must not be used again. The step does not wait for
+    the device: the metrics stay there until they are read.
 
     Args:
       model: a UNETR.
       tx: the optimizer.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
       sharding: where the new state and the metrics live; the compiler decides if None.
-      platform: where it will run, "cpu", "gpu" or "tpu"; JAX's default if None.
+      platform: "cpu", "gpu" or "tpu", on which the step will run; JAX's default if None.
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
-      metrics are "loss" and "grad_norm", the global norm of the gradient before clipping.
+      metrics, scalars, are "loss" and "grad_norm", the global norm of the gradient before clipping.
     """
 
     platform = platform or jax.default_backend()
@@ -90,7 +90,8 @@ def make_predict(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Builds the jitted `predict(variables, image [B, *img_size, C]) -> logits [B, *img_size, K]`.
 
-    Running statistics are used, nothing is dropped, and logits are the same for any batch.
+    Norms use their running statistics and nothing is dropped, so the logits of a volume do not
+    depend on the others in the batch.
     """
     platform = platform or jax.default_backend()
     apply = ops.target_platform(platform)(model.apply)

@@ -11,8 +11,9 @@ import numpy as np
 
 from train.data.decathlon import Case
 from train.data.preprocess import Sample
+from train.distributed import process_sum
 from train.interrupt import Interrupt
-from train.sharding import local_copy, process_sum, windows_per_call
+from train.sharding import local_copy, windows_per_call
 from train.state import TrainState
 from train.step import make_predict
 from unetr_flax import Preprocessing, sliding_window_inference

@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the ground truth, as segmentation articles print them."""
+"""Pictures of predictions beside the ground truth."""
 
 import math
 import os
@@ -65,7 +65,7 @@ def save_predictions(
     names = class_names[1:]
     colors = _colors(len(names))
     width = ROW_NAME_INCHES + len(cases) * PANEL_INCHES
-    # A legend entry is its patch and gaps, and about 0.07 inches per letter of 8 points.
+    # A legend entry has its patch and gaps, and about 0.07 inches per letter of 8 points.
     legend_columns = max(1, int(width / (0.55 + 0.07 * max(map(len, names)))))
     legend_height = 0.15 + 0.18 * math.ceil(len(names) / legend_columns)
     panel_height = PANEL_INCHES * min(2.0, max(_proportion(case) for case in cases))
@@ -76,28 +76,32 @@ def save_predictions(
     axes = figure.subplots(len(ROW_NAMES), len(cases), squeeze=False)
     for column, case in zip(axes.T, cases, strict=True):
         _draw_column(column, case, colors)
-        column[0].set_title(case.name, fontsize=9)
+        column[0].set_title(case.name, fontsize=9, parse_math=False)
     for row, name in zip(axes[:, 0], ROW_NAMES, strict=True):
         row.set_ylabel(name, fontsize=9)
-    figure.legend(
-        handles=[Patch(color=c, label=n) for c, n in zip(colors, names, strict=True)],
+    legend = figure.legend(
+        [Patch(color=color) for color in colors],
+        names,
         loc="outside lower center",
         ncols=min(len(names), legend_columns),
         fontsize=8,
         frameon=False,
     )
+    # Names are shown as they are, even with dollar signs.
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.savefig(path, format="png")
 
 
 def _colors(number: int) -> list[tuple[float, float, float]]:
-    """Distinct colors, repeating after 18; no grays, which the image has."""
+    """Chooses distinct colors, which repeat after 18; no grays, the colors of the image."""
     palette = matplotlib.colormaps["tab10" if number <= 9 else "tab20"].colors
     palette = [color for color in palette if len(set(color)) > 1]
     return [palette[i % len(palette)] for i in range(number)]
 
 
 def _proportion(case: Column) -> float:
-    """Height of the case's axial slices over their width."""
+    """Returns the height of the case's axial slices divided by their width."""
     (x, y, _), (dx, dy, _) = case.image.shape, case.spacing
     return (y * dy) / (x * dx)
 
@@ -126,11 +130,12 @@ def _draw_column(panels, case: Column, colors: Sequence[tuple[float, ...]]) -> N
 
 
 def axial_view(plane: np.ndarray) -> np.ndarray:
-    """An axial slice [X, Y] in RAS as an image [rows, columns]: anterior up, right on the left."""
+    """Turns an axial slice [X, Y] in RAS into [rows, columns]: anterior up, right on the left."""
     return plane[::-1, ::-1].T
 
 
 def _slice_to_show(case: Column) -> int:
+    """Finds the axial slice with the most foreground."""
     for classes in (case.label, case.prediction):
         area = np.count_nonzero(classes, axis=(0, 1))
         if area.any():

@@ -42,6 +42,18 @@ def test_size_follows_cases_and_proportions(tmp_path, cases, spacing, size):
     np.testing.assert_allclose((height, width), size, atol=1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_are_not_read_as_formulas_or_as_private(tmp_path):
+    # "$\\frac$" is no valid formula, and matplotlib hides labels that begin with an underscore.
+    for i, name in enumerate(["$\\frac$", "_hidden", "x"]):
+        shown = case(name=name)
+        save_predictions(tmp_path / f"{i}.png", [shown], ["background", name])
+    pictures = [matplotlib.image.imread(tmp_path / f"{i}.png") for i in range(3)]
+    legends = [(picture[-45:, :, :3] < 0.5).any(-1).sum() for picture in pictures]
+    assert legends[0] > legends[2]
+    assert legends[1] > legends[2]
+
+
 def test_shows_the_slice_with_most_foreground_in_radiological_orientation(tmp_path):
     shown = case()
     shown.label[14:18, 10:14, 4] = 1  # right, anterior

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import threading
 
@@ -6,9 +7,10 @@ import pytest
 
 from train.data.loader import Batches, auto_roi
 from train.data.preprocess import Sample
-from train.data.transforms import Augmentation
+from train.data.transforms import RandomCrop, RandomRotatedCrop, default_augmentation
 
 ROI = (8, 6, 10)
+PLAIN = [RandomCrop(ROI)]
 
 
 def sample(shape, seed=0, name="case"):
@@ -25,8 +27,8 @@ def sample(shape, seed=0, name="case"):
 
 def stream(seed=0, **options):
     samples = [sample((9, 5, 12 + i), seed=i, name=str(i)) for i in range(5)]
-    options = {"augmentation": Augmentation(probability=1.0), **options}
-    return Batches(samples, ROI, 2, seed, **options)
+    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_augmentation(ROI)[1:]]
+    return Batches(samples, transforms, 2, seed, **options)
 
 
 def take(batches, count):
@@ -69,21 +71,21 @@ def test_every_epoch_has_every_case_once():
         Sample(str(i), np.full((*ROI, 1), i, np.float32), np.zeros(ROI, np.int32), (1, 1, 1))
         for i in range(6)
     ]
-    batches = take(Batches(samples, ROI, 2, 0, augmentation=None), 9)
+    batches = take(Batches(samples, PLAIN, 2, 0), 9)
     seen = np.concatenate([batch["image"][:, 0, 0, 0, 0] for batch in batches]).reshape(3, 6)
     assert [sorted(epoch) for epoch in seen.tolist()] == [[0, 1, 2, 3, 4, 5]] * 3
     assert len({tuple(epoch) for epoch in seen.tolist()}) > 1
 
 
 def test_a_case_is_cropped_anew_in_every_epoch():
-    options = {"augmentation": None, "foreground_fraction": 0.0}
-    batches = take(Batches([sample((30, 30, 30))], ROI, 1, 0, **options), 5)
+    transforms = [RandomCrop(ROI, foreground_fraction=0.0)]
+    batches = take(Batches([sample((30, 30, 30))], transforms, 1, 0), 5)
     assert len({float(batch["image"][0, 0, 0, 0, 1]) for batch in batches}) == 5
 
 
-def test_parts_of_two_processes_are_the_whole_batch():
+def test_shards_of_two_processes_are_the_whole_batch():
     whole = take(stream(), 3)
-    halves = [take(stream(part=(i, 2)), 3) for i in range(2)]
+    halves = [take(stream(shard=(i, 2)), 3) for i in range(2)]
     joined = [
         {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)
     ]
@@ -99,10 +101,25 @@ class Unreadable(list):
         return super().__getitem__(index)
 
 
+def test_transforms_follow_one_another_and_draw_from_one_generator():
+    drawn = []
+
+    def draw(case, rng):
+        drawn.append(rng.random())
+        return dataclasses.replace(case, image=case.image + np.float32(drawn[-1]))
+
+    batches = Batches([sample(ROI)], [draw, draw], 1, seed=7)
+    crop = batches._crop(0)
+    batches.close()
+    assert drawn == np.random.default_rng((7, 1, 0)).random(2).tolist()
+    expected = sample(ROI).image + np.float32(drawn[0]) + np.float32(drawn[1])
+    np.testing.assert_array_equal(crop.image, expected)
+
+
 def test_errors_in_the_background_reach_the_consumer_at_their_batch():
     samples = [sample(ROI, seed=i) for i in range(5)]
-    whole = take(Batches(samples, ROI, 1, 0, augmentation=None), 5)
-    batches = Batches(Unreadable(samples), ROI, 1, 0, augmentation=None)
+    whole = take(Batches(samples, PLAIN, 1, 0), 5)
+    batches = Batches(Unreadable(samples), PLAIN, 1, 0)
     before = []
     with pytest.raises(OSError, match="case 3 is gone"):
         before.extend(iter(lambda: next(batches), None))
@@ -129,9 +146,9 @@ def test_close_stops_the_threads():
 
 def test_unusable_batch_sizes():
     with pytest.raises(ValueError, match="batch_size=3: must be a multiple of 2 processes"):
-        Batches([sample(ROI)], ROI, 3, 0, augmentation=None, part=(0, 2))
+        Batches([sample(ROI)], PLAIN, 3, 0, shard=(0, 2))
     with pytest.raises(ValueError, match="samples: must have"):
-        Batches([], ROI, 3, 0, augmentation=None)
+        Batches([], PLAIN, 3, 0)
 
 
 def test_auto_roi():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from train.data.decathlon import Case, Dataset, read_cases
-from train.sharding import is_main, run_on_main
+from train.distributed import is_main, run_on_main
 from unetr_flax import Preprocessing
 from unetr_flax.imaging.intensity import background
 from unetr_flax.imaging.volume import Volume
@@ -63,7 +63,7 @@ def read_samples(
 
     Raises:
       BadCasesError: naming all files that cannot be trained on, one line each.
-      train.sharding.MainProcessError: on the other processes, if the check failed.
+      train.distributed.MainProcessError: on the other processes, if the check failed.
     """
     samples = []
     kept = set(train_cases)

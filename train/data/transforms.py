@@ -1,7 +1,12 @@
-"""Random crops with small changes of geometry and intensity, determined by one generator."""
+"""Random transforms of samples, and the named augmentations that are made of them.
+
+A transform is a function `(sample, rng) -> sample`. All that is random about it is drawn from
+`rng`, so a crop can be repeated from the seed of its generator. A new augmentation is a function
+that lists transforms, and an entry in `AUGMENTATIONS`.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -9,66 +14,122 @@ from scipy import ndimage
 from train.data.preprocess import Sample
 from unetr_flax.imaging.padding import crop_or_pad
 
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """How much a crop is changed. No mirroring: left and right are different anatomy.
+class RandomCrop:
+    """Cuts out a crop at a random place.
+
+    Where the crop reaches out of the volume, the image has its channel's lowest value and the
+    label is 0.
 
     Attributes:
-      probability: of a change of geometry.
-      max_rotation: degrees about each axis.
-      max_zoom: relative change of size, by one factor for all axes.
-      intensity: largest relative change of contrast and largest shift, both in units of the
-        normalized image.
-      noise: largest standard deviation of the noise added.
+      roi_size: voxels of the crop per axis.
+      foreground_fraction: probability that the crop is centered on a voxel of the foreground, as
+        far as it then stays within the volume.
     """
 
+    roi_size: tuple[int, ...]
+    foreground_fraction: float = 0.5
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Returns the crop: image [*roi_size, C], label [*roi_size]."""
+        center = _random_center(sample, self.roi_size, self.foreground_fraction, rng)
+        image, label = _cut(sample, self.roi_size, center)
+        return dataclasses.replace(sample, image=image, label=label)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRotatedCrop:
+    """Cuts out a crop at a random place, at times rotated and zoomed about its center.
+
+    The crop, the rotation and the zoom are one resampling, of the crop's voxels only. There is no
+    mirroring: left and right are different anatomy.
+
+    Attributes:
+      roi_size: voxels of the crop per axis.
+      foreground_fraction: as in `RandomCrop`.
+      probability: probability of rotation and zoom.
+      max_rotation: largest angle about each axis, in degrees.
+      max_zoom: largest relative change of size, by one factor for all axes.
+    """
+
+    roi_size: tuple[int, ...]
+    foreground_fraction: float = 0.5
     probability: float = 0.5
     max_rotation: float = 15.0
     max_zoom: float = 0.15
-    intensity: float = 0.1
-    noise: float = 0.05
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Returns the crop: image [*roi_size, C], label [*roi_size]."""
+        center = _random_center(sample, self.roi_size, self.foreground_fraction, rng)
+        if rng.random() < self.probability:
+            matrix = _random_matrix(self.max_rotation, self.max_zoom, rng)
+            image, label = _warp(sample, self.roi_size, center, matrix)
+        else:
+            image, label = _cut(sample, self.roi_size, center)
+        return dataclasses.replace(sample, image=image, label=label)
 
 
-def random_crop(
-    sample: Sample,
-    roi_size: Sequence[int],
-    foreground_fraction: float,
-    augmentation: Augmentation | None,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One crop of a case: image [*roi_size, C] float32, label [*roi_size] int32.
+@dataclasses.dataclass(frozen=True)
+class RandomContrastAndShift:
+    """Multiplies the image by a random factor near 1 and adds a random constant.
 
-    Where the crop reaches out of the volume, the image has its channel's minimum and the label 0.
-
-    Args:
-      sample: the case.
-      roi_size: voxels of the crop per axis.
-      foreground_fraction: probability that the crop is centered on a voxel of the foreground,
-        as far as it then stays within the volume.
-      augmentation: changes to make, or None.
-      rng: source of everything random.
+    Attributes:
+      amount: largest change of the factor and largest constant; the image is normalized.
     """
-    center = _center(sample, roi_size, foreground_fraction, rng)
-    if augmentation is not None and rng.random() < augmentation.probability:
-        image, label = _warped(sample, roi_size, center, _matrix(augmentation, rng))
-    else:
-        image, label = _cut(sample, roi_size, center)
-    if augmentation is not None:
-        contrast, shift = rng.uniform(-augmentation.intensity, augmentation.intensity, 2)
-        noise = rng.standard_normal(image.shape, np.float32)
-        noise *= np.float32(rng.uniform(0, augmentation.noise))
-        image = image * np.float32(1 + contrast) + np.float32(shift) + noise
-    return image, label
+
+    amount: float = 0.1
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Returns the sample with another image."""
+        contrast, shift = rng.uniform(-self.amount, self.amount, 2)
+        image = sample.image * np.float32(1 + contrast) + np.float32(shift)
+        return dataclasses.replace(sample, image=image)
 
 
-def _center(
+@dataclasses.dataclass(frozen=True)
+class RandomNoise:
+    """Adds Gaussian noise to the image.
+
+    Attributes:
+      max_std: largest standard deviation of the noise; the image is normalized.
+    """
+
+    max_std: float = 0.05
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Returns the sample with another image."""
+        noise = rng.standard_normal(sample.image.shape, np.float32)
+        noise *= np.float32(rng.uniform(0, self.max_std))
+        return dataclasses.replace(sample, image=sample.image + noise)
+
+
+def default_augmentation(roi_size: Sequence[int]) -> list[Transform]:
+    """Lists a crop that is at times rotated and zoomed, then contrast, shift and noise."""
+    return [RandomRotatedCrop(tuple(roi_size)), RandomContrastAndShift(), RandomNoise()]
+
+
+def no_augmentation(roi_size: Sequence[int]) -> list[Transform]:
+    """Lists a crop and nothing else."""
+    return [RandomCrop(tuple(roi_size))]
+
+
+# The values of --augmentation, and the transforms for crops of so many voxels per axis.
+AUGMENTATIONS: dict[str, Callable[[Sequence[int]], list[Transform]]] = {
+    "default": default_augmentation,
+    "none": no_augmentation,
+}
+
+
+def _random_center(
     sample: Sample, roi_size: Sequence[int], foreground_fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Center of the crop in voxels, between voxels where the crop has an even size."""
+    """Draws the center of a crop in voxels; it lies between voxels where the size is even."""
     size, roi = np.array(sample.label.shape), np.array(roi_size)
     middle = (size - 1) / 2
-    # The centers of crops that lie within the volume; the volume's own where it is the smaller.
+    # The range of centers whose crops lie within the volume; its middle where the crop is larger.
     low = np.where(size > roi, (roi - 1) / 2, middle)
     high = np.where(size > roi, size - 1 - (roi - 1) / 2, middle)
     wanted = rng.uniform(low, high)
@@ -83,7 +144,7 @@ def _center(
 def _cut(
     sample: Sample, roi_size: Sequence[int], center: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The crop as it is, moved to the nearest whole voxel."""
+    """Cuts out a crop without resampling: its center moves to the nearest whole voxel."""
     start = [
         int(np.floor(middle - (roi - 1) / 2 + 0.5))
         for middle, roi in zip(center, roi_size, strict=True)
@@ -92,11 +153,11 @@ def _cut(
     return image, crop_or_pad(sample.label, start, roi_size)
 
 
-def _warped(
+def _warp(
     sample: Sample, roi_size: Sequence[int], center: np.ndarray, matrix: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The crop rotated and zoomed about its center: image linearly, label to the nearest."""
-    # The rotation is one of millimeters, the arrays are of voxels.
+    """Samples a crop along the axes of a matrix: the image linearly, the label to the nearest."""
+    # The matrix maps millimeters, the arrays are indexed by voxels.
     spacing = np.array(sample.spacing)
     matrix = matrix * spacing[None, :] / spacing[:, None]
     offset = center - matrix @ ((np.array(roi_size) - 1) / 2)
@@ -109,10 +170,10 @@ def _warped(
     return np.stack(channels, axis=-1), label
 
 
-def _matrix(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """A rotation about the three axes in turn, times one zoom."""
-    angles = np.radians(rng.uniform(-augmentation.max_rotation, augmentation.max_rotation, 3))
-    matrix = np.eye(3) * (1 + rng.uniform(-augmentation.max_zoom, augmentation.max_zoom))
+def _random_matrix(max_rotation: float, max_zoom: float, rng: np.random.Generator) -> np.ndarray:
+    """Draws a rotation about the three axes in turn, times one zoom: 3 x 3, in millimeters."""
+    angles = np.radians(rng.uniform(-max_rotation, max_rotation, 3))
+    matrix = np.eye(3) * (1 + rng.uniform(-max_zoom, max_zoom))
     for axis, angle in enumerate(angles):
         i, j = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)

@@ -2,10 +2,30 @@ import numpy as np
 import pytest
 
 from train.data.preprocess import Sample
-from train.data.transforms import Augmentation, random_crop
+from train.data.transforms import (
+    AUGMENTATIONS,
+    RandomContrastAndShift,
+    RandomCrop,
+    RandomNoise,
+    RandomRotatedCrop,
+    default_augmentation,
+)
 
 ROI = (8, 6, 10)
-GEOMETRY = Augmentation(probability=1.0, intensity=0.0, noise=0.0)
+
+
+def rotated(roi_size, foreground_fraction=0.5, **options):
+    """A crop that is always rotated and zoomed."""
+    return RandomRotatedCrop(roi_size, foreground_fraction, probability=1.0, **options)
+
+
+def arrays(transform, case, rng):
+    """Image and label after a transform; all else must stay."""
+    changed = transform(case, rng)
+    assert (changed.name, changed.spacing) == (case.name, case.spacing)
+    assert changed.image.dtype == np.float32
+    assert changed.label.dtype == np.int32
+    return changed.image, changed.label
 
 
 def sample(shape, seed=0, name="case"):
@@ -29,11 +49,11 @@ def blobs(shape=(16, 20, 14)):
 
 @pytest.mark.parametrize("shape", [(20, 30, 15), (3, 4, 5), (8, 6, 10), (20, 4, 10)])
 @pytest.mark.parametrize("foreground_fraction", [0.0, 1.0])
-def test_crop_without_augmentation_is_a_part_of_the_volume(shape, foreground_fraction):
+def test_a_crop_is_a_part_of_the_volume(shape, foreground_fraction):
     case = sample(shape)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        image, label = random_crop(case, ROI, foreground_fraction, None, rng)
+        image, label = arrays(RandomCrop(ROI, foreground_fraction), case, rng)
         position = image[..., 1] - 1
         inside = np.zeros(ROI, bool)
         corner = [(roi - n) // 2 if n < roi else 0 for roi, n in zip(ROI, shape, strict=True)]
@@ -57,8 +77,8 @@ def test_foreground_is_found():
     label[35, 3, 20] = 1
     case = Sample("needle", label[..., None].astype(np.float32), label, (1, 1, 1))
     rng = np.random.default_rng(0)
-    assert all(random_crop(case, ROI, 1.0, None, rng)[1].sum() == 1 for _ in range(10))
-    found = sum(random_crop(case, ROI, 0.0, None, rng)[1].sum() for _ in range(50))
+    assert all(arrays(RandomCrop(ROI, 1.0), case, rng)[1].sum() == 1 for _ in range(10))
+    found = sum(arrays(RandomCrop(ROI, 0.0), case, rng)[1].sum() for _ in range(50))
     assert found < 10
 
 
@@ -67,19 +87,43 @@ def test_image_and_label_stay_aligned_under_augmentation():
     agreements = []
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        image, label = random_crop(case, (16, 16, 16), 0.5, GEOMETRY, rng)
+        image, label = arrays(rotated((16, 16, 16)), case, rng)
         agreements.append(((image[..., 0] > 0.5) == label).mean())
         assert label.sum() > 20
     assert min(agreements) > 0.98
 
 
-def test_augmentation_really_changes_geometry_and_intensity():
+def test_the_default_really_changes_geometry_and_intensity():
     case = blobs()
-    plain = random_crop(case, (16, 20, 14), 0.0, None, np.random.default_rng(0))
-    options = Augmentation(probability=1.0)
-    image, label = random_crop(case, (16, 20, 14), 0.0, options, np.random.default_rng(0))
-    assert not np.array_equal(label, plain[1])
-    assert not np.allclose(image, plain[0], atol=0.05)
+    roi_size = (16, 20, 14)
+    plain = RandomCrop(roi_size, 0.0)(case, np.random.default_rng(0))
+    changed, rng = case, np.random.default_rng(0)
+    for transform in [rotated(roi_size, 0.0), *default_augmentation(roi_size)[1:]]:
+        changed = transform(changed, rng)
+    assert not np.array_equal(changed.label, plain.label)
+    assert not np.allclose(changed.image, plain.image, atol=0.05)
+
+
+def test_without_augmentation_there_is_a_crop_and_nothing_else():
+    assert AUGMENTATIONS["none"]([8, 6, 10]) == [RandomCrop(ROI)]
+
+
+def test_the_default_draws_as_it_always_did():
+    """The order of draws makes the batches of a seed; it must not change between versions."""
+    rng, ours = np.random.default_rng(4), np.random.default_rng(4)
+    case = sample((20, 18, 22))
+    for transform in AUGMENTATIONS["default"](ROI):
+        case = transform(case, ours)
+    rng.uniform(size=3)  # center
+    if rng.random() < 0.5:
+        rng.integers(np.count_nonzero(sample((20, 18, 22)).label))
+    if rng.random() < 0.5:
+        rng.uniform(size=3)  # angles
+        rng.uniform()  # zoom
+    rng.uniform(size=2)  # contrast, shift
+    rng.standard_normal(case.image.shape, np.float32)
+    rng.uniform()  # size of the noise
+    assert rng.bit_generator.state == ours.bit_generator.state
 
 
 def linear_map(seed, **options):
@@ -91,8 +135,7 @@ def linear_map(seed, **options):
     axes = [(np.arange(n) - n // 2) * mm for n, mm in zip(shape, spacing, strict=True)]
     image = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
     case = Sample("ramps", image, np.zeros(shape, np.int32), spacing)
-    options = Augmentation(probability=1.0, intensity=0.0, noise=0.0, **options)
-    image, _ = random_crop(case, shape, 0.0, options, np.random.default_rng(seed))
+    image, _ = arrays(rotated(shape, 0.0, **options), case, np.random.default_rng(seed))
     middle = image[11:14, 9:12, 6:9]
     np.testing.assert_allclose(middle[1, 1, 1], 0, atol=1e-4)
     columns = [np.diff(middle, axis=i).mean((0, 1, 2)) / spacing[i] for i in range(3)]
@@ -107,7 +150,7 @@ def test_geometry_is_a_rotation_of_millimeters_and_one_zoom_but_no_mirror():
         rotation = matrix / zoom
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
         zooms.append(zoom)
-        # Of a rotation about z, then y, then x.
+        # The angles of a rotation about z, then y, then x.
         about_x = np.arctan2(-rotation[1, 2], rotation[2, 2])
         about_z = np.arctan2(-rotation[0, 1], rotation[0, 0])
         angles.append(np.degrees([about_x, np.arcsin(rotation[0, 2]), about_z]))
@@ -128,8 +171,8 @@ def test_outside_of_the_volume_is_its_own_background():
     label[2, 2, 2] = 1
     image = np.stack([label + 7.0, label - 3.0], axis=-1).astype(np.float32)
     case = Sample("small", image, label, (1, 1, 1))
-    for options in (None, GEOMETRY):
-        image, label = random_crop(case, (9, 8, 11), 0.0, options, np.random.default_rng(0))
+    for transform in (RandomCrop((9, 8, 11), 0.0), rotated((9, 8, 11), 0.0)):
+        image, label = arrays(transform, case, np.random.default_rng(0))
         np.testing.assert_array_equal(image[0, 0, 0], [7.0, -3.0])
         np.testing.assert_allclose(image.min(axis=(0, 1, 2)), [7.0, -3.0], rtol=1e-6)
         assert label[0, 0, 0] == 0
@@ -139,19 +182,19 @@ def test_labels_are_never_mixed():
     case = blobs()
     case = Sample("three", case.image, 3 * case.label, case.spacing)
     for seed in range(5):
-        _, label = random_crop(case, (16, 16, 16), 0.5, GEOMETRY, np.random.default_rng(seed))
+        _, label = arrays(rotated((16, 16, 16)), case, np.random.default_rng(seed))
         assert set(np.unique(label)) == {0, 3}
 
 
-def changed_intensities(options, seeds=40):
-    """Of crops that differ from the case in intensity alone: contrast, shift and noise."""
+def changed_intensities(transform, seeds=40):
+    """Contrast, shift and noise of a case after a transform of intensities, for each seed."""
     case = sample((9, 7, 12))
     case = Sample("case", case.image[..., 1:] / case.label.size, case.label, case.spacing)
     plain = case.image.ravel()
     fits = []
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
-        image, label = random_crop(case, case.label.shape, 0.0, options, rng)
+        image, label = arrays(transform, case, rng)
         np.testing.assert_array_equal(label, case.label)
         contrast, shift = np.polyfit(plain, image.ravel(), 1)
         fits.append((contrast, shift, (image.ravel() - contrast * plain - shift).std()))
@@ -159,7 +202,7 @@ def changed_intensities(options, seeds=40):
 
 
 def test_contrast_and_shift_are_within_their_bounds():
-    contrast, shift, noise = changed_intensities(Augmentation(0.0, intensity=0.1, noise=0.0))
+    contrast, shift, noise = changed_intensities(RandomContrastAndShift(0.1))
     for change in (contrast - 1, shift):
         assert -0.1 <= change.min() < -0.07
         assert 0.07 < change.max() <= 0.1
@@ -168,7 +211,7 @@ def test_contrast_and_shift_are_within_their_bounds():
 
 
 def test_noise_is_within_its_bounds():
-    contrast, shift, noise = changed_intensities(Augmentation(0.0, intensity=0.0, noise=0.05))
+    contrast, shift, noise = changed_intensities(RandomNoise(0.05))
     np.testing.assert_allclose(contrast, 1, atol=0.03)
     np.testing.assert_allclose(shift, 0, atol=0.02)
     assert noise.min() < 0.01

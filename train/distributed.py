@@ -1,0 +1,56 @@
+"""The processes of a run: how they connect, which one writes, and what they tell each other."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class MainProcessError(RuntimeError):
+    """An error of the main process, which reports the cause itself."""
+
+
+def connect(coordinator_address: str, num_processes: int, process_id: int) -> None:
+    """Connects this process with the others of a run; call before anything else uses a device.
+
+    Args:
+      coordinator_address: host:port where process 0 listens.
+      num_processes: number of processes of the run.
+      process_id: number of this process, from 0.
+    """
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def is_main() -> bool:
+    """Returns whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def process_sum(values: np.ndarray) -> np.ndarray:
+    """Sums integer arrays of one shape over all processes; every process must call it."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.process_allgather(values)).sum(0)
+
+
+def any_process(flag: bool) -> bool:
+    """Returns whether any process passes True; every process must call it."""
+    return bool(process_sum(np.array(flag, np.int32)))
+
+
+def run_on_main(action: Callable[[], None]) -> None:
+    """Runs an action on the main process while the others wait; if it fails, all processes fail.
+
+    Raises:
+      Exception: on the main process, whatever the action raises.
+      MainProcessError: on the other processes, if the action raises.
+    """
+    error = None
+    if is_main():
+        try:
+            action()
+        except BaseException as e:
+            error = e
+    if any_process(error is not None):
+        raise error or MainProcessError("process 0 has failed and says why")
