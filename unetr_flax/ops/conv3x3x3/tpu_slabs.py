@@ -14,17 +14,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from unetr_flax.ops.conv3x3x3.operands import Operands, mirrored
+from unetr_flax.ops.conv3x3x3.tpu_layout import compact
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import DeferredNorm, DeferredUpsample
 from unetr_flax.ops.upsample.api import upsample
 
 # Bytes of a volume's slab with its neighbors' channels; what has no more needs no slabs.
 SLAB_BYTES = 2**28
-
-LANES = 128
 
 
 def slab_size(operands: Operands) -> int | None:
@@ -48,7 +46,7 @@ def forward(operands: Operands, size: int, *, precision: lax.PrecisionLike) -> j
 
     def of_slab(start):
         y = _conv(_taps(_joined(x, up, start, size)), kernel, precision)
-        return _compact(y if bias is None else y + bias)
+        return compact(y if bias is None else y + bias)
 
     y = lax.map(of_slab, jnp.arange(0, depth, size))
     return _whole(y, (n, depth, *rest, kernel.shape[-1]))
@@ -70,7 +68,7 @@ def backward(
         inner = grad_slab[:, 1:-1]
         taps = _taps(_joined(x, up, start, size))
         kernel_grad = _kernel_grad(taps, inner, precision, wide)
-        x_grad = _compact(_conv(_taps(grad_slab), back_kernel, precision))
+        x_grad = compact(_conv(_taps(grad_slab), back_kernel, precision))
         bias_grad = None if bias is None else inner.astype(wide).sum((0, 1, 2, 3))
         coarse_grad, up_grads = None, None
         if up is not None:
@@ -97,16 +95,6 @@ def backward(
         kernel_grad,
         bias_grad,
     )
-
-
-def _compact(slab):
-    """[N, B, H, W, C], laid out without padding few channels to the lanes of the TPU.
-
-    Left alone, the compiler pads for a loop's convenience what it then copies into another layout.
-    """
-    if slab.shape[-1] % LANES == 0:
-        return slab
-    return with_layout_constraint(slab, Layout(major_to_minor=(0, 1, 2, 4, 3)))
 
 
 def _whole(slabs, shape):
@@ -149,7 +137,7 @@ def _with_neighbors(x, start, size):
     zero = jnp.zeros_like(before)
     before = jnp.where(start == 0, zero, before)
     after = jnp.where(start + size == depth, zero, after)
-    return jnp.concatenate([before, _compact(slab), after], axis=1)
+    return jnp.concatenate([before, compact(slab), after], axis=1)
 
 
 def _upsampled(up, start, size):
