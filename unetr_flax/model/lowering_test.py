@@ -144,14 +144,12 @@ def test_plain_lowering_makes_no_choice_of_platform(family, remat):
     assert "platform_index" in gradient
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_plain_programs_are_the_same_for_all_platforms(platform):
+def test_plain_program_is_the_same_for_all_platforms():
     cfg = CONFIGS["reference"]
     model = UNETR(cfg, lowering="xla")
-    given = abstract_variables(model), abstract_image(cfg, 2)
-
-    def text(platform):
-        exported = jax.export.export(jax.jit(model.apply), platforms=[platform])(*given)
-        return exported.mlir_module().replace(platform, "PLATFORM")
-
-    assert text(platform) == text("rocm")
+    traced = jax.jit(model.apply).trace(abstract_variables(model), abstract_image(cfg, 2))
+    texts = {
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "rocm", "tpu")
+    }
+    assert len(texts) == 1

@@ -92,6 +92,8 @@ def test_cudnn_is_chosen_only_where_it_can(cuda, monkeypatch):
     assert not chosen()
 
 
+# In evaluation, the decoder's BatchNorm promotes bfloat16 with its statistics.
+@jax.numpy_dtype_promotion("standard")
 @pytest.mark.usefixtures("cuda")
 def test_masks_weights_and_dropout_do_without_cudnn():
     cfg = UNETRConfig.reference((16, 32, 16), 1, 2, hidden_size=16, num_heads=2, num_layers=4)

@@ -39,8 +39,8 @@ def test_other_platforms_compute_the_same_convolution(inputs, features, depth):
             assert_close(a, b)
 
 
-def gradient_program(platforms):
-    """Exports the gradient of a convolution, traced anew."""
+def gradient_of_a_convolution():
+    """Makes a gradient that is traced anew, and its arguments."""
 
     def loss(x, kernel):
         return (convolve(x, kernel) ** 2).sum()
@@ -48,26 +48,35 @@ def gradient_program(platforms):
     arguments = [
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 4, 6, 5, 6), (3, 3, 3, 6, 7))
     ]
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    return jax.export.export(gradient, platforms=platforms)(*arguments).mlir_module()
+    return jax.jit(jax.grad(loss, argnums=(0, 1))), arguments
 
 
 def test_each_platform_gets_its_own_lowering():
+    gradient, arguments = gradient_of_a_convolution()
     for platform, taps in (("cpu", True), ("cuda", False), ("tpu", True)):
-        text = gradient_program([platform])
+        text = jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
         # The forward pass is a 2D convolution of depth taps, or one with the kernel as it is.
         assert ("tensor<3x3x18x7xf32>) -> tensor<8x6x5x7xf32>" in text) == taps
         assert ("tensor<3x3x3x6x7xf32>) -> tensor<2x4x6x5x7xf32>" in text) != taps
         # The kernel's gradient is one of rows on CPU only.
         rows = "tensor<4x6x10x7xf32>) -> tensor<18x3x3x7xf32>"
         assert (rows in text) == (platform == "cpu")
-    gradient_program(["cpu", "cuda", "tpu"])
+    jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)
 
 
 @pytest.mark.parametrize("changed", ["cpu", "tpu", "default"])
 def test_a_change_of_one_platform_s_convolution_touches_no_other(monkeypatch, changed):
     targets = {"cpu": "cpu", "tpu": "tpu", "default": "cuda"}
-    before = {platform: gradient_program([target]) for platform, target in targets.items()}
+
+    def programs():
+        gradient, arguments = gradient_of_a_convolution()
+        traced = gradient.trace(*arguments)
+        return {
+            platform: traced.lower(lowering_platforms=(target,)).as_text()
+            for platform, target in targets.items()
+        }
+
+    before = programs()
     own = PLATFORMS[changed]
 
     def negated(operands, **options):
@@ -75,5 +84,5 @@ def test_a_change_of_one_platform_s_convolution_touches_no_other(monkeypatch, ch
 
     module = types.SimpleNamespace(forward=negated, backward=own.backward)
     monkeypatch.setitem(PLATFORMS, changed, module)
-    for platform, target in targets.items():
-        assert (gradient_program([target]) == before[platform]) == (platform != changed)
+    for platform, program in programs().items():
+        assert (program == before[platform]) == (platform != changed), platform
