@@ -83,12 +83,11 @@ def kept_volumes(block, x):
     return len({np.asarray(volume).tobytes() for volume in volumes})
 
 
-def test_recomputation_keeps_the_results_of_convolutions_only():
+def test_recomputation_does_not_keep_the_norm_between_two_convolutions():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
-        # The input and the results of two convolutions; else the norm between them, too.
-        assert kept_volumes(TwoBlocks(remat=True), x) == 3
-        assert kept_volumes(TwoBlocks(remat=False), x) > 3
+        again, plain = (kept_volumes(TwoBlocks(remat), x) for remat in (True, False))
+        assert again == plain - 1
 
 
 @pytest.mark.parametrize("block", ["basic", "residual"])
