@@ -1,41 +1,16 @@
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unetr_flax import ops
-from unetr_flax.model.blocks import BatchNorm, Conv3DBlock, Deconv3DBlock, GroupNorm
-
-
-def test_running_variance_is_unbiased_and_momentum_is_a_tenth():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4)) * 3 + 1
-    norm = BatchNorm()
-    variables = norm.init(jax.random.key(0), x)
-    y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
-    values = np.asarray(x, np.float64).reshape(-1, 4)
-    stats = updated["batch_stats"]
-    np.testing.assert_allclose(stats["mean"], 0.1 * values.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
-    expected = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
-    np.testing.assert_allclose(y.reshape(-1, 4), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_variance_survives_a_large_mean():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)) + 3000.0
-    y, _ = BatchNorm().init_with_output(jax.random.key(0), x, train=True)
-    assert 0.9 < np.std(y) < 1.1
-
-
-def test_init_leaves_running_statistics_untouched():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
-    stats = BatchNorm().init(jax.random.key(0), x, train=True)["batch_stats"]
-    np.testing.assert_array_equal(stats["mean"], np.zeros(4))
-    np.testing.assert_array_equal(stats["var"], np.ones(4))
-
-
-def test_one_value_per_channel_has_no_variance():
-    with pytest.raises(ValueError, match=r"more than one value per channel, got \(1, 1, 1, 4\)"):
-        BatchNorm().init(jax.random.key(0), jnp.ones((1, 1, 1, 4)), train=True)
+from unetr_flax.model.blocks import Conv3DBlock, Deconv3DBlock, UNetBlock
+from unetr_flax.model.decoder_spec import BlockStyle
 
 
 @pytest.mark.parametrize("spatial", [(6,), (4, 6), (2, 4, 6)])
@@ -49,44 +24,111 @@ def test_blocks_take_any_number_of_axes(spatial):
     assert variables["params"]["deconv"]["kernel"].shape == (*strides, 3, 5)
 
 
-@pytest.mark.parametrize("norm", [GroupNorm(), GroupNorm(1), BatchNorm()])
-def test_norms_keep_float32_s_digits_over_large_volumes(norm):
-    # All of one sign, so that what a long sum of squares loses does not cancel.
-    x = np.abs(np.random.default_rng(0).standard_normal((1, 96, 80, 64, 2))) ** 3 + 1
-    axes = (1, 2, 3, 4) if norm == GroupNorm(1) else (1, 2, 3)
-    expected = x - x.mean(axes, keepdims=True)
-    expected /= np.sqrt(np.square(expected).mean(axes, keepdims=True) + 1e-5)
-    x = x.astype(np.float32)
-    if isinstance(norm, BatchNorm):
-        y, _ = jax.jit(lambda x: norm.init_with_output(jax.random.key(0), x, train=True))(x)
-    else:
-        y, _ = jax.jit(lambda x: norm.init_with_output(jax.random.key(0), x))(x)
-    assert np.abs(y - expected).max() / np.abs(expected).max() < 1e-6
+class TwoBlocks(nn.Module):
+    """Two convolution blocks, the second of which starts from the norm of the first."""
+
+    remat: bool
+    lowering: ops.Lowering = "auto"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        """Computes [B, *spatial, C] -> [B, *spatial, 5]."""
+        for features in (6, 5):
+            block = Conv3DBlock(
+                features, remat=self.remat, param_dtype=jnp.float64, lowering=self.lowering
+            )
+            x = block(x, train=train)
+            assert isinstance(x, jax.Array)
+        return x
 
 
-def test_a_deferred_norm_is_the_same_norm():
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
+def test_recomputed_norms_are_the_same_norms_and_not_kept(lowering):
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3))) * 2 + 1
-        plain = Conv3DBlock(6, param_dtype=jnp.float64)
-        deferring = Conv3DBlock(6, param_dtype=jnp.float64, remat=True)
+        plain, again = (TwoBlocks(remat, lowering) for remat in (False, True))
         variables = plain.init(jax.random.key(1), x)
 
-        def run(block, params, x):
-            given = {**variables, "params": params}
-            y, updated = block.apply(given, x, train=True, mutable=["batch_stats"])
-            assert isinstance(y, ops.DeferredNorm) == (block is deferring)
-            return ops.joined(y), updated
-
         def everything(block):
-            y, vjp, updated = jax.vjp(
-                lambda *given: run(block, *given), variables["params"], x, has_aux=True
-            )
-            return y, updated, vjp(jnp.sin(3 * y))
+            @jax.jit
+            def gradients(params, x):
+                def run(params, x):
+                    given = {**variables, "params": params}
+                    return block.apply(given, x, train=True, mutable=["batch_stats"])
+
+                y, vjp, updated = jax.vjp(run, params, x, has_aux=True)
+                return y, updated, vjp(jnp.sin(3 * y))
+
+            return gradients(variables["params"], x)
 
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
             everything(plain),
-            everything(deferring),
+            everything(again),
         )
         # In evaluation there is nothing to keep.
-        np.testing.assert_array_equal(deferring.apply(variables, x), plain.apply(variables, x))
+        np.testing.assert_array_equal(again.apply(variables, x), plain.apply(variables, x))
+
+
+def kept_volumes(block, x):
+    """Counts the different volumes that the backward pass of a block keeps."""
+    variables = block.init(jax.random.key(0), x)
+
+    def run(params, x):
+        given = {**variables, "params": params}
+        return block.apply(given, x, train=True, mutable=["batch_stats"])[0]
+
+    leaves = jax.tree.leaves(jax.vjp(run, variables["params"], x)[1])
+    volumes = [leaf for leaf in leaves if leaf.shape[:-1] == x.shape[:-1]]
+    return len({np.asarray(volume).tobytes() for volume in volumes})
+
+
+def test_recomputation_does_not_keep_the_norm_between_two_convolutions():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
+        again, plain = (kept_volumes(TwoBlocks(remat), x) for remat in (True, False))
+        assert again == plain - 1
+
+
+@pytest.mark.parametrize("block", ["basic", "residual"])
+@pytest.mark.parametrize(("norm", "groups"), [("batch", None), ("instance", None), ("group", 2)])
+def test_unet_blocks_of_every_style_take_the_plain_lowering(block, norm, groups):
+    style = BlockStyle(block, norm, groups, norm_affine=True)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)))
+        found = {}
+        for lowering in ("auto", "xla"):
+            module = UNetBlock(4, style, param_dtype=jnp.float64, lowering=lowering)
+            variables = module.init(jax.random.key(1), x)
+            found[lowering], _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        np.testing.assert_allclose(found["auto"], found["xla"], rtol=1e-10, atol=1e-12)
+
+
+def test_batch_sharded_over_devices():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_enable_x64", True)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from unetr_flax.model import blocks
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+x = jax.random.normal(jax.random.key(0), (4, 4, 12, 5, 3))
+module = blocks.Deconv3DBlock(4, (2, 1, 2), param_dtype=x.dtype)
+variables = module.init(jax.random.key(1), x)
+def loss(params, x):
+    y, updated = module.apply(
+        {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+    )
+    return (y ** 2).mean(), updated
+step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+alone = step(variables["params"], x)
+sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+together = step(variables["params"], sharded)
+assert "all-gather" not in step.lower(variables["params"], sharded).compile().as_text()
+for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+    assert len(a.sharding.device_set) == 2
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from unetr_flax import UNETR, UNETRConfig, ops
-from unetr_flax.ops.conv3x3x3 import tpu_slabs as slabs_tpu
-from unetr_flax.ops.norm import tpu_in_place as in_place_tpu
+from unetr_flax.ops.conv3x3x3 import tpu_slabs
+from unetr_flax.ops.features import DeferredNorm
+from unetr_flax.ops.norm import tpu_in_place
 
 
 def config(family):
@@ -26,14 +27,14 @@ def test_the_tpu_s_program_computes_the_same_gradients(monkeypatch, family):
     """With `remat`, and what is large cut into parts."""
     cfg = config(family)
     norms_in_slabs = []
-    own = slabs_tpu._own
+    own = tpu_slabs._own
 
     def spy(x, start, size):
-        norms_in_slabs.append(isinstance(x, ops.DeferredNorm))
+        norms_in_slabs.append(isinstance(x, DeferredNorm))
         return own(x, start, size)
 
-    monkeypatch.setattr(slabs_tpu, "_own", spy)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    monkeypatch.setattr(tpu_slabs, "_own", spy)
+    with jax.enable_x64(True):
         model = UNETR(cfg, param_dtype=jnp.float64, remat=True)
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *cfg.img_size, 2)))
         variables = model.init(jax.random.key(0), x)
@@ -48,8 +49,8 @@ def test_the_tpu_s_program_computes_the_same_gradients(monkeypatch, family):
             return jax.jit(gradients)(variables["params"])
 
         expected = results("cpu")
-        monkeypatch.setattr(slabs_tpu, "SLAB_BYTES", 2**18)
-        monkeypatch.setattr(in_place_tpu, "PART_BYTES", 2**16)
+        monkeypatch.setattr(tpu_slabs, "SLAB_BYTES", 2**18)
+        monkeypatch.setattr(tpu_in_place, "PART_BYTES", 2**16)
         found = results("tpu")
     assert any(norms_in_slabs) == (family == "reference")
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -66,11 +67,11 @@ jax.config.update("jax_enable_x64", True)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from unetr_flax import ops
 from unetr_flax.model.blocks import Conv3DBlock, Deconv3DBlock
-from unetr_flax.ops.norm import tpu_in_place as in_place_tpu
-from unetr_flax.ops.conv3x3x3 import tpu_slabs as slabs_tpu
-slabs_tpu.SLAB_BYTES = in_place_tpu.PART_BYTES = 1
+from unetr_flax.ops.norm import tpu_in_place
+from unetr_flax.ops.conv3x3x3 import tpu_slabs
+tpu_slabs.SLAB_BYTES = tpu_in_place.PART_BYTES = 1
 # The TPU's compiler knows how to share what has a layout, the CPU's does not.
-slabs_tpu._compact = lambda slab: slab
+tpu_slabs._compact = lambda slab: slab
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
 first = Deconv3DBlock(4, (2, 1, 2), remat=True, param_dtype=x.dtype)
@@ -84,7 +85,7 @@ def apply(params, x):
 @jax.jit
 @ops.target_platform("tpu")
 def step(params, x):
-    return jax.value_and_grad(lambda *given: jnp.square(apply(*given).array()).mean())(params, x)
+    return jax.value_and_grad(lambda *given: jnp.square(apply(*given)).mean())(params, x)
 
 y = jnp.zeros((4, 8, 6, 10, 4))
 params = [first.init(jax.random.key(1), x)["params"], second.init(jax.random.key(2), y)["params"]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unetr_flax import ops
-from unetr_flax.ops import reductions as sums
+from unetr_flax.ops import reductions
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
@@ -28,7 +28,9 @@ def test_sums_over_a_volume_keep_float32_s_digits(shape):
     x = np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
     axes = tuple(range(1, x.ndim - 1))
     exact = x.astype(np.float64)
-    np.testing.assert_allclose(sums.channel_sums(x), exact.sum(tuple(range(x.ndim - 1))), rtol=5e-7)
-    mean, var = sums.moments(x, True)
+    np.testing.assert_allclose(
+        reductions.channel_sums(x), exact.sum(tuple(range(x.ndim - 1))), rtol=5e-7
+    )
+    mean, var = reductions.moments(x, True)
     np.testing.assert_allclose(mean, exact.mean(axes), rtol=5e-7)
     np.testing.assert_allclose(var, exact.var(axes), rtol=2e-6, atol=1e-12)

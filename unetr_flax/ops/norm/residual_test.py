@@ -1,17 +1,21 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unetr_flax.ops.features import deferred_norm
-from unetr_flax.ops.norm.residual import residual
+from unetr_flax import ops
+from unetr_flax.ops.norm import residual
+from unetr_flax.ops.testing import random
 
 SHAPE = (2, 3, 4, 5, 3)
 EPSILON = 1e-3
 
 
-def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+def normalize(x, scale, bias, per_sample, **options):
+    options = {"epsilon": EPSILON, "per_sample": per_sample, **options}
+    return ops.normalize(x, scale, bias, **options)[0]
 
 
 def by_definition(x, scale, bias, per_sample):
@@ -22,34 +26,33 @@ def by_definition(x, scale, bias, per_sample):
     )
 
 
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
 @pytest.mark.parametrize("norms", [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("slope", [0.0, 0.01])
-def test_a_sum_of_norms_and_arrays_has_the_gradients_of_its_definition(norms, per_sample, slope):
+def test_a_sum_of_norms_and_arrays_has_the_gradients_of_its_definition(
+    norms, per_sample, slope, lowering
+):
     with jax.enable_x64(True):
-        given = [(random(i, *SHAPE), random(i + 2, 3), random(i + 4, 3)) for i in range(2)]
+        given = [(random(i, SHAPE), random(i + 2, (3,)), random(i + 4, (3,))) for i in range(2)]
+
+        def arrays(norm_of, given):
+            return [
+                norm_of(*part, per_sample) if norm else part[0]
+                for part, norm in zip(given, norms, strict=True)
+            ]
 
         def ours(*given):
-            return residual(
-                tuple(
-                    deferred_norm(*part, EPSILON, per_sample, 1.0, part[0].dtype)
-                    if norm
-                    else part[0]
-                    for part, norm in zip(given, norms, strict=True)
-                ),
-                slope,
-            )
+            own = functools.partial(normalize, lowering=lowering)
+            return ops.add_leaky_relu(*arrays(own, given), slope, lowering=lowering)
 
         def expected(*given):
-            total = sum(
-                by_definition(*part, per_sample) if norm else part[0]
-                for part, norm in zip(given, norms, strict=True)
-            )
+            total = sum(arrays(by_definition, given))
             return jnp.where(total > 0, total, slope * total)
 
         found, vjp = jax.vjp(jax.jit(ours), *given)
         truth, true_vjp = jax.vjp(expected, *given)
-        grad = random(9, *SHAPE)
+        grad = random(9, SHAPE)
         pairs = zip(
             jax.tree.leaves((found, vjp(grad))),
             jax.tree.leaves((truth, true_vjp(grad))),
@@ -60,12 +63,28 @@ def test_a_sum_of_norms_and_arrays_has_the_gradients_of_its_definition(norms, pe
 
 
 def test_it_is_in_the_dtype_of_its_parts_and_rounded_once():
-    x, y = (random(i, *SHAPE).astype(jnp.bfloat16) for i in range(2))
+    x, y = (random(i, SHAPE).astype(jnp.bfloat16) for i in range(2))
     ones = jnp.ones(3)
-    norm = deferred_norm(x, ones, 0 * ones, EPSILON, True, 1.0, x.dtype)
-    found = residual((norm, y), 0.01)
+    found = ops.add_leaky_relu(normalize(x, ones, 0 * ones, True), y, 0.01)
     assert found.dtype == jnp.bfloat16
     total = by_definition(x.astype(jnp.float32), ones, 0 * ones, True) + y.astype(jnp.float32)
     expected = jnp.where(total > 0, total, 0.01 * total)
     # Half of a unit in the last of eight places.
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8 * 1.01)
+
+
+def test_norms_join_the_pass_over_memory_only_where_they_are_remembered(monkeypatch):
+    joined = []
+    own = residual._add
+    monkeypatch.setattr(residual, "_add", lambda *given: joined.append(1) or own(*given))
+    x, ones = random(0, SHAPE, jnp.float32), jnp.ones(3)
+    y = normalize(x, ones, ones, True)
+    expected = ops.add_leaky_relu(y, x, 0.01)
+    assert len(joined) == 1
+    for found in (
+        ops.add_leaky_relu(y, x, 0.01, lowering="xla"),
+        ops.add_leaky_relu(jax.jit(lambda y: y)(y), x, 0.01),
+        ops.add_leaky_relu(normalize(x, ones, ones, True, lowering="xla"), x, 0.01),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(joined) == 1
