@@ -1,4 +1,4 @@
-"""Times this project beside PyTorch and plain Flax: `python -m benchmarks`.
+"""Times this project beside PyTorch and its own plain definitions: `python -m benchmarks`.
 
 With --gpu it does three things on a GPU: it checks the results of the GPU's lowering, measures the
 limits of the device, and times all sides at the usual sizes in bfloat16.

@@ -9,7 +9,7 @@ from unetr_flax import UNETRConfig
 SIDES = {
     "ours": "this project",
     "ours-remat": "this project, activations of each block computed again in the backward pass",
-    "naive": "the same model in plain nn.Conv, nn.ConvTranspose and nn.BatchNorm",
+    "naive": "the same model by plain definitions, in XLA's own convolutions and deconvolutions",
     "torch": "PyTorch, eager",
     "torch-channels-last": "PyTorch, eager, channels_last_3d",
     "torch-compile": "PyTorch, torch.compile, channels_last_3d",

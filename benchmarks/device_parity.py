@@ -80,7 +80,7 @@ def compare(device: jax.Device, dtypes: tuple[str, ...], **sizes: Any) -> list[R
 
         def run(device: jax.Device, dtype: str) -> tuple[np.ndarray, Any]:
             narrow = jnp.float64 if dtype == "float64" else jnp.float32
-            model = UNETR(cfg, dtype=jnp.dtype(dtype), param_dtype=narrow)
+            model = UNETR(cfg, dtype=jnp.dtype(dtype), param_dtype=narrow, jit_blocks=True)
             given = jax.device_put(jax.tree.map(narrow, (variables, image, weights)), device)
 
             @jax.jit

@@ -17,6 +17,7 @@ class Small(nn.Module):
     config: object
     dtype: object = None
     param_dtype: object = jnp.float32
+    jit_blocks: bool = False
     factor = 1.0
 
     @nn.compact

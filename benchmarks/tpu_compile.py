@@ -190,7 +190,7 @@ def compile_program(
     devices = topologies.get_topology_desc(topology, platform="tpu").devices[:chips]
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     shared = NamedSharding(mesh, PartitionSpec(AXIS))
-    model = UNETR(cfg, dtype=jnp.bfloat16, remat=kind == "step-remat")
+    model = UNETR(cfg, dtype=jnp.bfloat16, remat=kind == "step-remat", jit_blocks=True)
     update = optax.adamw(1e-3)
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
     image = struct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)

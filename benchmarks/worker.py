@@ -1,7 +1,6 @@
 """The process of one side of a race: reads commands line by line and answers in JSON."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -39,24 +38,23 @@ def main() -> None:
     if options.keep_freed_memory:
         keep_freed_memory()
     case = Case(options.family, options.edge, options.batch, options.dtype)
-    with contextlib.ExitStack() as stack:
+    try:
+        side = make_side(options.side, case)
+    except Exception as error:
+        say(answers, **told(error))
+        return
+    say(answers, device=side.device)
+    done = set()
+    for command in map(str.strip, sys.stdin):
         try:
-            side = make_side(options.side, case, stack)
+            answer = answer_to(command, side)
         except Exception as error:
-            say(answers, **told(error))
-            return
-        say(answers, device=side.device)
-        done = set()
-        for command in map(str.strip, sys.stdin):
-            try:
-                answer = answer_to(command, side)
-            except Exception as error:
-                answer = told(error)
-            if command not in done:
-                # Frees the memory that only the first call needed, for all sides in the same way.
-                return_freed_memory()
-                done.add(command)
-            say(answers, **answer)
+            answer = told(error)
+        if command not in done:
+            # Frees the memory that only the first call needed, for all sides in the same way.
+            return_freed_memory()
+            done.add(command)
+        say(answers, **answer)
 
 
 def answer_to(command: str, side: Any) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def told(error: Exception) -> dict[str, str]:
     raise error
 
 
-def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
+def make_side(name: str, case: Case) -> Any:
     """Makes a side; weights and batch are the same for all sides of a case."""
     # If two versions of cuDNN are installed, the one loaded first serves both: here JAX's.
     jax.devices()
@@ -104,11 +102,10 @@ def make_side(name: str, case: Case, stack: contextlib.ExitStack) -> Any:
         from benchmarks.torch_side import TorchSide
 
         return TorchSide(*given, channels_last=name != "torch", compile=name == "torch-compile")
-    from benchmarks.flax_side import FlaxSide, plain_modules
+    from benchmarks.flax_side import FlaxSide
 
-    if name == "naive":
-        stack.enter_context(plain_modules())
-    return FlaxSide(*given, remat=name == "ours-remat")
+    lowering = "xla" if name == "naive" else "auto"
+    return FlaxSide(*given, remat=name == "ours-remat", lowering=lowering)
 
 
 def timed(side: Any, command: str) -> dict[str, float]:

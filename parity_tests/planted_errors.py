@@ -6,7 +6,7 @@ fail by a wide margin.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -15,7 +15,8 @@ import jax
 import optax
 
 from parity_tests import trajectory
-from unetr_flax.model import blocks, decoder, encoder, unetr
+from unetr_flax import ops
+from unetr_flax.model import blocks, decoder, encoder, norms, unetr
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import layouts
 from unetr_flax.weights.layouts import Layout
@@ -43,7 +44,7 @@ HIDDEN_SIZE = 24
 # The original functions and modules, which stand-ins call while they replace them.
 _DECODER, _ENCODER = decoder.Decoder, encoder.VisionTransformer
 _ATTENTION, _PATCH_EMBEDDING = encoder.MultiHeadAttention, encoder.PatchEmbedding
-_CALL = decoder.call
+_CONCATENATE = ops.concatenate
 _GELU = nn.gelu
 
 
@@ -78,9 +79,10 @@ def _both(first: Callable, second: Callable):
 def _flax_batch_norm(**options: Any):
     """Makes a stand-in for `blocks.BatchNorm`: Flax's own with PyTorch's epsilon and momentum."""
 
-    def make(negative_slope: float, **types: Any):
-        def apply(x: jax.Array, train: bool, deferred: bool) -> jax.Array:
-            del deferred  # it is computed here
+    def make(negative_slope: float, lowering: ops.Lowering, **types: Any):
+        del lowering  # Flax's batch norm has one form only.
+
+        def apply(x: jax.Array, train: bool) -> jax.Array:
             settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
             y = nn.BatchNorm(**{**settings, **options}, **types)(x)
             return nn.leaky_relu(y, negative_slope)
@@ -138,8 +140,8 @@ def _softmax_before_scale(scaled: jax.Array, axis: int) -> jax.Array:
     return jax.nn.softmax(scaled / scale, axis=axis) * scale
 
 
-def _up_before_skip(block: Any, x: Any, **options: Any) -> jax.Array:
-    return _CALL(block, x[::-1] if isinstance(x, tuple) else x, **options)
+def _up_before_skip(parts: Sequence[jax.Array]) -> jax.Array:
+    return _CONCATENATE(parts[::-1])
 
 
 def _coupled_adamw(
@@ -194,7 +196,7 @@ PLANTED_ERRORS = tuple(
             _replace(nn, "gelu", lambda x, approximate: _GELU(x, approximate=True)),
         ),
         ("LayerNorm epsilon 1e-6", "activations", _fields(nn.LayerNorm, epsilon=1e-6)),
-        ("BatchNorm epsilon 1e-6", "activations", _fields(blocks.BatchNorm, epsilon=1e-6)),
+        ("BatchNorm epsilon 1e-6", "activations", _fields(norms.BatchNorm, epsilon=1e-6)),
         ("ReLU leaks", "activations", _replace(nn, "relu", nn.leaky_relu)),
         (
             "patches in another order",
@@ -217,9 +219,9 @@ PLANTED_ERRORS = tuple(
             _replace(unetr, "Decoder", _decoder_with(_final_norm)),
         ),
         (
-            "joined in the other order",
+            "concatenated in the other order",
             "activations",
-            _replace(blocks, "call", _up_before_skip),
+            _replace(ops, "concatenate", _up_before_skip),
         ),
         (
             "mask ignored",
@@ -240,7 +242,7 @@ PLANTED_ERRORS = tuple(
             "training",
             _replace(blocks, "BatchNorm", _flax_batch_norm(use_fast_variance=False)),
         ),
-        ("BatchNorm momentum 0.01", "training", _fields(blocks.BatchNorm, momentum=0.01)),
+        ("BatchNorm momentum 0.01", "training", _fields(norms.BatchNorm, momentum=0.01)),
         (
             "running statistics used in training",
             "training",

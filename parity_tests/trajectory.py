@@ -75,7 +75,9 @@ def _flax_steps(twins: Twins, optimizer: str, steps: int) -> tuple[dict[str, Any
         update = optax.sgd(lr, momentum=MOMENTUM)
     variables = jax.tree.map(jnp.asarray, twins.variables)
     state = initial_state(variables, update, jax.random.key(0))
-    train_step = make_train_step(twins.model, update, dice_cross_entropy_loss)
+    # As in the training application, equal blocks are traced once.
+    model = twins.model.clone(jit_blocks=True)
+    train_step = make_train_step(model, update, dice_cross_entropy_loss)
     batch = {"image": twins.image, "label": random_labels(twins)}
     losses = []
     for _ in range(steps):

@@ -13,7 +13,6 @@ from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
-from unetr_flax.ops.features import DeferredNorm, DeferredUpsample
 from unetr_flax.parity.compare import Row, compare
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights.families import family_of
@@ -138,7 +137,7 @@ def forward(
     )
     calls: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state["intermediates"])
     # Modules that share a path record their outputs there, the outermost module last.
-    last = {path[:-1]: _computed(outputs[-1]) for path, outputs in calls.items()}
+    last = {path[:-1]: outputs[-1] for path, outputs in calls.items()}
     return {
         "modules": {pair.torch_name: last[pair.flax_path] for pair in by_depth(cfg)},
         "skips": skips,
@@ -146,11 +145,6 @@ def forward(
         "stages": [last["decoder", f"stage_{i}"] for i in range(NUM_STAGES)],
         "logits": logits,
     }
-
-
-def _computed(output: Any) -> Any:
-    """Returns a module's output, computed if that was deferred."""
-    return output.array() if isinstance(output, DeferredNorm | DeferredUpsample) else output
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
