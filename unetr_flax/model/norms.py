@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unetr_flax import ops
+from unetr_flax.ops.dtypes import at_least_float32
 
 
 class BatchNorm(nn.Module):
@@ -52,8 +53,10 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
         if not train:
-            mean, var = running_mean.value, running_var.value
-            y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+            wide = at_least_float32(x.dtype)
+            values = running_mean.value, running_var.value, scale, bias
+            mean, var, scale, bias = (value.astype(wide) for value in values)
+            y = (x.astype(wide) - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
             return ops.leaky_relu(y, self.negative_slope).astype(dtype)
         count = x.size // features
         if count < 2:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.platform import by_platform
 
@@ -69,10 +70,16 @@ def channel_sums(x: jax.Array) -> jax.Array:
     return sum_terms(lambda x: (x.astype(wide),), (x,), (), False)[0][0]
 
 
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
 def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of [N, *spatial, C], in float32 or wider.
+    """Computes mean and biased variance of [N, *spatial, C], in float32 or wider.
 
-    [N, C] each if per sample, else [1, C].
+    Args:
+      x: features.
+      per_sample: whether each sample has moments of its own.
+
+    Returns:
+      [N, C] each if per sample, else [1, C].
     """
     platforms = {"cpu": _moments_by_slabs, "default": _moments_at_once}
     mean, var = by_platform(x, **platforms)  # [N, C]
@@ -80,6 +87,24 @@ def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
         return mean, var
     overall = mean.mean(0, keepdims=True)
     return overall, (var + jnp.square(mean - overall)).mean(0, keepdims=True)
+
+
+def _moments_forward(x, per_sample):
+    mean, var = moments(x, per_sample)
+    return (mean, var), (x, mean)
+
+
+def _moments_backward(per_sample, residuals, grads):
+    x, mean = residuals
+    count = math.prod(x.shape[1:-1]) * (1 if per_sample else x.shape[0])
+    mean, mean_grad, var_grad = (
+        value.reshape(-1, *(1,) * (x.ndim - 2), x.shape[-1]) for value in (mean, *grads)
+    )
+    grad = (mean_grad + 2 * var_grad * (x.astype(mean.dtype) - mean)) / count
+    return (grad.astype(x.dtype),)
+
+
+moments.defvjp(_moments_forward, _moments_backward)
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -9,8 +9,6 @@ with many times their size of padding, so the columns of a slab are the samples 
 taps join the channels, and what is left is a 2D convolution along depth and height.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -157,7 +155,10 @@ def _upsampled_grad(up, grad, start, size, wide):
     """Gradients of a slab's coarse slices, of the kernel and of the bias."""
     step = up.kernel.shape[0]
     coarse = lax.dynamic_slice_in_dim(up.x, start // step, size // step, axis=1)
-    product = functools.partial(upsample, precision=up.precision, result=None)
+
+    def product(x, kernel):
+        return upsample(x, kernel, up.precision, None)
+
     x_grad, kernel_grad = jax.vjp(product, coarse, up.kernel)[1](grad)
     bias_grad = None if up.bias is None else grad.astype(wide).sum((0, 1, 2, 3))
     return x_grad, kernel_grad.astype(wide), bias_grad

@@ -3,6 +3,7 @@
 import jax
 from jax.typing import DTypeLike
 
+from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import DeferredNorm, remember
 from unetr_flax.ops.norm import xla
 from unetr_flax.ops.platform import Lowering
@@ -38,6 +39,8 @@ def normalize(
       [1, C]. These two, and the computation, are in float32 or wider.
     """
     dtype = dtype or x.dtype
+    wide = at_least_float32(x.dtype)
+    scale, bias = scale.astype(wide), bias.astype(wide)
     if lowering == "xla":
         y, mean, var = xla.normalize(x, scale, bias, epsilon, per_sample, negative_slope)
         return y.astype(dtype), mean, var
