@@ -168,14 +168,12 @@ class TransformerBlock(nn.Module):
         attention = MultiHeadAttention(cfg, **fields, name="attention")
         feed_forward = FeedForward(cfg, **fields, name="feed_forward")
         y = layer_norm(self, name="norm1")(x)
-        if return_weights:
-            y, weights = attention(y, mask, train=train, return_weights=True)
-        else:
-            y = attention(y, mask, train=train)
+        attended: Any = attention(y, mask, train=train, return_weights=return_weights)
+        y = attended[0] if return_weights else attended
         x = ops.add(x, y, lowering=self.lowering)
         y = feed_forward(layer_norm(self, name="norm2")(x), train=train)
         x = ops.add(x, y, lowering=self.lowering)
-        return (x, weights) if return_weights else x
+        return (x, attended[1]) if return_weights else x
 
 
 def layer_norm(module: nn.Module, *, name: str) -> nn.LayerNorm:

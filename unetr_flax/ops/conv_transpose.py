@@ -1,6 +1,7 @@
 """Deconvolutions with the parameters and results of `nn.ConvTranspose`."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,8 @@ class ConvTranspose(nn.ConvTranspose):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        operands: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = operands
         batch = x.shape[: -len(shape) + 1]
         if len(batch) != 1:
             x = x.reshape(math.prod(batch), *x.shape[len(batch) :])

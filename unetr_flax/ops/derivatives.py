@@ -27,11 +27,10 @@ def custom_vjp(function: Callable[..., Any], nondiff_argnums: Sequence[int] = ()
     """
     inner = jax.custom_vjp(function, nondiff_argnums=nondiff_argnums)
 
-    @functools.wraps(function)
-    def guarded(*args: Any) -> Any:
-        args = (a if i in nondiff_argnums else _guarded(a) for i, a in enumerate(args))
-        return inner(*args)
+    def call(*args: Any) -> Any:
+        return inner(*(a if i in nondiff_argnums else _guarded(a) for i, a in enumerate(args)))
 
+    guarded: Any = functools.wraps(function)(call)
     guarded.defvjp = inner.defvjp
     return guarded
 

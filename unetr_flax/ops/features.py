@@ -10,7 +10,7 @@ through a function of `jax.jit`, is computed with as it is, and gives the same n
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -22,8 +22,7 @@ from unetr_flax.ops.norm.tuned import normalize
 from unetr_flax.ops.upsample.api import upsample
 
 
-@flax.struct.dataclass
-class DeferredNorm:
+class DeferredNorm(flax.struct.PyTreeNode):
     """A norm and its LeakyReLU, not computed yet; see `norm.tuned.normalize`.
 
     Attributes:
@@ -57,18 +56,20 @@ class DeferredNorm:
         return normalize(self.x, self.scale, self.bias, *options, self.moments).astype(self.dtype)
 
 
-@flax.struct.dataclass
-class DeferredUpsample:
+Input = TypeVar("Input", bound=jax.Array | DeferredNorm, covariant=True)
+
+
+class DeferredUpsample(flax.struct.PyTreeNode, Generic[Input]):
     """A deconvolution whose kernel is its stride, not computed yet.
 
     Attributes:
-      x: [N, *spatial, I]; a norm that is deferred too only on the way to a recomputation.
+      x: [N, *spatial, I]; itself deferred only among the sources of a recomputation.
       kernel: [*strides, I, O], not mirrored: out[2i + a] = x[i] kernel[a].
       bias: [O], or None.
       precision: precision of the products.
     """
 
-    x: "jax.Array | DeferredNorm"
+    x: Input
     kernel: jax.Array
     bias: jax.Array | None
     precision: lax.PrecisionLike = flax.struct.field(pytree_node=False, default=None)
@@ -92,14 +93,17 @@ class Concatenation(NamedTuple):
     parts: tuple[jax.Array, ...]
 
 
-Part = jax.Array | DeferredNorm | DeferredUpsample
+Part = jax.Array | DeferredNorm | DeferredUpsample[jax.Array]
 # The channels of all parts, one after the other.
 Features = Part | tuple[Part, ...]
+# The operands of a recomputation, which may be deconvolutions of deferred norms.
+Source = jax.Array | DeferredNorm | DeferredUpsample[jax.Array | DeferredNorm]
+Sources = Source | tuple[Source, ...]
 
 
 class _Memory(NamedTuple):
     array: weakref.ref
-    source: DeferredNorm | DeferredUpsample | Concatenation
+    source: DeferredNorm | DeferredUpsample[Any] | Concatenation
     # Whether the backward pass has the array itself.
     kept: bool
 
@@ -109,7 +113,7 @@ _MEMORIES: dict[int, _Memory] = {}
 
 def remember(
     array: jax.Array,
-    source: DeferredNorm | DeferredUpsample | Concatenation,
+    source: DeferredNorm | DeferredUpsample[Any] | Concatenation,
     *,
     kept: bool = True,
 ) -> jax.Array:
@@ -144,29 +148,30 @@ def conv_operands(x: jax.Array) -> Features:
     compute on the coarse grid; norms are deferred only where their results are not kept.
     """
     *own, last = _parts(x)
-    return _unparted((*map(_unkept_norm, own), _upsample_of(last) or _unkept_norm(last)))
+    found = (*map(_unkept_norm, own), _upsample_of(last) or _unkept_norm(last))
+    return found[0] if len(found) == 1 else found
 
 
-def recompute_sources(x: jax.Array) -> Features:
+def recompute_sources(x: jax.Array) -> Sources:
     """Returns the operands from which a recomputation in the backward pass can make an array."""
     *own, last = _parts(x)
     up = _upsample_of(last)
-    if up is not None:
-        last = up.replace(x=norm_of(up.x) or up.x)
-    return _unparted(
-        (*(norm_of(part) or part for part in own), last if up else norm_of(last) or last)
+    found = (
+        *(norm_of(part) or part for part in own),
+        up.replace(x=norm_of(up.x) or up.x) if up else norm_of(last) or last,
     )
+    return found[0] if len(found) == 1 else found
 
 
-def recomputed(sources: Features) -> jax.Array:
+def recomputed(sources: Sources) -> jax.Array:
     """Computes an array again from its `recompute_sources`."""
     if isinstance(sources, tuple):
         return concatenate([recomputed(part) for part in sources])
     if isinstance(sources, DeferredNorm):
         return remember(sources.array(), sources, kept=False)
     if isinstance(sources, DeferredUpsample):
-        sources = sources.replace(x=materialized(sources.x))
-        return remember(sources.array(), sources)
+        up = sources.replace(x=materialized(sources.x))
+        return remember(up.array(), up)
     return sources
 
 
@@ -209,15 +214,13 @@ def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
     return memory.source.parts if memory and isinstance(memory.source, Concatenation) else (x,)
 
 
-def _upsample_of(x: jax.Array) -> DeferredUpsample | None:
+def _upsample_of(x: jax.Array) -> DeferredUpsample[jax.Array] | None:
     memory = _memory(x)
     return memory.source if memory and isinstance(memory.source, DeferredUpsample) else None
 
 
 def _unkept_norm(x: jax.Array) -> jax.Array | DeferredNorm:
     memory = _memory(x)
-    return memory.source if memory and not memory.kept else x
-
-
-def _unparted(parts: tuple[Part, ...]) -> Features:
-    return parts[0] if len(parts) == 1 else parts
+    if memory and isinstance(memory.source, DeferredNorm) and not memory.kept:
+        return memory.source
+    return x

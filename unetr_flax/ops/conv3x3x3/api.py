@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from unetr_flax.ops.conv3x3x3 import cpu, tpu, xla
-from unetr_flax.ops.conv3x3x3.operands import Operands, backward_with_arrays
+from unetr_flax.ops.conv3x3x3.operands import AnyOperands, backward_with_arrays
 from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.features import without_moment_grads
 from unetr_flax.ops.platform import by_platform
@@ -23,7 +23,7 @@ NORMALIZING = {"tpu"}
 # The gradients are written out so that each picks its platform by itself: differentiating through
 # the choice would keep the intermediate results of every platform.
 @functools.partial(custom_vjp, nondiff_argnums=(1,))
-def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
+def conv3x3x3(operands: AnyOperands, precision: lax.PrecisionLike) -> jax.Array:
     """Computes [N, D, H, W, I] -> [N, D, H, W, O] with SAME padding.
 
     Args:

@@ -11,6 +11,7 @@ Shapes: N batch; D, H, W positions of the kernel; K its size; I input channels, 
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def kernel_grad(
     zeros = jnp.zeros((apart, size * inputs, size, size, features), wide)
     firsts = [jnp.asarray(lane * share) for lane in range(lanes)]
     sums = lax.fori_loop(0, share, add_each, tuple((first, zeros) for first in firsts))
-    total = sum(total for _, total in sums)
+    total: Any = sum(total for _, total in sums)
     for block in range(lanes * share, count):
         total += of_block(jnp.asarray(block))
     total = total.sum(0).reshape(size, inputs, size, size, features).astype(x.dtype)
