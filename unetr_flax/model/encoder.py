@@ -18,7 +18,7 @@ from unetr_flax.model.config import UNETRConfig
 
 
 class PatchEmbedding(nn.Module):
-    """Turns an image into tokens: linear map of each patch plus learned position (equation 1)."""
+    """The tokens of an image: a linear map of each patch plus a learned position (equation 1)."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
@@ -203,8 +203,8 @@ class VisionTransformer(nn.Module):
     """Patch embedding and transformer blocks (Dosovitskiy et al. 2021).
 
     Attributes:
-      remat: whether the backward pass computes the inside of each block again.
-      jit_blocks: whether equal blocks are traced once, see `UNETR`.
+      remat: whether the backward pass computes each block again.
+      jit_blocks: whether equal blocks are traced only once, see `UNETR`.
     """
 
     config: UNETRConfig

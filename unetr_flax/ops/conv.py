@@ -24,11 +24,11 @@ from unetr_flax.ops.platform import Lowering
 
 
 class Conv(nn.Conv):
-    """`nn.Conv`, lowered well where UNETR uses it.
+    """`nn.Conv` with faster lowerings of the convolutions that UNETR uses.
 
-    Fields, parameters and result are those of `nn.Conv`. Two kinds are lowered otherwise: kernels
-    that are their own stride (patches, and 1x1x1) to a matrix product, and 3x3x3 kernels of stride
-    1 as each platform does them best.
+    Fields, parameters and result are those of `nn.Conv`. Two kinds have lowerings of their own:
+    kernels that equal their stride (patches, and 1x1x1) become a matrix product, and 3x3x3 kernels
+    of stride 1 the fastest form for each platform.
 
     Attributes:
       lowering: "auto", or "xla" for XLA's own convolution throughout.
@@ -76,7 +76,7 @@ class Conv(nn.Conv):
         return conv(x, kernel, bias, strides, padding, self.precision)
 
     def _promoted(self, operands: Any) -> Any:
-        """Casts the operands to one dtype; a deferred norm keeps its own inside."""
+        """Casts the operands to one dtype; of a deferred norm only the result is cast."""
         leaves, structure = jax.tree.flatten(operands, is_leaf=_is_norm)
         stand_ins = [jnp.zeros((), leaf.dtype) if _is_norm(leaf) else leaf for leaf in leaves]
         promoted: Any = self.promote_dtype(*stand_ins, dtype=self.dtype)

@@ -14,7 +14,7 @@ from unetr_flax.ops.upsample.api import upsample
 
 
 class ConvTranspose(nn.ConvTranspose):
-    """`nn.ConvTranspose` whose kernel is its stride: one matrix product, then one transposition.
+    """`nn.ConvTranspose` for kernels that equal their stride, whose windows do not overlap.
 
     Fields, parameters and result are those of `nn.ConvTranspose`.
 
@@ -58,7 +58,7 @@ class ConvTranspose(nn.ConvTranspose):
             y = xla.upsample(x, kernel, *options)
             y = y if bias is None else y + bias
             return y.reshape(*batch, *y.shape[1:])
-        # The kernel of nn.ConvTranspose slides over its input, and so lands mirrored.
+        # The kernel of nn.ConvTranspose slides over its input, and so appears mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
         y = upsample(x, kernel, *options)
         y = y if bias is None else y + bias

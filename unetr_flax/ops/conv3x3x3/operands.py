@@ -51,7 +51,7 @@ def backward_as_one(
     operands: ArrayOperands,
     grad: jax.Array,
 ) -> ArrayOperands:
-    """Computes the operands' gradients by a function that takes all channels in one array."""
+    """Computes the operands' gradients with a function that takes all channels in one array."""
     one, vjp = jax.vjp(Operands.as_one, operands)
     return vjp(backward(one, grad))[0]
 
@@ -61,7 +61,7 @@ def backward_with_arrays(
     operands: AnyOperands,
     grad: jax.Array,
 ) -> AnyOperands:
-    """Computes the operands' gradients by a function that takes norms as arrays."""
+    """Computes the operands' gradients with a function that takes norms as arrays."""
     if not isinstance(operands.x, DeferredNorm):
         return backward(operands.with_arrays(), grad)
     with_arrays, vjp = jax.vjp(Operands.with_arrays, operands)
@@ -69,5 +69,5 @@ def backward_with_arrays(
 
 
 def mirrored(kernel: jax.Array) -> jax.Array:
-    """Returns the kernel that takes the gradient of a convolution's result to that of its input."""
+    """Returns the kernel that maps the gradient of a convolution's result to that of its input."""
     return jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)

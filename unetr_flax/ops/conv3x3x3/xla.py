@@ -1,4 +1,4 @@
-"""The 3x3x3 convolution as its definition says: XLA's own, on GPU and every platform not tuned."""
+"""The plain 3x3x3 convolution, XLA's own, for GPUs and all platforms without a tuned one."""
 
 import jax
 from jax import lax

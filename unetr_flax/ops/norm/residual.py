@@ -1,4 +1,4 @@
-"""The end of a residual block: the sum of what meets there, and its LeakyReLU."""
+"""The end of a residual block: the sum of its two branches, and a LeakyReLU."""
 
 import functools
 
