@@ -1,4 +1,4 @@
-"""The record of what is known about one author's files, and the registry of all such records."""
+"""The class of checkpoint families, and the registry of all families."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def no_unused_keys(cfg: UNETRConfig, version: str | None) -> dict[str, np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class TorchModel:
-    """The PyTorch model of a family, as far as the comparison of both models must know it.
+    """The PyTorch model of a family, for the comparison with the Flax model.
 
     Attributes:
       make: builds the model of a configuration, image [B, C, *img_size] -> logits
