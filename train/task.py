@@ -38,7 +38,7 @@ class Task:
 
 
 def prepare(cfg: Config, console: Console) -> Task:
-    """Reads, checks and preprocesses the data of a run; makes them first if they are phantoms.
+    """Reads, checks and preprocesses the data of a run; phantoms are generated first.
 
     Raises:
       OptionError: if options do not fit the data.
