@@ -105,7 +105,7 @@ def fit(
     Args:
       state: the state to start from; its buffers are donated.
       progress: the progress that belongs to `state`; updated in place.
-      schedule: how long to train and how often to validate.
+      schedule: length of the run and pauses between validations.
       batches: the data, at the place that belongs to `state`.
       train_step: see `train.step.make_train_step`.
       shard_batch: puts a batch on the devices.

@@ -26,7 +26,7 @@ class Task:
       dataset: the data set.
       train_samples: the preprocessed training cases.
       val_cases: the validation cases; they are read when they are segmented.
-      preprocessing: what is done to a scan before the model.
+      preprocessing: preparation of a scan for the model.
       model_config: the model, with as many channels and classes as the data have.
     """
 

@@ -35,7 +35,7 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
     Args:
       folder: the folder to make; must not exist.
       num_cases: number of cases.
-      seed: of all random numbers.
+      seed: seed of all random numbers.
 
     Raises:
       FileExistsError: if the folder exists.

@@ -45,10 +45,10 @@ def compare(
 
     Args:
       rung: kind of comparison.
-      name: what is compared.
+      name: name of the arrays.
       ours: Flax's array, in PyTorch's layout.
       theirs: PyTorch's array.
-      scale: what differences are relative to, instead of max|theirs|; for values that are zero in
+      scale: number that differences are relative to, instead of max|theirs|; for values that are zero in
         exact arithmetic, where what is left is only rounding of that size.
 
     Raises:

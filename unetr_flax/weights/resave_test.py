@@ -31,7 +31,7 @@ def linear() -> torch.nn.Module:
 
 
 def script() -> torch.nn.Module:
-    # What torch.jit says about its own future does not matter here.
+    # torch.jit warns that it is deprecated.
     with pytest.warns():
         return torch.jit.script(linear())
 
