@@ -48,8 +48,8 @@ def compare(
       name: name of the arrays.
       ours: Flax's array, in PyTorch's layout.
       theirs: PyTorch's array.
-      scale: number that differences are relative to, instead of max|theirs|; for values that are zero in
-        exact arithmetic, where what is left is only rounding of that size.
+      scale: number that differences are relative to, instead of max|theirs|; for values that are
+        zero in exact arithmetic, whose rounding errors are of the size of other numbers.
 
     Raises:
       AssertionError: if shapes or dtypes differ, which no tolerance can excuse.
