@@ -43,7 +43,7 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether the device rounds as the CPU does."""
+        """True if the device's rounding is comparable to the CPU's."""
         return self.device <= max(FACTOR * self.cpu, FLOOR[self.dtype])
 
     def __str__(self) -> str:

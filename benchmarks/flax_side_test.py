@@ -18,7 +18,7 @@ CONFIGS = (
 
 
 def lowered_forward(side):
-    """The program of a side's forward pass, before XLA touches it."""
+    """Returns the program of a side's forward pass before XLA optimizes it."""
     return side._functions["forward"].lower(*side._arguments("forward")).as_text()
 
 

@@ -27,7 +27,7 @@ class PlantedError:
     """One mistake.
 
     Attributes:
-      name: what is wrong.
+      name: the error in words.
       rung: the rung that must notice: "activations", "masked activations", "training" or
         "trajectory".
       plant: makes the context manager that plants the error.

@@ -48,7 +48,7 @@ class Checkpoints:
 
         Args:
           state: the train state.
-          resume_state: what else the loop needs to go on, as JSON types.
+          resume_state: all else that the loop needs to resume, as JSON types.
         """
         items = {"state": ocp.args.StandardSave(state), RESUME: ocp.args.JsonSave(resume_state)}
         _save(self._last, int(state.step), items)

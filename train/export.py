@@ -32,7 +32,7 @@ def save_model(
       folder: where to save; an older model there is replaced.
       variables: "params" and "batch_stats".
       record: the content of the run's `run.json`.
-      step: how many steps the model has taken.
+      step: number of training steps of the model.
     """
     dataset = record["dataset"]
     save_pretrained(

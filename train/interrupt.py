@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next step, and to stop now when asked twice."""
+"""Handling of Ctrl-C and SIGTERM: the first stops training at the next step, the second now."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ import threading
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a shell reports for a process that Ctrl-C has ended.
+# Shells report this status for a process that Ctrl-C has ended.
 EXIT_STATUS = 128 + signal.SIGINT
 
 
 class Interrupt:
-    """While entered, the first signal sets `requested` and the second ends the process at once.
+    """A context in which the first signal sets `requested` and the second ends the process.
 
     Python runs signal handlers between bytecodes only, and a compilation is one bytecode that takes
-    a minute. So a thread waits for the signals, woken by the interpreter's C handler. To be entered
-    in the main thread.
+    a minute. So a thread waits for the signals, woken by the interpreter's C handler. The context
+    must be entered in the main thread.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """True once a signal has come."""
         return self._requested.is_set()
 
     def __enter__(self) -> Self:

@@ -68,7 +68,7 @@ class RunLog:
 
     def __exit__(self, *exception) -> None:
         self._progress.stop()
-        if self._file is not None:
+        if self._file is not None and self._events is not None:
             self._file.close()
             self._events.close()
 
@@ -90,7 +90,7 @@ class RunLog:
         epoch = step // self._steps_per_epoch
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.console.print(f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", soft_wrap=True)
-        if self._file is None:
+        if self._file is None or self._events is None:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
         record: dict[str, Any] = {"kind": kind, "epoch": epoch, "step": step, **finite}

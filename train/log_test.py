@@ -15,7 +15,7 @@ def records(folder):
 
 
 def events(folder):
-    """(tag, step, value) of every scalar in every event file."""
+    """Returns (tag, step, value) of every scalar in every event file."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         content = path.read_bytes()

@@ -32,11 +32,12 @@ class Batches(Iterator[Any], Protocol):
 
     def state(self) -> dict[str, Any]:
         """Returns the place of the iterator, as JSON types."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long to train, and how often to validate.
+    """The length of a training run and of the pauses between validations.
 
     Attributes:
       steps_per_epoch: steps of one pass over the training cases.
@@ -61,7 +62,7 @@ class Schedule:
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop has found out so far; part of the resume state in a checkpoint.
+    """The results of a run so far; part of the resume state in a checkpoint.
 
     Attributes:
       validated_step: the last step that was validated.
@@ -104,7 +105,7 @@ def fit(
     Args:
       state: the state to start from; its buffers are donated.
       progress: the progress that belongs to `state`; updated in place.
-      schedule: how long to train and how often to validate.
+      schedule: length of the run and pauses between validations.
       batches: the data, at the place that belongs to `state`.
       train_step: see `train.step.make_train_step`.
       shard_batch: puts a batch on the devices.
@@ -143,8 +144,8 @@ def fit(
         validated = False
         if schedule.validates_at(step) and progress.validated_step != step:
             scores = evaluate(state)
-            validated = scores is not None
-            if validated:
+            if scores is not None:
+                validated = True
                 progress.validated_step = step
                 log.validation(step, scores)
                 # A mean of nan (no class is present) must count as better, hence the negation.

@@ -59,7 +59,7 @@ def samples():
 
 
 def by_step(means):
-    """An evaluation whose mean foreground Dice is given for each step."""
+    """Makes an evaluation whose mean foreground Dice is given for each step."""
     calls = []
 
     def evaluate(state):
@@ -72,7 +72,7 @@ def by_step(means):
 
 
 def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCHEDULE):
-    """One process's life: from the last checkpoint, if there is one, to the end or a stop."""
+    """Runs one process, from the last checkpoint, if there is one, to the end or a stop."""
     checkpoints = Checkpoints(folder)
     batches = Batches(samples, default_augmentation((4, 6, 8)), 2, seed=0)
     progress = Progress()

@@ -32,7 +32,7 @@ from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
 def run(cfg: Config) -> bool:
-    """Trains, and shows results if the end is reached rather than interrupted.
+    """Trains, and shows the results unless interrupted.
 
     Returns:
       Whether the end was reached.

@@ -21,7 +21,7 @@ TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-e
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    """The flow of a run is the subject, not the model."""
+    """Replaces the model by a small one, since these tests are about the flow of a run."""
     monkeypatch.setattr(train.run, "UNETR", Small)
 
     def save(folder, variables, record, step):
@@ -61,7 +61,7 @@ def data(tmp_path_factory):
 
 
 def records(out):
-    """The lines of metrics.jsonl, without what the clock said."""
+    """Returns the lines of metrics.jsonl without times."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{k: x for k, x in json.loads(line).items() if k != "seconds"} for line in lines]
 

@@ -1,4 +1,4 @@
-"""Where arrays live: the batch is split over all devices, everything else is copied to each.
+"""Placement of arrays: the batch is split over all devices, everything else is copied to each.
 
 The model knows nothing of devices: under `jax.jit` a sharded batch is one batch, and the compiler
 inserts the communication, including that of the batch statistics.

@@ -87,7 +87,7 @@ PROGRAM = textwrap.dedent(
 
 
 def run(path, img_size, num_devices=1, num_processes=1):
-    """What the main process has written."""
+    """Trains in separate processes, and returns the arrays that the main process has written."""
     address = ""
     if num_processes > 1:
         with socket.socket() as free:
@@ -111,7 +111,7 @@ def run(path, img_size, num_devices=1, num_processes=1):
         return dict(arrays)
 
 
-# Two axes compile in half the time of three, and are no different to what is tested here.
+# Two axes compile in half the time of three, and sharding does not depend on their number.
 @pytest.fixture(
     scope="module", params=[(16, 32), pytest.param((16, 32, 16), marks=pytest.mark.slow)], ids=str
 )

@@ -9,14 +9,14 @@ from jax.typing import DTypeLike
 
 
 class Small(nn.Module):
-    """A model with the interface of a UNETR that compiles at once.
+    """A model with the interface of a UNETR that compiles in no time.
 
     A norm with running statistics, dropout and a linear map of each voxel.
 
     Attributes:
       config: has img_size, in_channels and out_channels.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
     """
 
     config: Any

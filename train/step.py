@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Sharding
 
@@ -17,7 +18,9 @@ from unetr_flax.runtime.compiler_options import compiler_options
 Batch = Mapping[str, jax.Array]
 
 
-def abstract_batch(cfg: UNETRConfig, batch_size: int, sharding: Sharding) -> Batch:
+def abstract_batch(
+    cfg: UNETRConfig, batch_size: int, sharding: Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and sharding of the batch that a training step takes."""
     shapes = {
         "image": ((batch_size, *cfg.img_size, cfg.in_channels), jnp.float32),
@@ -87,7 +90,7 @@ def make_train_step(
 
 def make_predict(
     model: nn.Module, platform: str | None = None
-) -> Callable[[Any, jax.Array], jax.Array]:
+) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
     """Builds the jitted `predict(variables, image [B, *img_size, C]) -> logits [B, *img_size, K]`.
 
     Norms use their running statistics and nothing is dropped, so the logits of a volume do not

@@ -26,7 +26,7 @@ class Task:
       dataset: the data set.
       train_samples: the preprocessed training cases.
       val_cases: the validation cases; they are read when they are segmented.
-      preprocessing: what is done to a scan before the model.
+      preprocessing: preparation of a scan for the model.
       model_config: the model, with as many channels and classes as the data have.
     """
 
@@ -38,7 +38,7 @@ class Task:
 
 
 def prepare(cfg: Config, console: Console) -> Task:
-    """Reads, checks and preprocesses the data of a run; makes them first if they are phantoms.
+    """Reads, checks and preprocesses the data of a run; phantoms are generated first.
 
     Raises:
       OptionError: if options do not fit the data.

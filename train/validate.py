@@ -29,8 +29,8 @@ class Evaluator:
 
     Args:
       model: a UNETR; its img_size is the window.
-      cases: what to segment.
-      preprocessing: what is done to a scan before the model, and undone for the logits.
+      cases: cases to segment.
+      preprocessing: preparation of a scan for the model, which is undone for the logits.
       overlap: fraction of the window that neighbors share.
     """
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -95,7 +95,8 @@ def save_predictions(
 
 def _colors(number: int) -> list[tuple[float, float, float]]:
     """Chooses distinct colors, which repeat after 18; no grays, the colors of the image."""
-    palette = matplotlib.colormaps["tab10" if number <= 9 else "tab20"].colors
+    colormaps: Any = matplotlib.colormaps
+    palette = colormaps["tab10" if number <= 9 else "tab20"].colors
     palette = [color for color in palette if len(set(color)) > 1]
     return [palette[i % len(palette)] for i in range(number)]
 

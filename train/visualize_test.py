@@ -14,9 +14,10 @@ def case(name="a", shape=SHAPE, spacing=(1.0, 1.0, 5.0)):
 
 
 def colored(path):
-    """Where the picture has color, [3 rows, height, width], without legend."""
+    """Marks the colored pixels of a picture without its legend, [3 rows, height, width]."""
     pixels = matplotlib.image.imread(path)[..., :3]
-    legend = 45  # a little less than its 0.33 inches, so that no panel is cut
+    # A little less than the legend's 0.33 inches, so that no panel is cut.
+    legend = 45
     pixels = pixels[: (len(pixels) - legend) // 3 * 3]
     return (np.ptp(pixels, axis=-1) > 0.15).reshape(3, -1, pixels.shape[1])
 

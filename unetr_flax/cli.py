@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """A message of many lines as its first and what it lists first."""
+    """Shortens a message of many lines to the first line and the first item that it lists."""
     first, *others = str(error).splitlines() or [type(error).__name__]
     if not others:
         return first

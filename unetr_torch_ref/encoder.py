@@ -196,7 +196,7 @@ class TransformerBlock(nn.Module):
         self.extract_layers = tuple(extract_layers)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """[B, N, E] -> one [B, N, E] for each of `extract_layers`; all blocks use the mask."""
+        """Computes one [B, N, E] for each of `extract_layers`; all blocks use the mask."""
         extracted = []
         for number, layer in enumerate(self.layers, start=1):
             attn, ff = layer.children()

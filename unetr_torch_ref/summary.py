@@ -23,7 +23,7 @@ class Row:
       name: class name and number of the row, from 1.
       output_shape: shape with -1 for the batch; a list of shapes if the module returns a list.
       params: elements of the module's own `weight` and `bias`, without its submodules'.
-      trainable: how many of these elements get gradients.
+      trainable: number of these elements that get gradients.
     """
 
     name: str

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         self.extract_layers = extract_layers
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Image [B, C, H, W, D] -> one [B, N, E] for each of `extract_layers`."""
+        """Computes one [B, N, E] for each of `extract_layers` from the image [B, C, H, W, D]."""
         x = self.embeddings(x)
         extracted = []
         for number, layer in enumerate(self.layer, start=1):

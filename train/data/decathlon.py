@@ -47,7 +47,7 @@ class Dataset:
     """The content of dataset.json.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       modalities: name of each channel of the images, such as "CT" or "MRI".
       labels: name of each class by its id; 0 is the background.
       cases: the labeled cases, ordered by name.
@@ -168,7 +168,7 @@ def split(
     Args:
       cases: the cases, in any order.
       val_fraction: share of the cases that is kept for validation.
-      seed: of the choice.
+      seed: seed of the choice.
 
     Raises:
       DataError: if either part would be empty.

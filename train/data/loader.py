@@ -24,7 +24,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         the label, and 8 more per voxel of the foreground.
       transforms: applied to a case one after the other; together they make crops of one shape.
       batch_size: crops of the global batch.
-      seed: of the order of cases and of the transforms.
+      seed: seed of the order of cases and of the transforms.
       shard: this process's share of every batch, as (which, of how many).
 
     Raises:

@@ -14,7 +14,7 @@ PLAIN = [RandomCrop(ROI)]
 
 
 def sample(shape, seed=0, name="case"):
-    """A case whose intensities tell the class and the position of every voxel."""
+    """Makes a case whose intensities encode the class and the position of every voxel."""
     label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
     position = np.arange(label.size, dtype=np.float32).reshape(shape)
     return Sample(

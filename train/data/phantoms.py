@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +35,7 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
     Args:
       folder: the folder to make; must not exist.
       num_cases: number of cases.
-      seed: of all random numbers.
+      seed: seed of all random numbers.
 
     Raises:
       FileExistsError: if the folder exists.
@@ -101,7 +102,8 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
 def _ellipsoid(x, y, z, center, half_axes) -> np.ndarray:
     """Marks the voxels inside an ellipsoid."""
     scaled = ((p - c) / a for p, c, a in zip((x, y, z), center, half_axes, strict=True))
-    return sum(p**2 for p in scaled) < 1
+    radius_squared: Any = sum(p**2 for p in scaled)
+    return radius_squared < 1
 
 
 def _write_dataset(folder: Path, num_cases: int, seed: int) -> None:
@@ -115,7 +117,7 @@ def _write_dataset(folder: Path, num_cases: int, seed: int) -> None:
         codes = "RAS" if i % 3 == 0 else ("LPS" if i % 3 == 1 else "LAS")
         for kind, array in (("imagesTr", image), ("labelsTr", label)):
             file = nib.Nifti1Image(array, affine)
-            turn = nib.orientations.ornt_transform(
+            turn: Any = nib.orientations.ornt_transform(
                 nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
             )
             nib.save(file.as_reoriented(turn), folder / kind / f"phantom_{i:03d}.nii.gz")

@@ -18,7 +18,7 @@ class Sample:
     """A preprocessed case.
 
     Attributes:
-      name: of the case.
+      name: name of the case.
       image: normalized intensities [X, Y, Z, C], float32.
       label: class ids [X, Y, Z], int32.
       spacing: mm per voxel along each axis.
@@ -55,7 +55,7 @@ def read_samples(
     Args:
       dataset: the data set.
       train_cases: which of its cases to keep.
-      preprocessing: what is done to the images.
+      preprocessing: preparation of the images for the model.
       progress: called with the number of cases done so far.
 
     Returns:

@@ -15,12 +15,12 @@ ROI = (8, 6, 10)
 
 
 def rotated(roi_size, foreground_fraction=0.5, **options):
-    """A crop that is always rotated and zoomed."""
+    """Makes a crop that is always rotated and zoomed."""
     return RandomRotatedCrop(roi_size, foreground_fraction, probability=1.0, **options)
 
 
 def arrays(transform, case, rng):
-    """Image and label after a transform; all else must stay."""
+    """Returns image and label after a transform, and checks that nothing else has changed."""
     changed = transform(case, rng)
     assert (changed.name, changed.spacing) == (case.name, case.spacing)
     assert changed.image.dtype == np.float32
@@ -29,7 +29,7 @@ def arrays(transform, case, rng):
 
 
 def sample(shape, seed=0, name="case"):
-    """A case whose intensities tell the class and the position of every voxel."""
+    """Makes a case whose intensities encode the class and the position of every voxel."""
     label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
     position = np.arange(label.size, dtype=np.float32).reshape(shape)
     return Sample(
@@ -41,7 +41,7 @@ def sample(shape, seed=0, name="case"):
 
 
 def blobs(shape=(16, 20, 14)):
-    """A smooth case, on which interpolation leaves image and label in agreement."""
+    """Makes a smooth case, on which interpolation leaves image and label in agreement."""
     x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     label = ((x - 6) ** 2 + (y - 11) ** 2 + 2 * (z - 6) ** 2 < 30).astype(np.int32)
     return Sample("blob", label[..., None].astype(np.float32), label, (1.0, 1.0, 1.5))
@@ -109,7 +109,7 @@ def test_without_augmentation_there_is_a_crop_and_nothing_else():
 
 
 def test_the_default_draws_as_it_always_did():
-    """The order of draws makes the batches of a seed; it must not change between versions."""
+    """Checks the order of draws, which must give the same batches for a seed in every version."""
     rng, ours = np.random.default_rng(4), np.random.default_rng(4)
     case = sample((20, 18, 22))
     for transform in AUGMENTATIONS["default"](ROI):
@@ -127,7 +127,7 @@ def test_the_default_draws_as_it_always_did():
 
 
 def linear_map(seed, **options):
-    """The 3 x 3 map, mm of the crop to mm of the volume, of a crop as large as the volume.
+    """Returns the 3 x 3 map from mm of a crop, as large as the volume, to mm of the volume.
 
     The image is the position of each voxel, which linear interpolation leaves exact.
     """
@@ -187,7 +187,7 @@ def test_labels_are_never_mixed():
 
 
 def changed_intensities(transform, seeds=40):
-    """Contrast, shift and noise of a case after a transform of intensities, for each seed."""
+    """Measures contrast, shift and noise after a transform of intensities, for each seed."""
     case = sample((9, 7, 12))
     case = Sample("case", case.image[..., 1:] / case.label.size, case.label, case.spacing)
     plain = case.image.ravel()

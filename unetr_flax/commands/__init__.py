@@ -1,1 +1,1 @@
-"""What each verb of the command `unetr` does."""
+"""The verbs of the command `unetr`, one module each."""

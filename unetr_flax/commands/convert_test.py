@@ -49,7 +49,7 @@ def random_variables(cfg):
 
 @pytest.fixture
 def file(tmp_path):
-    """A checkpoint as a DDP run of MONAI 1.5 leaves it."""
+    """Writes a checkpoint like those of a DDP run of MONAI 1.5."""
     state_dict = {**to_torch(random_variables(MONAI), MONAI), **unused_keys(MONAI, "1.5")}
     tensors = {f"module.{key}": torch.tensor(value) for key, value in state_dict.items()}
     path = tmp_path / "best.pt"

@@ -67,7 +67,7 @@ class Model:
       cfg: its configuration.
       variables: its Flax variables, numpy arrays.
       state_dict: its PyTorch weights, as in the file; converted back for folders.
-      held: how the file held the weights and what was taken off, in words; None for folders.
+      held: container of the weights and removed parts, in words; None for folders.
       dropped: keys of the PyTorch file that the model never applies.
       cube_assumed: whether the window is a cube only because its number of tokens allows it.
       preprocessing: preprocessing that the folder tells; None for PyTorch files.

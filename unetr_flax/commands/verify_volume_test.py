@@ -26,7 +26,7 @@ def variables():
 
 @pytest.fixture
 def scan(tmp_path):
-    """A scan that exceeds the window on the first axis and falls short of it on the second."""
+    """Writes a scan that is larger than the window on the first axis and smaller on the second."""
     array = np.random.default_rng(0).gamma(4.0, 100.0, (21, 5, 24, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz", array

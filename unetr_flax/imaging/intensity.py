@@ -127,7 +127,7 @@ def rule_from_dict(values: Any) -> IntensityRule:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number; True and False are not."""
+    """Tells whether a value is a finite real number; True and False are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     # Integers may be too large for math.isfinite, and compare exactly.

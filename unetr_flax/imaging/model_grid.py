@@ -99,7 +99,7 @@ def foreground_box(image: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _edges(inside: np.ndarray, axis: int) -> tuple[int, int]:
-    """The first index along an axis where anything is inside, and one after the last."""
+    """Returns the first index along an axis where anything is inside, and one after the last."""
     others = tuple(i for i in range(inside.ndim) if i != axis)
     indices = np.flatnonzero(inside.any(others))
     return int(indices[0]), int(indices[-1]) + 1

@@ -1,6 +1,6 @@
 """The convolution blocks of the decoder, for any number of spatial axes.
 
-The simple ones are named as in `unetr_torch_ref`, `UNetBlock` after MONAI's. All arrays are
+`UNetBlock` is named after MONAI's blocks, the others as in `unetr_torch_ref`. All arrays are
 channels last: [batch, *spatial, channels]. All blocks have the fields
   dtype: dtype of the computation; that of input and parameters if None.
   param_dtype: dtype of parameters and running statistics.
@@ -22,7 +22,7 @@ from unetr_flax.model.decoder_spec import CONV_BLOCKS, BlockStyle
 from unetr_flax.model.norms import BatchNorm, GroupNorm
 from unetr_flax.model.remat import recomputed
 
-# The slope of MONAI's LeakyReLU.
+# Slope of MONAI's LeakyReLU for negative numbers.
 LEAKY_RELU_SLOPE = 0.01
 
 
@@ -37,7 +37,7 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def call(block: nn.Module, x: jax.Array, *, remat: bool, **options: Any) -> jax.Array:
-    """Calls `block(x, **options)`; with `remat` the backward pass computes its inside again."""
+    """Calls `block(x, **options)`; with `remat` the backward pass computes the block again."""
 
     def apply(block: nn.Module, x: jax.Array) -> jax.Array:
         return block(x, **options)
@@ -46,7 +46,7 @@ def call(block: nn.Module, x: jax.Array, *, remat: bool, **options: Any) -> jax.
 
 
 def common_fields(module: nn.Module) -> dict[str, Any]:
-    """Returns the fields that a module hands down to all modules inside it."""
+    """Returns the fields that a module passes on to all of its submodules."""
     return {
         "dtype": module.dtype,
         "param_dtype": module.param_dtype,
@@ -55,7 +55,7 @@ def common_fields(module: nn.Module) -> dict[str, Any]:
 
 
 class SingleConv3DBlock(nn.Module):
-    """A convolution that keeps the size."""
+    """A convolution of stride 1 with SAME padding."""
 
     features: int
     kernel_size: int = 3
@@ -83,7 +83,7 @@ class SingleConv3DBlock(nn.Module):
 
 
 class SingleDeconv3DBlock(nn.Module):
-    """A deconvolution of kernel = stride."""
+    """A deconvolution whose kernel equals its stride."""
 
     features: int
     strides: tuple[int, ...]
@@ -95,7 +95,7 @@ class SingleDeconv3DBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Computes [B, *spatial, C] -> [B, *(spatial * strides), features]."""
-        # PyTorch takes a deconvolution's fan-in from its output channels.
+        # PyTorch computes a deconvolution's fan-in from its output channels.
         init = torch_uniform(math.prod(self.strides) * self.features)
         deconv = ops.ConvTranspose(
             self.features,
@@ -115,8 +115,8 @@ class Conv3DBlock(nn.Module):
     """Convolution, batch normalization, ReLU.
 
     Attributes:
-      remat: whether training keeps, of all this, only the convolution's result; its norm is
-        computed in the next block, and in the backward pass once more.
+      remat: whether training stores only the convolution's result; the backward pass computes
+        norm and ReLU again.
     """
 
     features: int
@@ -138,11 +138,13 @@ class Conv3DBlock(nn.Module):
 class UNetBlock(nn.Module):
     """Convolution, norm, LeakyReLU, twice (MONAI's UnetBasicBlock and UnetResBlock).
 
-    A residual block adds its input, fitted by a convolution of one voxel and a norm if the widths
-    differ, before the last LeakyReLU.
+    A residual block adds its input before the last LeakyReLU; if the widths differ, a 1x1x1
+    convolution and a norm first project the input.
 
     Attributes:
-      remat: whether the backward pass computes the inside again.
+      features: width of the result.
+      style: kind of block and norm.
+      remat: whether the backward pass computes the block again.
     """
 
     features: int
@@ -194,7 +196,7 @@ class Deconv3DBlock(nn.Module):
     """Deconvolution, then the convolution block of a style.
 
     Attributes:
-      remat: see the block of the style.
+      remat: whether the backward pass computes the convolution block again.
     """
 
     features: int

@@ -66,12 +66,12 @@ def test_recomputed_norms_are_the_same_norms_and_not_kept(lowering):
             everything(plain),
             everything(again),
         )
-        # In evaluation there is nothing to keep.
+        # Evaluation has no backward pass and so no recomputation.
         np.testing.assert_array_equal(again.apply(variables, x), plain.apply(variables, x))
 
 
-def kept_volumes(block, x):
-    """Counts the different volumes that the backward pass of a block keeps."""
+def stored_volumes(block, x):
+    """Counts the different volumes that a block stores for its backward pass."""
     variables = block.init(jax.random.key(0), x)
 
     def run(params, x):
@@ -86,7 +86,7 @@ def kept_volumes(block, x):
 def test_recomputation_does_not_keep_the_norm_between_two_convolutions():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
-        again, plain = (kept_volumes(TwoBlocks(remat), x) for remat in (True, False))
+        again, plain = (stored_volumes(TwoBlocks(remat), x) for remat in (True, False))
         assert again == plain - 1
 
 

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-# How PyTorch keeps the patch embedding: as the kernel of a convolution or of a linear map.
+# PyTorch's form of the patch embedding: the kernel of a convolution or of a linear map.
 Projection = Literal["conv", "perceptron"]
-# How a convolution block of the decoder is built, see `BlockStyle`.
+# The kinds of the decoder's convolution blocks, see `BlockStyle`.
 Block = Literal["conv", "basic", "residual"]
 Norm = Literal["batch", "instance", "group"]
-# Of the transformer's feed-forward layers; "gelu" is the exact one.
+# Activations of the transformer's feed-forward layers; "gelu" is the exact (erf) one.
 Activation = Literal["gelu", "relu"]
 Sublayer = Literal["attention", "feed_forward"]

@@ -1,4 +1,4 @@
-"""What a UNETR is made of: every size and option, checked once, in one frozen record."""
+"""The configuration of a UNETR: every size and option in one validated, frozen dataclass."""
 
 import dataclasses
 import itertools
@@ -23,25 +23,26 @@ from unetr_flax.model.family_spec import FAMILY_SPECS, FamilySpec
 class UNETRConfig:
     """Sizes and options of a UNETR (Hatamizadeh et al. 2022, section 3.1).
 
-    Build one with a preset, `reference`, `monai` or `tamasino52`, or from a checkpoint with
-    `unetr_flax.weights.infer_config`; the constructor takes the same facts resolved.
+    A configuration comes from a preset, `reference`, `monai` or `tamasino52`, or from a checkpoint
+    by `unetr_flax.weights.infer_config`. The constructor takes every field explicitly.
 
     Attributes:
-      family: "reference", "monai", "tamasino52" or another registered family, whose properties
-        beside sizes are its `FamilySpec`.
+      family: "reference", "monai", "tamasino52" or another registered family; its `FamilySpec`
+        holds the properties that all its models share.
       img_size: voxels per spatial axis; any number of axes.
       in_channels: channels of the image.
       out_channels: channels of the logits, one per class.
       patch_size: voxels per patch and axis, each 1, 2, 4, 8 or 16. An axis with a patch smaller
         than 16 is not up-sampled in the coarsest stages, so thin volumes keep their detail.
-      proj_type: "conv" or "perceptron": how PyTorch keeps the patch embedding; the same numbers.
+      proj_type: "conv" or "perceptron", PyTorch's form of the patch embedding; the results are the
+        same.
       hidden_size: width of the tokens, E in the paper.
       num_layers: transformer blocks.
       num_heads: attention heads; divides hidden_size.
       mlp_dim: width of the feed-forward layer.
       qkv_bias: whether queries, keys and values have biases.
       skip_layers: the four blocks (counted from 1) whose outputs feed the decoder; the last of
-        them feeds its deepest stage, and blocks after it could have no effect.
+        them feeds the deepest stage, and later blocks would have no effect.
       channels: widths of the decoder's stages from full resolution to the coarsest, each twice the
         one before.
       skip_convs: whether convolution blocks follow the up-sampling of skips.
@@ -92,7 +93,7 @@ class UNETRConfig:
         skip_layers: Sequence[int] | None = None,
         dropout_rate: float = 0.0,
     ) -> Self:
-        """The model of `unetr_torch_ref.UNETR`: the paper's, its decoder `light_r` times narrower.
+        """Configures `unetr_torch_ref.UNETR`: the paper's, with a decoder `light_r` times narrower.
 
         Args:
           img_size: voxels per spatial axis.
@@ -139,7 +140,7 @@ class UNETRConfig:
         width: int = 64,
         dropout_rate: float = 0.0,
     ) -> Self:
-        """The model of github.com/tamasino52/UNETR, `unetr_torch_ref.Tamasino52UNETR`.
+        """Configures the model of github.com/tamasino52/UNETR, `unetr_torch_ref.Tamasino52UNETR`.
 
         Args:
           img_size: voxels per spatial axis.
@@ -172,7 +173,7 @@ class UNETRConfig:
 
     @classmethod
     def _of_conv_blocks(cls, img_size, patch_size, num_layers, skip_layers, **values: Any) -> Self:
-        """The two families whose decoders are of Conv-BatchNorm-ReLU blocks."""
+        """Configures a family whose decoder has Conv-BatchNorm-ReLU blocks."""
         img_size = _integers("img_size", img_size)
         if isinstance(patch_size, Sequence):
             patch_size = _integers("patch_size", patch_size)
@@ -214,7 +215,7 @@ class UNETRConfig:
         spatial_dims: int = 3,
         qkv_bias: bool = False,
     ) -> Self:
-        """The model of `monai.networks.nets.UNETR` (MONAI 1.6), with its arguments.
+        """Configures `monai.networks.nets.UNETR` (MONAI 1.6) by its own arguments.
 
         Args:
           img_size: voxels per spatial axis, multiples of 16; one number stands for `spatial_dims`
@@ -262,7 +263,11 @@ class UNETRConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; also takes lists where JSON has turned tuples into them."""
+        """Builds a configuration from `to_dict`'s result, lists or tuples alike.
+
+        Raises:
+          ValueError: if fields are missing, unknown or invalid.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
@@ -270,7 +275,7 @@ class UNETRConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them: numbers and lists."""
+        """Returns the fields as JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     def __post_init__(self):
@@ -377,24 +382,24 @@ class UNETRConfig:
 
     @property
     def block_style(self) -> BlockStyle:
-        """How the decoder's blocks are built."""
+        """Kind and options of the decoder's blocks."""
         return BlockStyle(self.block, self.norm, self.norm_groups, self.norm_affine)
 
     @property
     def decoder_stages(self) -> tuple[DecoderStage, ...]:
-        """The decoder's channel plan, coarsest stage first (paper, figure 2)."""
+        """Specification of the decoder's stages, coarsest first (paper, figure 2)."""
         return decoder_stages(
             self.channels, self.patch_size, self.block_style, self.skip_convs, self.family_spec
         )
 
 
 def _reference_channels(light_r: float) -> tuple[int, ...]:
-    """Widths 64..512 divided by light_r as the reference does, which truncates."""
+    """Returns the widths 64..512 divided by light_r, truncated as in the reference."""
     full = tuple(32 * 2**i for i in range(NUM_STAGES + 2))
     if not isinstance(light_r, bool) and light_r > 0 and math.isfinite(light_r):
         channels = tuple(int(width / light_r) for width in full)
-        joins_match = all(2 * a == b for a, b in itertools.pairwise(channels[1:]))
-        if channels[0] >= 1 and joins_match:
+        doubling = all(2 * a == b for a, b in itertools.pairwise(channels[1:]))
+        if channels[0] >= 1 and doubling:
             return channels[1:-1]
     raise ValueError(
         f"light_r={light_r!r}: must be above 0, at most {full[0]} and leave each of the widths "
@@ -403,7 +408,7 @@ def _reference_channels(light_r: float) -> tuple[int, ...]:
 
 
 def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[Norm, int | None, bool]:
-    """Name, groups and affinity that MONAI's `norm_name` stands for."""
+    """Parses MONAI's `norm_name` to the fields norm, norm_groups and norm_affine."""
     name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
     name, options = name.lower(), dict(options)
     _one_of("norm_name", name, ("instance", "batch", "group"))

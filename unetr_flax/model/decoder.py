@@ -19,7 +19,7 @@ from unetr_flax.model.decoder_spec import BlockStyle, DecoderStage
 
 
 class Stage(nn.Module):
-    """One resolution of the decoder, built as its `DecoderStage` says."""
+    """One resolution of the decoder, as its `DecoderStage` specifies."""
 
     spec: DecoderStage
     style: BlockStyle
@@ -34,7 +34,7 @@ class Stage(nn.Module):
 
         Args:
           x: features of the stage before, [B, *coarse, C].
-          skip: what the skip is computed from: token features on the patch grid, or the image.
+          skip: source of the skip: token features on the patch grid, or the image.
           train: whether batch statistics are used and updated.
         """
         fields = common_fields(self)
@@ -73,7 +73,7 @@ class Stage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Turns the image and the encoder's four features into logits."""
+    """The decoder, which computes logits from the image and the encoder's four features."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None

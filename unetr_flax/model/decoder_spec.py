@@ -1,4 +1,4 @@
-"""The decoder as data: how its blocks are built, and what each of its stages does."""
+"""The decoder as data: the style of its blocks and the specification of each stage."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ PATCH_SIZES = tuple(2**k for k in range(NUM_STAGES + 1))
 
 @dataclasses.dataclass(frozen=True)
 class BlockStyle:
-    """How the decoder's convolution blocks are built.
+    """Kind and options of the decoder's convolution blocks.
 
     Attributes:
       block: "conv" (convolution, norm, ReLU), "basic" (convolution, norm and LeakyReLU, twice) or
@@ -29,7 +29,7 @@ class BlockStyle:
 
     @property
     def use_bias(self) -> bool:
-        """Whether convolutions and deconvolutions, but for the last, have biases."""
+        """True if convolutions and deconvolutions have biases; the last one always has."""
         return self.block == "conv"
 
 
@@ -39,16 +39,16 @@ CONV_BLOCKS = BlockStyle(block="conv", norm="batch", norm_groups=None, norm_affi
 
 @dataclasses.dataclass(frozen=True)
 class DecoderStage:
-    """One resolution of the decoder: up-sample, join with a skip, convolve.
+    """One resolution of the decoder: up-sample, concatenate a skip, convolve.
 
     Attributes:
-      channels: width of the up-sampled features and of the skip that they are joined with.
+      channels: width of the up-sampled features and of the skip.
       strides: up-sampling factor per axis on the way into this stage.
       skip_strides: up-sampling factors of the skip's own tower of deconvolutions, coarsest first;
         empty for the last stage, whose skip is computed from the image by convolutions.
       skip_channels: widths of the skip's blocks.
-      skip_blocks: of each deconvolution of the skip's tower, whether a convolution block follows.
-      fuse_channels: widths of the convolution blocks after the join.
+      skip_blocks: whether a convolution block follows each deconvolution of the skip's tower.
+      fuse_channels: widths of the convolution blocks after the concatenation.
     """
 
     channels: int
@@ -60,7 +60,7 @@ class DecoderStage:
 
 
 def doubling_widths(width: int) -> tuple[int, ...]:
-    """Widths of the decoder's stages, finest first."""
+    """Returns the widths of the decoder's stages, finest first."""
     return tuple(width * 2**i for i in range(NUM_STAGES))
 
 
@@ -71,9 +71,17 @@ def decoder_stages(
     skip_convs: bool,
     family: FamilySpec,
 ) -> tuple[DecoderStage, ...]:
-    """The stages, coarsest first; arguments are those of `UNETRConfig`."""
+    """Builds the stages, coarsest first.
+
+    Args:
+      channels: widths of the stages, finest first.
+      patch_size: voxels per patch and axis.
+      style: kind and options of the blocks.
+      skip_convs: whether convolution blocks follow the up-sampling of skips.
+      family: properties of the family.
+    """
     widths = channels[::-1]
-    # A patch of 2**k voxels needs k doublings, and they are the finest k of the four.
+    # A patch of 2**k voxels needs k doublings, which are the finest k of the four stages.
     strides = tuple(
         tuple(2 if patch >= 2 ** (NUM_STAGES - stage) else 1 for patch in patch_size)
         for stage in range(NUM_STAGES)

@@ -18,7 +18,7 @@ from unetr_flax.model.config import UNETRConfig
 
 
 class PatchEmbedding(nn.Module):
-    """Turns an image into tokens: linear map of each patch plus learned position (equation 1)."""
+    """The tokens of an image: a linear map of each patch plus a learned position (equation 1)."""
 
     config: UNETRConfig
     dtype: DTypeLike | None = None
@@ -168,14 +168,12 @@ class TransformerBlock(nn.Module):
         attention = MultiHeadAttention(cfg, **fields, name="attention")
         feed_forward = FeedForward(cfg, **fields, name="feed_forward")
         y = layer_norm(self, name="norm1")(x)
-        if return_weights:
-            y, weights = attention(y, mask, train=train, return_weights=True)
-        else:
-            y = attention(y, mask, train=train)
+        attended: Any = attention(y, mask, train=train, return_weights=return_weights)
+        y = attended[0] if return_weights else attended
         x = ops.add(x, y, lowering=self.lowering)
         y = feed_forward(layer_norm(self, name="norm2")(x), train=train)
         x = ops.add(x, y, lowering=self.lowering)
-        return (x, weights) if return_weights else x
+        return (x, attended[1]) if return_weights else x
 
 
 def layer_norm(module: nn.Module, *, name: str) -> nn.LayerNorm:
@@ -205,8 +203,8 @@ class VisionTransformer(nn.Module):
     """Patch embedding and transformer blocks (Dosovitskiy et al. 2021).
 
     Attributes:
-      remat: whether the backward pass computes the inside of each block again.
-      jit_blocks: whether equal blocks are traced once, see `UNETR`.
+      remat: whether the backward pass computes each block again.
+      jit_blocks: whether equal blocks are traced only once, see `UNETR`.
     """
 
     config: UNETRConfig

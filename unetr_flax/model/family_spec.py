@@ -16,14 +16,13 @@ class FamilySpec:
       layer_norm_epsilon: number that the transformer's norms add to a variance.
       activation: "gelu" (exact) or "relu", in the feed-forward layers.
       final_norm: whether the last feature is normalized.
-      output_dropout: the sublayers that drop units of their output too, "attention" and
-        "feed_forward".
-      position_std: standard deviation of fresh position embeddings.
-      blocks: the decoder blocks that the models are built of.
-      tapering_skips: whether the skips' towers narrow from stage to stage as the decoder does.
-      early_narrowing: whether it is a stage's convolutions that narrow to the width of the next
-        stage, rather than the next stage's up-sampling.
-      fixed: fields of `UNETRConfig` that have one value in all models, as pairs of name and value.
+      output_dropout: sublayers whose outputs have dropout, "attention" or "feed_forward".
+      position_std: standard deviation of the position embeddings at initialization.
+      blocks: kinds of decoder blocks that the models may have.
+      tapering_skips: whether the skips' towers narrow from level to level as the decoder does.
+      early_narrowing: whether the convolutions of a stage narrow to the width of the next stage,
+        rather than the next stage's up-sampling.
+      fixed: fields of `UNETRConfig` with one value in all models, as pairs of name and value.
     """
 
     scale_by_head: bool
@@ -38,7 +37,7 @@ class FamilySpec:
     fixed: tuple[tuple[str, Any], ...] = ()
 
 
-# The options of a model that is built of Conv-BatchNorm-ReLU blocks only.
+# The options of models that have Conv-BatchNorm-ReLU blocks only.
 CONV_BLOCKS_ONLY = (
     ("proj_type", "conv"),
     ("norm", "batch"),
@@ -90,7 +89,7 @@ FAMILY_SPECS: dict[str, FamilySpec] = {
 
 
 def register_spec(name: str, spec: FamilySpec) -> None:
-    """Makes a family's models buildable, as `UNETRConfig(family=name, ...)`.
+    """Registers a family, so that `UNETRConfig(family=name, ...)` accepts its name.
 
     Args:
       name: name of the family.

@@ -1,4 +1,4 @@
-"""Results that Flax shows for the modules inside a model are arrays."""
+"""Tests that the results that Flax shows for the modules of a model are arrays."""
 
 import math
 
@@ -18,7 +18,7 @@ BATCH = 2
 
 
 def is_result(x):
-    """Keeps deferred results whole in a tree, if there are any."""
+    """Tells whether a node of a tree is a deferred result, if there are any."""
     return isinstance(x, DeferredNorm | DeferredUpsample)
 
 
@@ -79,7 +79,7 @@ def test_captured_intermediates_are_arrays_of_every_module(family, remat, train)
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_captured_numbers_are_those_of_the_computation(family):
-    """The norm that a convolution takes up is shown like the one that is computed alone."""
+    """Norms that a convolution absorbs are shown like norms that are computed separately."""
     cfg = CONFIGS[family]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((BATCH, *cfg.img_size, cfg.in_channels)), jnp.float32)

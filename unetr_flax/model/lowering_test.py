@@ -1,4 +1,4 @@
-"""The two lowerings of whole models, with and without recomputation."""
+"""Tests of the two lowerings of whole models, with and without recomputation."""
 
 import functools
 
@@ -34,7 +34,7 @@ def random_arrays(cfg):
 
 
 def gradients_of(cfg, variables, x, **fields):
-    """Makes a function of parameters: their gradients; logits, skips and updated statistics."""
+    """Makes a function from parameters to gradients and logits, skips and updated statistics."""
     model = UNETR(cfg, param_dtype=jnp.float64, **fields)
 
     def loss(params):
@@ -52,12 +52,12 @@ def gradients_of(cfg, variables, x, **fields):
 
 @functools.cache
 def results(family, lowering, remat):
-    """Returns logits, skips, updated statistics and gradients; products in the program."""
+    """Computes a model's gradients and results, and counts the products in its program."""
     with jax.enable_x64(True):
         variables, x = random_arrays(CONFIGS[family])
         gradients = gradients_of(CONFIGS[family], variables, x, lowering=lowering, remat=remat)
         lowered = gradients.lower(variables["params"])
-        # The program before XLA touches it.
+        # Products are counted in the program before XLA optimizes it.
         return lowered.compile()(variables["params"]), lowered.as_text().count("dot_general")
 
 
@@ -68,7 +68,7 @@ def assert_same(found, expected, tolerance):
     largest = max(np.abs(leaf).max() for leaf in expected)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype == jnp.float64
-        # Biases before norms have no gradient but rounding.
+        # The gradients of biases before norms are rounding errors only.
         assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3 * largest)
 
 
@@ -88,7 +88,7 @@ def test_remat_changes_memory_but_no_number(family, lowering):
     (plain, products), (again, more_products) = (
         results(family, lowering, remat) for remat in (False, True)
     )
-    # Recomputation shows as more work.
+    # Recomputation adds products to the program.
     assert more_products > products
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, again)
 
@@ -138,7 +138,7 @@ def test_plain_lowering_makes_no_choice_of_platform(family, remat):
     for names in programs("xla"):
         assert "conv_general_dilated" in names
         assert not names & custom
-    # The search finds them where they are.
+    # The search does find these primitives in the tuned program.
     forward, gradient = programs("auto")
     assert custom & forward >= {"custom_vjp_call"}
     assert "platform_index" in gradient

@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
     normalized as the one global batch that it is.
 
     Attributes:
-      momentum: share of the new statistics in the running ones.
+      momentum: weight of a batch's statistics in the running ones.
       epsilon: number added to the variance.
       affine: whether to scale and shift each channel.
       negative_slope: slope of the LeakyReLU that follows: 0 for ReLU, 1 for none.
@@ -86,7 +86,7 @@ class BatchNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Normalizes groups of channels of each volume (Wu & He 2018), with PyTorch's epsilon.
 
-    Unlike `nn.GroupNorm` it keeps float32's digits over volumes of a million voxels.
+    Unlike `nn.GroupNorm`, it stays precise in float32 over volumes of a million voxels.
 
     Attributes:
       num_groups: number of groups; each channel is a group if None, which is instance normalization
@@ -127,7 +127,7 @@ class GroupNorm(nn.Module):
 
 
 def _affine(norm: BatchNorm | GroupNorm, features: int) -> tuple[jax.Array, jax.Array]:
-    """Returns scale and bias of a norm's channels, which are parameters if it is affine."""
+    """Returns scale and bias of a norm's channels, parameters if the norm is affine."""
     shape, dtype = (features,), norm.param_dtype
     if not norm.affine:
         return jnp.ones(shape, dtype), jnp.zeros(shape, dtype)

@@ -39,7 +39,7 @@ def test_one_value_per_channel_has_no_variance():
 
 @pytest.mark.parametrize("norm", [GroupNorm(), GroupNorm(1), BatchNorm()])
 def test_norms_keep_float32_s_digits_over_large_volumes(norm):
-    # All of one sign, so that what a long sum of squares loses does not cancel.
+    # All numbers have one sign, so that the rounding errors of a long sum do not cancel.
     x = np.abs(np.random.default_rng(0).standard_normal((1, 96, 80, 64, 2))) ** 3 + 1
     axes = (1, 2, 3, 4) if norm == GroupNorm(1) else (1, 2, 3)
     expected = x - x.mean(axes, keepdims=True)

@@ -14,10 +14,10 @@ from unetr_flax import ops
 def recomputed(
     function: Callable[..., Any], *, lowering: ops.Lowering = "auto"
 ) -> Callable[..., Any]:
-    """Returns `function(module, x)`, of which only x is kept for the backward pass.
+    """Returns `function(module, x)` such that only x is stored for the backward pass.
 
-    It is `nn.remat` with the recomputation of `ops.recompute`. Where x itself is the result of a
-    norm, a deconvolution or a concatenation, their operands are kept in its place.
+    This is `nn.remat` with the recomputation of `ops.recompute`. If x is the result of a norm, a
+    deconvolution or a concatenation, the operands of that operation are stored instead.
     """
 
     def from_sources(module: nn.Module, sources: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The model as it is lowered for TPU, run on CPU, against the model as it is lowered there."""
+"""Tests of the model's TPU lowering, run on CPU, against its CPU lowering."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def config(family):
 
 @pytest.mark.parametrize("family", ["reference", pytest.param("monai", marks=pytest.mark.slow)])
 def test_the_tpu_s_program_computes_the_same_gradients(monkeypatch, family):
-    """With `remat`, and what is large cut into parts."""
+    """Checks the gradients with `remat` and with large arrays split into parts."""
     cfg = config(family)
     norms_in_slabs = []
     own = tpu_slabs._own
@@ -55,7 +55,7 @@ def test_the_tpu_s_program_computes_the_same_gradients(monkeypatch, family):
     assert any(norms_in_slabs) == (family == "reference")
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        # Biases before norms have no gradient but rounding.
+        # The gradients of biases before norms are rounding errors only.
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12 * largest)
 
 
@@ -70,8 +70,8 @@ from unetr_flax.model.blocks import Conv3DBlock, Deconv3DBlock
 from unetr_flax.ops.norm import tpu_in_place
 from unetr_flax.ops.conv3x3x3 import tpu_slabs
 tpu_slabs.SLAB_BYTES = tpu_in_place.PART_BYTES = 1
-# The TPU's compiler knows how to share what has a layout, the CPU's does not.
-tpu_slabs._compact = lambda slab: slab
+# The TPU's compiler can shard arrays with a layout constraint, the CPU's cannot.
+tpu_slabs.compact = lambda slab: slab
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 x = jax.random.normal(jax.random.key(0), (4, 4, 6, 5, 3))
 first = Deconv3DBlock(4, (2, 1, 2), remat=True, param_dtype=x.dtype)

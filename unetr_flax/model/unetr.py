@@ -1,4 +1,4 @@
-"""UNETR: a transformer encodes the volume as patches, a U-Net decoder turns it into logits."""
+"""UNETR: a transformer encodes the volume as patches, a U-Net decoder computes the logits."""
 
 from typing import get_args
 
@@ -22,15 +22,15 @@ class UNETR(nn.Module):
       dtype: dtype of the computation; that of input and parameters if None. With jnp.bfloat16,
         statistics and softmax stay in the parameters' precision.
       param_dtype: dtype of the parameters and running statistics.
-      remat: whether training keeps no more than the inputs of transformer and residual blocks and
-        the results of other convolutions; the backward pass computes the rest again (Chen et al.
-        2016): more time, a fraction of the memory, the same numbers.
-      lowering: how operations are computed: "auto" as is best on each platform, or "xla" by their
-        plain definitions in XLA's own operations everywhere. The numbers are the same up to
-        rounding. "xla" suits platforms that nobody tuned and exports that must stay simple, and
-        has forward-mode derivatives, too.
-      jit_blocks: whether equal transformer blocks are traced once only, by `nn.jit`. Programs then
-        compile sooner; random numbers of dropout are other ones, and `nn.tabulate` sees into the
+      remat: whether training stores only the inputs of transformer and residual blocks and the
+        results of other convolutions; the backward pass computes the rest again (Chen et al.
+        2016). That takes more time and a fraction of the memory; the numbers are the same.
+      lowering: "auto" computes each operation in the fastest form for each platform, "xla" by its
+        plain definition in XLA's own operations everywhere. The numbers are the same up to
+        rounding. "xla" suits platforms without tuned operations and exports that must stay simple,
+        and also has forward-mode derivatives.
+      jit_blocks: whether equal transformer blocks are traced only once, by `nn.jit`. Programs then
+        compile faster, but dropout draws other random numbers, and `nn.tabulate` sees into the
         first block only.
     """
 
@@ -58,8 +58,8 @@ class UNETR(nn.Module):
           train: whether dropout is active (needs the rng "dropout" if dropout_rate > 0) and batch
             statistics are used and updated (needs mutable=["batch_stats"]).
           mask: which tokens each token may attend to: boolean, broadcastable to [B, heads, N, N].
-          return_skips: whether to return the encoder's features too.
-          return_attention: whether to return the attention weights of every block too.
+          return_skips: whether to return the encoder's features as well.
+          return_attention: whether to return the attention weights of every block as well.
 
         Returns:
           Logits [B, *img_size, out_channels]; with `return_skips` also the four features

@@ -134,7 +134,7 @@ def test_dropout_reaches_everything_and_follows_its_rng(jit_blocks):
 
     logits, state = train(jax.random.key(1))
     dropped = jax.tree.leaves(state["intermediates"])
-    # The embeddings, and in each block the attention weights and the feed-forward units.
+    # Dropout acts on the embeddings, and in each block on attention weights and hidden units.
     assert len(dropped) == 1 + 2 * cfg.num_layers
     assert all((d == 0).mean() > 0.2 for d in dropped)
     masks = [d == 0 for d in dropped]
@@ -156,7 +156,8 @@ def test_transformer_blocks_are_traced_once_if_asked_for(monkeypatch, lowering):
         return given(*args, name=name, **fields)
 
     given = encoder.layer_norm
-    cfg = dataclasses.replace(CFG, mlp_dim=20)  # which no other test has traced
+    # No other test has traced blocks of this size.
+    cfg = dataclasses.replace(CFG, mlp_dim=20)
     variables, x = random_variables(cfg), jnp.asarray(image(cfg))
     monkeypatch.setattr(encoder, "layer_norm", layer_norm)
     for jit_blocks, blocks in ((True, 1), (False, cfg.num_layers)):
@@ -179,7 +180,8 @@ def test_mask_cuts_tokens_off(variables):
     keep = np.ones(CFG.num_patches, bool)
     keep[-1] = False
     changed = x.copy()
-    changed[:, 8:, 4:, 16:] += 1.0  # exactly the last patch
+    # Exactly the voxels of the last patch change.
+    changed[:, 8:, 4:, 16:] += 1.0
     encode = jax.jit(
         lambda x, mask: UNETR(CFG).apply(variables, x, mask=mask, return_skips=True)[1][-1]
     )
@@ -266,7 +268,7 @@ def test_nnx_bridge_computes_differentiates_and_updates_the_same():
 
 
 def test_remat_needs_less_memory_on_cpu_too():
-    # XLA:CPU drops the barriers of jax.checkpoint, and then needs no less.
+    # XLA:CPU drops the barriers of jax.checkpoint, which alone would save no memory.
     cfg = UNETRConfig.reference(
         (48, 32, 32), 1, 2, 8, hidden_size=16, num_layers=4, num_heads=2, dropout_rate=0.1
     )

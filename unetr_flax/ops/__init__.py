@@ -1,4 +1,4 @@
-"""The model's operations, and how each platform computes them; nothing else knows of platforms."""
+"""The model's operations and their lowerings; no other part of the model knows of platforms."""
 
 from unetr_flax.ops.attention.api import dot_product_attention
 from unetr_flax.ops.attention.xla import attention_weights, weighted_values

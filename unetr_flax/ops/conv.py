@@ -13,9 +13,9 @@ from unetr_flax.ops.features import (
     DeferredNorm,
     DeferredUpsample,
     Features,
+    Part,
     concatenated,
     conv_operands,
-    materialized,
     parts,
 )
 from unetr_flax.ops.linear import linear
@@ -24,11 +24,11 @@ from unetr_flax.ops.platform import Lowering
 
 
 class Conv(nn.Conv):
-    """`nn.Conv`, lowered well where UNETR uses it.
+    """`nn.Conv` with faster lowerings of the convolutions that UNETR uses.
 
-    Fields, parameters and result are those of `nn.Conv`. Two kinds are lowered otherwise: kernels
-    that are their own stride (patches, and 1x1x1) to a matrix product, and 3x3x3 kernels of stride
-    1 as each platform does them best.
+    Fields, parameters and result are those of `nn.Conv`. Two kinds have lowerings of their own:
+    kernels that equal their stride (patches, and 1x1x1) become a matrix product, and 3x3x3 kernels
+    of stride 1 the fastest form for each platform.
 
     Attributes:
       lowering: "auto", or "xla" for XLA's own convolution throughout.
@@ -43,19 +43,23 @@ class Conv(nn.Conv):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Computes [N, *spatial, C] -> [N, *spatial / strides, features]."""
-        kernel_size = tuple(self.kernel_size)
+        kernel_size = self.kernel_size
+        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         axes = len(kernel_size)
-        strides = (1,) * axes if self.strides in (None, 1) else tuple(self.strides)
+        strides = 1 if self.strides is None else self.strides
+        strides = (strides,) * axes if isinstance(strides, int) else tuple(strides)
+        padding = self.padding
         dilations = (self.input_dilation, self.kernel_dilation)
         if (
-            self.padding not in ("SAME", "VALID")
+            not isinstance(padding, str)
+            or padding not in ("SAME", "VALID")
             or any(d not in (None, 1) for d in dilations)
             or self.feature_group_count != 1
             or self.mask is not None
             or inputs.ndim != axes + 2
         ):
             raise ValueError(
-                f"padding={self.padding!r}, input of {inputs.ndim - 2} spatial axes: must be "
+                f"padding={padding!r}, input of {inputs.ndim - 2} spatial axes: must be "
                 f"'SAME' or 'VALID' and {axes}, without dilation, groups and mask"
             )
         shape = (*kernel_size, inputs.shape[-1], self.features)
@@ -64,17 +68,18 @@ class Conv(nn.Conv):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         if self.lowering == "xla":
-            x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-            y = xla_conv(x, kernel, strides, self.padding, self.precision)
+            operands: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+            x, kernel, bias = operands
+            y = xla_conv(x, kernel, strides, padding, self.precision)
             return y if bias is None else y + bias
         x, kernel, bias = self._promoted((conv_operands(inputs), kernel, bias))
-        return conv(x, kernel, bias, strides, self.padding, self.precision)
+        return conv(x, kernel, bias, strides, padding, self.precision)
 
     def _promoted(self, operands: Any) -> Any:
-        """Casts the operands to one dtype; a deferred norm keeps its own inside."""
+        """Casts the operands to one dtype; of a deferred norm only the result is cast."""
         leaves, structure = jax.tree.flatten(operands, is_leaf=_is_norm)
         stand_ins = [jnp.zeros((), leaf.dtype) if _is_norm(leaf) else leaf for leaf in leaves]
-        promoted = self.promote_dtype(*stand_ins, dtype=self.dtype)
+        promoted: Any = self.promote_dtype(*stand_ins, dtype=self.dtype)
         pairs = zip(leaves, promoted, strict=True)
         leaves = [a.replace(dtype=b.dtype) if _is_norm(a) else b for a, b in pairs]
         return jax.tree.unflatten(structure, leaves)
@@ -92,22 +97,19 @@ def conv(
     *kernel_size, _, features = kernel.shape
     if kernel_size == [3, 3, 3] and strides == (1, 1, 1) and padding == "SAME":
         *own, last = parts(x)
-        up = last if isinstance(last, DeferredUpsample) else None
-        if up is None:
-            own.append(last)
-        if not (len(own) == 1 and _is_norm(own[0])):
-            own = [concatenated(tuple(map(materialized, own)))] if own else [None]
-        return conv3x3x3(Operands(own[0], up, kernel, bias), precision)
-    x = tuple(map(materialized, parts(x)))
+        if isinstance(last, DeferredUpsample):
+            return conv3x3x3(Operands(_as_one(tuple(own)), last, kernel, bias), precision)
+        return conv3x3x3(Operands(_as_one((*own, last)), None, kernel, bias), precision)
     if set(kernel_size) == set(strides) == {1}:
-        y = _of_each_voxel(x, kernel.reshape(-1, features), precision)
+        arrays = (p.array() if isinstance(p, DeferredNorm) else p for p in parts(x))
+        y = _pointwise(tuple(arrays), kernel.reshape(-1, features), precision)
         return y if bias is None else y + bias
-    x = concatenated(x)
-    if tuple(kernel_size) == strides and not any(map(int.__mod__, x.shape[1:-1], kernel_size)):
-        patches = space_to_depth(x, kernel_size)
-        y = _of_each_voxel((patches,), kernel.reshape(-1, features), precision)
+    array = concatenated(x)
+    if tuple(kernel_size) == strides and not any(map(int.__mod__, array.shape[1:-1], kernel_size)):
+        patches = space_to_depth(array, kernel_size)
+        y = _pointwise((patches,), kernel.reshape(-1, features), precision)
     else:
-        y = xla_conv(x, kernel, strides, padding, precision)
+        y = xla_conv(array, kernel, strides, padding, precision)
     return y if bias is None else y + bias
 
 
@@ -138,15 +140,26 @@ def _is_norm(part: Any) -> bool:
     return isinstance(part, DeferredNorm)
 
 
-def _of_each_voxel(
-    x: tuple[jax.Array | DeferredUpsample, ...], kernel: jax.Array, precision: lax.PrecisionLike
+def _as_one(parts: tuple[Part, ...]) -> jax.Array | DeferredNorm | None:
+    """Concatenates all parts; a single norm stays deferred, and no parts are None."""
+    if len(parts) == 1 and isinstance(parts[0], DeferredNorm):
+        return parts[0]
+    return concatenated(parts) if parts else None
+
+
+def _pointwise(
+    parts: tuple[jax.Array | DeferredUpsample[jax.Array], ...],
+    kernel: jax.Array,
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Applies a linear map [I, O] to the channels, part by part."""
-    total, start = 0, 0
-    for part in x:
+    """Applies a linear map [I, O] to the channels of each voxel, part by part."""
+    total: Any = 0
+    start = 0
+    for part in parts:
         own = kernel[start : start + part.shape[-1]]
         start += part.shape[-1]
-        if isinstance(part, DeferredUpsample):  # two linear maps are one
+        if isinstance(part, DeferredUpsample):
+            # Two linear maps in a row are one.
             bias = None if part.bias is None else part.bias @ own
             total += part.replace(kernel=part.kernel @ own, bias=bias).array()
         else:

@@ -13,18 +13,21 @@ def conv2d(
     precision: lax.PrecisionLike,
     result: DTypeLike | None,
 ) -> jax.Array:
-    """Stride 1: [N, H, W, I], [K, L, I, O] -> [N, H, W, O], or [N, H - K + 1, W - L + 1, O].
+    """Convolves [N, H, W, I] with [K, L, I, O] at stride 1.
 
     Args:
-      x: slices.
-      kernel: odd sizes if padded.
+      x: slices, [N, H, W, I].
+      kernel: [K, L, I, O]; K and L are odd if padding is "SAME".
       padding: "SAME" or "VALID".
-      precision: of the products.
-      result: dtype of the sums and of the result.
+      precision: precision of the products.
+      result: dtype of the sums and of the result; x's if None.
+
+    Returns:
+      [N, H, W, O], or with "VALID" [N, H - K + 1, W - L + 1, O].
     """
     types = {"precision": precision, "preferred_element_type": result}
     if x.dtype == jnp.float64:
-        # XLA:CPU has no fast float64 convolution, but a fast float64 product.
+        # XLA:CPU's float64 convolution is slow, but its float64 matrix product is fast.
         rows, columns, _, features = kernel.shape
         if padding == "SAME":
             x = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))

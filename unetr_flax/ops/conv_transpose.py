@@ -1,6 +1,7 @@
 """Deconvolutions with the parameters and results of `nn.ConvTranspose`."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from unetr_flax.ops.upsample.api import upsample
 
 
 class ConvTranspose(nn.ConvTranspose):
-    """`nn.ConvTranspose` whose kernel is its stride: one matrix product, then one transposition.
+    """`nn.ConvTranspose` for kernels that equal their stride, whose windows do not overlap.
 
     Fields, parameters and result are those of `nn.ConvTranspose`.
 
@@ -47,7 +48,8 @@ class ConvTranspose(nn.ConvTranspose):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        operands: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = operands
         batch = x.shape[: -len(shape) + 1]
         if len(batch) != 1:
             x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
@@ -56,7 +58,7 @@ class ConvTranspose(nn.ConvTranspose):
             y = xla.upsample(x, kernel, *options)
             y = y if bias is None else y + bias
             return y.reshape(*batch, *y.shape[1:])
-        # The kernel of nn.ConvTranspose slides over its input, and so lands mirrored.
+        # The kernel of nn.ConvTranspose slides over its input, and so appears mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
         y = upsample(x, kernel, *options)
         y = y if bias is None else y + bias

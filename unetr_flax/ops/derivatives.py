@@ -27,11 +27,10 @@ def custom_vjp(function: Callable[..., Any], nondiff_argnums: Sequence[int] = ()
     """
     inner = jax.custom_vjp(function, nondiff_argnums=nondiff_argnums)
 
-    @functools.wraps(function)
-    def guarded(*args: Any) -> Any:
-        args = (a if i in nondiff_argnums else _guarded(a) for i, a in enumerate(args))
-        return inner(*args)
+    def call(*args: Any) -> Any:
+        return inner(*(a if i in nondiff_argnums else _guarded(a) for i, a in enumerate(args)))
 
+    guarded: Any = functools.wraps(function)(call)
     guarded.defvjp = inner.defvjp
     return guarded
 
@@ -46,8 +45,8 @@ def _refuse(*_: Any, **__: Any) -> Any:
     raise TypeError(FORWARD_MODE)
 
 
-# The identity. Its tangents pass `_tangent`, which can be transposed but not computed; JAX's own
-# error for a custom VJP comes after it, and says less.
+# `_guard` is the identity. Its tangents pass `_tangent`, which can be transposed but not computed.
+# JAX would raise an error of its own for a custom VJP only later, and a less helpful one.
 _guard = Primitive("reverse_mode_only")
 _guard.def_impl(lambda x: x)
 _guard.def_abstract_eval(lambda x: x)
@@ -58,14 +57,14 @@ _tangent = Primitive("reverse_mode_only_tangent")
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda x: x)
 mlir.register_lowering(_tangent, _refuse)
-# A gradient is transposed before it is batched, so only forward mode comes here.
+# A gradient is transposed before it is batched, so only forward mode batches a tangent.
 batching.primitive_batchers[_tangent] = _refuse
 ad.deflinear(_tangent, lambda cotangent: [cotangent])
 
 
 def _guard_jvp(primals, tangents):
     (x,), (tangent,) = primals, tangents
-    # In the derivative's own program the primal value is differentiated as what it is.
+    # The primal value stays unguarded, so that a derivative can be differentiated again.
     return x, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent)
 
 

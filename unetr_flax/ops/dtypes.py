@@ -5,5 +5,5 @@ from jax.typing import DTypeLike
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """The precision for sums over many numbers of a dtype: narrower ones would lose digits."""
+    """Returns the dtype for sums over many numbers of a dtype; a narrower one would lose digits."""
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32

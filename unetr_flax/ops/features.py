@@ -1,16 +1,16 @@
 """Arrays that remember the operation that made them.
 
-The convolution after a norm, a deconvolution or a concatenation can often compute less, or keep
-less memory for the backward pass, if it starts from that operation's operands. So the results of
-these operations are arrays like any other, and this module keeps how each was made for as long as
-the array lives: `conv_operands`, `norm_of` and `recompute_sources` look it up. An array that
-nobody reads is removed by the compiler. An array that has lost its source, for example by passing
-through a function of `jax.jit`, is computed with as it is, and gives the same numbers.
+The convolution after a norm, a deconvolution or a concatenation can often compute less, or store
+less for the backward pass, if it starts from that operation's operands. So the results of these
+operations are ordinary arrays, and this module records the source of each for as long as the array
+lives: `conv_operands`, `norm_of` and `recompute_sources` look the source up. The compiler removes
+an array that nothing reads. An array that has lost its source, for example by passing through a
+function of `jax.jit`, is used as it is, and the numbers are the same.
 """
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -22,8 +22,7 @@ from unetr_flax.ops.norm.tuned import normalize
 from unetr_flax.ops.upsample.api import upsample
 
 
-@flax.struct.dataclass
-class DeferredNorm:
+class DeferredNorm(flax.struct.PyTreeNode):
     """A norm and its LeakyReLU, not computed yet; see `norm.tuned.normalize`.
 
     Attributes:
@@ -57,18 +56,20 @@ class DeferredNorm:
         return normalize(self.x, self.scale, self.bias, *options, self.moments).astype(self.dtype)
 
 
-@flax.struct.dataclass
-class DeferredUpsample:
+Input = TypeVar("Input", bound=jax.Array | DeferredNorm, covariant=True)
+
+
+class DeferredUpsample(flax.struct.PyTreeNode, Generic[Input]):
     """A deconvolution whose kernel is its stride, not computed yet.
 
     Attributes:
-      x: [N, *spatial, I]; a norm that is deferred too only on the way to a recomputation.
+      x: [N, *spatial, I]; itself deferred only among the sources of a recomputation.
       kernel: [*strides, I, O], not mirrored: out[2i + a] = x[i] kernel[a].
       bias: [O], or None.
       precision: precision of the products.
     """
 
-    x: "jax.Array | DeferredNorm"
+    x: Input
     kernel: jax.Array
     bias: jax.Array | None
     precision: lax.PrecisionLike = flax.struct.field(pytree_node=False, default=None)
@@ -92,16 +93,19 @@ class Concatenation(NamedTuple):
     parts: tuple[jax.Array, ...]
 
 
-Part = jax.Array | DeferredNorm | DeferredUpsample
+Part = jax.Array | DeferredNorm | DeferredUpsample[jax.Array]
 # The channels of all parts, one after the other.
 Features = Part | tuple[Part, ...]
+# The operands of a recomputation, which may be deconvolutions of deferred norms.
+Source = jax.Array | DeferredNorm | DeferredUpsample[jax.Array | DeferredNorm]
+Sources = Source | tuple[Source, ...]
 
 
 class _Memory(NamedTuple):
     array: weakref.ref
-    source: DeferredNorm | DeferredUpsample | Concatenation
-    # Whether the backward pass has the array itself.
-    kept: bool
+    source: DeferredNorm | DeferredUpsample[Any] | Concatenation
+    # Whether the array itself is in memory for the backward pass.
+    stored: bool
 
 
 _MEMORIES: dict[int, _Memory] = {}
@@ -109,20 +113,20 @@ _MEMORIES: dict[int, _Memory] = {}
 
 def remember(
     array: jax.Array,
-    source: DeferredNorm | DeferredUpsample | Concatenation,
+    source: DeferredNorm | DeferredUpsample[Any] | Concatenation,
     *,
-    kept: bool = True,
+    stored: bool = True,
 ) -> jax.Array:
-    """Notes how an array was made, and returns it.
+    """Records the source of an array, and returns the array.
 
     Args:
       array: result of the operation.
       source: the operation and its operands.
-      kept: False if the array is only there to be computed again from its source, so that a
-        convolution, too, should rather start from the source.
+      stored: False if the backward pass computes the array again from its source, so that a
+        convolution of the array should start from the source as well.
     """
     key = id(array)
-    _MEMORIES[key] = _Memory(weakref.ref(array, lambda _: _MEMORIES.pop(key, None)), source, kept)
+    _MEMORIES[key] = _Memory(weakref.ref(array, lambda _: _MEMORIES.pop(key, None)), source, stored)
     return array
 
 
@@ -140,33 +144,34 @@ def norm_of(x: jax.Array) -> DeferredNorm | None:
 def conv_operands(x: jax.Array) -> Features:
     """Returns the parts that a convolution of an array computes with.
 
-    The last one is deferred if it is the result of a deconvolution, which a convolution can
-    compute on the coarse grid; norms are deferred only where their results are not kept.
+    The last part is deferred if it is the result of a deconvolution, which a convolution can
+    compute on the coarse grid; norms are deferred only where their results are not stored.
     """
     *own, last = _parts(x)
-    return _unparted((*map(_unkept_norm, own), _upsample_of(last) or _unkept_norm(last)))
+    found = (*map(_unstored_norm, own), _upsample_of(last) or _unstored_norm(last))
+    return found[0] if len(found) == 1 else found
 
 
-def recompute_sources(x: jax.Array) -> Features:
+def recompute_sources(x: jax.Array) -> Sources:
     """Returns the operands from which a recomputation in the backward pass can make an array."""
     *own, last = _parts(x)
     up = _upsample_of(last)
-    if up is not None:
-        last = up.replace(x=norm_of(up.x) or up.x)
-    return _unparted(
-        (*(norm_of(part) or part for part in own), last if up else norm_of(last) or last)
+    found = (
+        *(norm_of(part) or part for part in own),
+        up.replace(x=norm_of(up.x) or up.x) if up else norm_of(last) or last,
     )
+    return found[0] if len(found) == 1 else found
 
 
-def recomputed(sources: Features) -> jax.Array:
+def recomputed(sources: Sources) -> jax.Array:
     """Computes an array again from its `recompute_sources`."""
     if isinstance(sources, tuple):
         return concatenate([recomputed(part) for part in sources])
     if isinstance(sources, DeferredNorm):
-        return remember(sources.array(), sources, kept=False)
+        return remember(sources.array(), sources, stored=False)
     if isinstance(sources, DeferredUpsample):
-        sources = sources.replace(x=materialized(sources.x))
-        return remember(sources.array(), sources)
+        up = sources.replace(x=materialized(sources.x))
+        return remember(up.array(), up)
     return sources
 
 
@@ -178,8 +183,8 @@ def materialized(part: jax.Array | DeferredNorm) -> jax.Array:
 def without_moment_grads(tree: Any) -> Any:
     """Replaces the gradients of norms' moments, which are zero, by None.
 
-    A norm's gradient with respect to its input includes the one through the moments. Zeros that JAX
-    does not know to be zeros would make it differentiate the moments as well.
+    A norm's gradient with respect to its input includes the one through the moments. JAX would
+    differentiate the moments as well if their gradients were arrays of zeros.
     """
     return jax.tree.map(
         lambda part: part.replace(moments=None) if isinstance(part, DeferredNorm) else part,
@@ -189,7 +194,7 @@ def without_moment_grads(tree: Any) -> Any:
 
 
 def parts(features: Features) -> tuple[Part, ...]:
-    """Returns the parts of features, of which there may be one only."""
+    """Returns the parts of features, also if there is only one."""
     return features if isinstance(features, tuple) else (features,)
 
 
@@ -209,15 +214,13 @@ def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
     return memory.source.parts if memory and isinstance(memory.source, Concatenation) else (x,)
 
 
-def _upsample_of(x: jax.Array) -> DeferredUpsample | None:
+def _upsample_of(x: jax.Array) -> DeferredUpsample[jax.Array] | None:
     memory = _memory(x)
     return memory.source if memory and isinstance(memory.source, DeferredUpsample) else None
 
 
-def _unkept_norm(x: jax.Array) -> jax.Array | DeferredNorm:
+def _unstored_norm(x: jax.Array) -> jax.Array | DeferredNorm:
     memory = _memory(x)
-    return memory.source if memory and not memory.kept else x
-
-
-def _unparted(parts: tuple[Part, ...]) -> Features:
-    return parts[0] if len(parts) == 1 else parts
+    if memory and isinstance(memory.source, DeferredNorm) and not memory.stored:
+        return memory.source
+    return x

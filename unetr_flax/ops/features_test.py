@@ -14,7 +14,7 @@ from unetr_flax.ops.testing import random
 
 @pytest.fixture(autouse=True)
 def memory_is_not_leaked():
-    """Checks that a test's arrays and tracers leave nothing in the table."""
+    """Checks that the arrays and tracers of a test leave no memories behind."""
     gc.collect()
     before = set(features._MEMORIES)
     yield
@@ -36,7 +36,7 @@ def deconvolve(x, width=2, lowering="auto"):
 
 
 def forget(x):
-    """Returns the same numbers in an array that no operation made."""
+    """Returns the same numbers in an array without a source."""
     return jax.jit(lambda x: x)(x)
 
 
@@ -133,10 +133,10 @@ def test_sources_are_recomputed_to_the_same_array(name):
     assert isinstance(again, jax.Array)
     assert again.dtype == y.dtype
     np.testing.assert_allclose(again, y, rtol=1e-6, atol=1e-6)
-    # The array that is made again can be made again.
+    # A recomputed array can be recomputed as well.
     once_more = ops.recomputed(ops.recompute_sources(again))
     np.testing.assert_allclose(once_more, y, rtol=1e-6, atol=1e-6)
-    # None of the results is kept, only what they were made of.
+    # The sources do not contain the result itself.
     if name != "array":
         assert not any(leaf is y for leaf in jax.tree.leaves(sources))
 
@@ -175,13 +175,13 @@ def test_convolution_of_a_concatenation_starts_from_the_coarse_grid():
         return finish(ops.concatenate([x, deconvolve(coarse, 16)]))
 
     text = program(concatenated)
-    # Neither the concatenation nor the deconvolution's result is computed.
+    # The program computes neither the concatenation nor the deconvolution's result.
     assert "f32[1,16,16,16,19]" not in text
     assert "f32[1,16,16,16,16]" not in text
     assert "f32[1,16,16,16,19]" in program(functools.partial(concatenated, finish=forget))
 
 
 def test_numbers_added_to_a_norm_are_not_lost():
-    # The sum is another array, and so has no norm.
+    # The sum is a new array without a source.
     y = norm(random(0, (2, 3, 4, 5))) + 1
     assert features.norm_of(y) is None

@@ -1,4 +1,4 @@
-"""Linear maps, whose gradients XLA:CPU computes without repeating other work."""
+"""Linear maps whose gradients XLA:CPU computes without repeating other work."""
 
 import functools
 import math
@@ -23,8 +23,8 @@ def dot_general(
 ) -> jax.Array:
     """Computes `jax.lax.dot_general`, whose gradient reads each cotangent once.
 
-    Arguments, result and errors are the original's. A product of [*batch, *I] and [*I, *O], a
-    linear map, has a gradient of its own, unless the lowering is "xla".
+    Arguments, result and errors are those of `jax.lax.dot_general`. A linear map, which is a
+    product of [*batch, *I] and [*I, *O], has a written-out gradient, unless the lowering is "xla".
     """
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = dimension_numbers
     count = len(lhs_sum)
@@ -57,8 +57,8 @@ def _linear_fwd(x, kernel, precision):
 
 def _linear_bwd(precision, residuals, grad):
     x, kernel = residuals
-    # JAX would multiply with the transposed gradient. XLA:CPU computes that copy by itself, with
-    # all that leads to the gradient: for a residual stream, the sum over all later blocks.
+    # JAX would multiply by the transposed gradient. For that copy XLA:CPU recomputes all that leads
+    # to the gradient: in a residual stream, the sum over all later blocks.
     x_grad = jnp.matmul(grad, kernel.T, precision=precision)
     return x_grad, jnp.matmul(x.T, grad, precision=precision)
 

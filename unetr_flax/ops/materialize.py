@@ -1,4 +1,4 @@
-"""Results that are materialized, as XLA:CPU would compute them again for each of their uses."""
+"""Materialized results, which XLA:CPU would otherwise compute again for each of their uses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,21 +12,24 @@ from unetr_flax.ops.platform import Lowering, by_platform
 
 
 def materialize(compute: Callable[..., Any], witness: jax.Array, *operands: jax.Array) -> Any:
-    """Computes `compute(*operands)`, which XLA:CPU keeps in memory.
+    """Computes `compute(*operands)` and makes XLA:CPU store the result in memory.
 
-    On other platforms XLA decides by itself. On CPU it fuses what is cheap by count into each use,
-    and so reads all that leads to it again and again, optimization barriers or not. It keeps the
-    result of a conditional, which the computation becomes there.
+    On other platforms XLA decides. On CPU it fuses operations that it counts as cheap into each of
+    their uses, with or without optimization barriers, and so reads their inputs again and again.
+    It does store the result of a conditional, so on CPU the computation becomes one.
 
     Args:
       compute: elementwise operations, sums and the like.
-      witness: floating-point numbers that are the same on all devices and known at run time only.
-        Results are NaN if the first of them is, and nothing is computed before it is known. Without
-        any number there is nothing to compute.
+      witness: floating-point numbers that are the same on all devices and known only at run time.
+        The results are NaN if the first of them is NaN, and nothing is computed before that number
+        is known. An empty witness means that there is nothing to compute.
       *operands: arguments of `compute`.
+
+    Returns:
+      The result of `compute`, arrays or a tree of arrays.
     """
 
-    def kept(witness, *operands):
+    def stored(witness, *operands):
         def fail(*operands):
             results = jax.eval_shape(compute, *operands)
             return jax.tree.map(lambda r: jnp.full(r.shape, jnp.nan, r.dtype), results)
@@ -39,19 +42,22 @@ def materialize(compute: Callable[..., Any], witness: jax.Array, *operands: jax.
 
     if 0 in witness.shape:
         return compute(*operands)
-    return by_platform(witness, *operands, cpu=kept, default=free)
+    return by_platform(witness, *operands, cpu=stored, default=free)
 
 
 def witness_of(grad: jax.Array) -> jax.Array:
-    """Computes a number [1] that is known when a gradient is; devices may share its batch."""
+    """Sums one number of each sample to a witness [1] that is known only when a gradient is.
+
+    The sum is the same on all devices, also if the batch is sharded.
+    """
     return grad[(slice(None), *(0,) * (grad.ndim - 1))].sum(keepdims=True)
 
 
 def add(x: jax.Array, y: jax.Array, *, lowering: Lowering = "auto") -> jax.Array:
     """Computes x + y, a sum in a residual stream.
 
-    Its gradient is a sum over all later blocks, which XLA:CPU would compute anew in each of the
-    blocks before; "auto" has it materialized.
+    The gradient of this sum adds up all later blocks, which XLA:CPU would do again in each of the
+    earlier blocks. With "auto" the gradient is materialized.
     """
     return x + y if lowering == "xla" else _gradient_materialized(x + y)
 

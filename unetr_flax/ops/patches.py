@@ -7,7 +7,7 @@ import jax
 
 
 def depth_to_space(y: jax.Array, patch: Sequence[int], features: int) -> jax.Array:
-    """[N, *S, *P O] -> [N, *(S * P), O]."""
+    """Spreads the channels of each voxel over a patch: [N, *S, *P O] -> [N, *(S * P), O]."""
     n, *grid, _ = y.shape
     rank = len(patch)
     y = y.reshape(n, *grid, *patch, features)
@@ -17,7 +17,7 @@ def depth_to_space(y: jax.Array, patch: Sequence[int], features: int) -> jax.Arr
 
 
 def space_to_depth(y: jax.Array, patch: Sequence[int]) -> jax.Array:
-    """The inverse of `depth_to_space`."""
+    """Gathers patches as channels, the inverse of `depth_to_space`."""
     n, *size, features = y.shape
     rank = len(patch)
     grid = [s // p for s, p in zip(size, patch, strict=True)]

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 from jax import lax
 
-# How an operation is computed: "auto" is what each platform does best, "xla" is the plain
-# definition in XLA's own operations on every platform.
+# "auto" lowers an operation to the fastest form for each platform, "xla" to the plain definition
+# in XLA's own operations on every platform.
 Lowering = Literal["auto", "xla"]
 
 _TARGET = jax.make_user_context()
@@ -20,7 +20,7 @@ _SINGLE_PLATFORMS = ("cpu", "tpu")
 def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
     """Calls the branch of the platform that the program runs on, as `jax.lax.platform_dependent`.
 
-    Tracing leaves the choice open, and so traces all branches, unless `target_platform` made it.
+    All branches are traced, unless `target_platform` names a single platform.
     """
     if _TARGET.value not in _SINGLE_PLATFORMS:
         return lax.platform_dependent(*operands, default=default, **branches)
@@ -29,7 +29,7 @@ def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callabl
 
 @contextlib.contextmanager
 def target_platform(platform: str) -> Iterator[None]:
-    """Lets everything traced within, or in a function it decorates, be for one platform only.
+    """Restricts the programs traced within it, or in a function it decorates, to one platform.
 
     The program for that platform stays the same. Tracing takes less time, since no other
     platform's branches are traced.

@@ -15,11 +15,11 @@ from unetr_flax.ops.platform import Lowering, by_platform
 
 
 def recompute(run: Callable[..., Any], *, lowering: Lowering = "auto") -> Callable[..., Any]:
-    """Returns `run`, of which only the arguments are kept for the backward pass.
+    """Returns `run` such that only its arguments are stored for the backward pass.
 
-    It is what `jax.checkpoint` does, and "xla" is that. But XLA:CPU drops the barriers that part
-    the second computation from the first, computes it early, and so needs more memory than without.
-    With "auto" the second computation depends on the gradient.
+    With "xla" this is `jax.checkpoint`. But XLA:CPU drops the barriers that separate the second
+    computation from the first, runs it early, and so needs more memory than without recomputation.
+    With "auto" the second computation depends on the gradient, and so cannot run before it.
 
     Args:
       run: function of pytrees.
@@ -30,7 +30,7 @@ def recompute(run: Callable[..., Any], *, lowering: Lowering = "auto") -> Callab
     rerun = custom_vjp(run)
 
     def forward(*operands):
-        # As differentiated: operations may then choose what to materialize for a backward pass.
+        # Operations choose what to materialize for a backward pass only when differentiated.
         return jax.vjp(run, *operands)[0], operands
 
     def backward(operands, cotangents):
@@ -48,9 +48,9 @@ def _tied_by_barrier(leaves, cotangents):
 
 
 def _tied_on_cpu(leaves, cotangents):
-    """Returns the leaves, some of which are known only when the cotangents are.
+    """Returns the leaves, with copies that depend on the cotangents for all but the largest.
 
-    These are copied: all but the largest, as every operation needs some of them.
+    The largest leaf need not be copied, since every operation reads some of the others as well.
     """
     largest = max(leaves, key=_volume)
     others = [leaf for leaf in leaves if leaf is not largest and _is_float(leaf)]

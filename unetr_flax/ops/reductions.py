@@ -1,8 +1,8 @@
 """Sums over the voxels of a volume or the weights of a model, in few passes over memory.
 
-XLA:CPU adds along an axis number by number, one after the other: that is slow, and over the voxels
-of a volume costs float32 half of its digits. It adds whole arrays in vectors. So sums are made of
-rows there, first as arrays, then in stages of few terms.
+XLA:CPU sums along an axis one number after the other. That is slow, and over the voxels of a volume
+it costs float32 half of its digits. Sums of whole arrays are vectorized. So on CPU rows are summed
+as arrays first, then the result in stages of few terms.
 """
 
 import collections
@@ -19,10 +19,10 @@ from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.platform import by_platform
 
-# Rows that are added as arrays, in one pass.
+# Maximum number of rows that are summed as arrays, in one pass.
 ROWS = 8
 
-# Arrays of up to this many numbers are small.
+# Arrays of up to this many numbers count as small in `global_norm`.
 SMALL = 2**14
 
 # XLA:CPU turns sums over more terms than this into windows, which it computes slowly.
@@ -35,19 +35,19 @@ def sum_terms(
     values: tuple[jax.Array, ...],
     per_sample: bool,
 ) -> tuple[jax.Array, ...]:
-    """Sums of what `terms(*arrays, *values)` gives over all but the channels.
+    """Sums the arrays that `terms(*arrays, *values)` returns over all axes but the channels.
 
     Args:
       terms: elementwise; takes the arrays with their spatial axes in any shape.
       arrays: [N, *spatial, C] each.
       values: [N or 1, C] or [C] each.
-      per_sample: whether each sample has sums of its own.
+      per_sample: whether to sum over each sample separately.
 
     Returns:
       [N, C] each if per sample, else [1, C].
     """
 
-    def at_once(*operands):
+    def directly(*operands):
         return tuple(term.sum(tuple(range(1, term.ndim - 1))) for term in terms(*operands))
 
     def by_slabs(*operands):
@@ -60,7 +60,7 @@ def sum_terms(
         groups = count * width // features
         return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, groups, features)) for f in found)
 
-    found = by_platform(*arrays, *values, cpu=by_slabs, default=at_once)
+    found = by_platform(*arrays, *values, cpu=by_slabs, default=directly)
     return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
 
 
@@ -76,12 +76,12 @@ def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
 
     Args:
       x: features.
-      per_sample: whether each sample has moments of its own.
+      per_sample: whether to compute the moments of each sample separately.
 
     Returns:
       [N, C] each if per sample, else [1, C].
     """
-    platforms = {"cpu": _moments_by_slabs, "default": _moments_at_once}
+    platforms = {"cpu": _moments_by_slabs, "default": _moments_directly}
     mean, var = by_platform(x, **platforms)  # [N, C]
     if per_sample:
         return mean, var
@@ -108,13 +108,13 @@ moments.defvjp(_moments_forward, _moments_backward)
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all numbers of a tree, [], in float32 or wider."""
+    """Computes the Euclidean norm of all numbers of a tree, [], in float32 or wider."""
     leaves = jax.tree.leaves(tree)
-    platforms = {"cpu": _square_sum_by_rows, "default": _square_sum_at_once}
+    platforms = {"cpu": _square_sum_by_rows, "default": _square_sum_directly}
     return jnp.sqrt(by_platform(*leaves, **platforms))
 
 
-def _square_sum_at_once(*leaves):
+def _square_sum_directly(*leaves):
     return sum(jnp.square(_wide(leaf)).sum() for leaf in leaves)
 
 
@@ -126,11 +126,11 @@ def _square_sum_by_rows(*leaves):
             small[leaf.size].append(squares.reshape(-1))
         else:
             large.append(_rows(squares.reshape(_divisor(leaf.size, ROWS), -1), 0))
-    # What is small and of one size is added first: a hundred single sums take long to compile.
+    # Small leaves of equal size are added first, since a hundred single sums take long to compile.
     return sum(_added(rows).sum() for rows in (*large, *small.values()))
 
 
-def _moments_at_once(x):
+def _moments_directly(x):
     x = _wide(x)
     axes = tuple(range(1, x.ndim - 1))
     mean = x.mean(axes, keepdims=True)
@@ -153,7 +153,7 @@ def _moments_by_slabs(x):
 
 
 def _slabs(x: jax.Array) -> jax.Array:
-    """[N, *spatial, C] -> [N, slabs, rows, last axes], few rows a slab."""
+    """Reshapes [N, *spatial, C] to [N, slabs, rows, last axis * C], with few rows per slab."""
     n, *spatial, features = x.shape
     width = (spatial or [1])[-1] * features
     lines = math.prod(spatial[:-1])
@@ -163,12 +163,12 @@ def _slabs(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _sum_of_rows(slabs: jax.Array) -> jax.Array:
-    """[N, slabs, rows, *] -> [N, slabs, *]."""
+    """Computes [N, slabs, rows, *] -> [N, slabs, *]."""
     return _added(_rows(slabs, 2))
 
 
 def _rows(x: jax.Array, axis: int) -> list[jax.Array]:
-    """All of an axis; indexing takes several times longer to trace."""
+    """Returns the slices along an axis; indexing would take several times longer to trace."""
     return [lax.index_in_dim(x, row, axis, keepdims=False) for row in range(x.shape[axis])]
 
 
@@ -178,15 +178,15 @@ def _added(rows: list[jax.Array]) -> jax.Array:
 
 @jax.jit
 def _sum_in_stages(x: jax.Array) -> jax.Array:
-    """[N, groups, C] -> [N, C], in stages of few terms.
+    """Computes [N, groups, C] -> [N, C], in stages of few terms.
 
-    The batch stays an axis: devices that share it exchange nothing but the sum.
+    The batch stays an axis, so devices that share a batch exchange nothing but the sum.
     """
     n, _, features = x.shape
     while (terms := x.shape[1]) > 1:
         part = _divisor(terms, TERMS)
         part = terms if part == 1 else part
-        # The barrier keeps XLA from making one long sum of two stages again.
+        # The barrier prevents XLA from fusing two stages into one long sum.
         x = lax.optimization_barrier(x.reshape(n, terms // part, part, features).sum(2))
     return x.reshape(n, features)
 

@@ -12,7 +12,7 @@ def test_norm_of_a_tree_is_that_of_all_its_numbers(dtype):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         shapes = {"a": (37, 5), "b": (16, 3), "c": (7,), "d": (), "e": (0,)}
-        # Of one size with another, and larger than what is added to others of its size.
+        # Some leaves share their size, among them leaves too large to be grouped by size.
         shapes |= {"f": (5, 37), "g": (48,), "h": (300, 80), "i": (300, 80)}
         tree = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
         norm = jax.jit(ops.global_norm)(tree)
@@ -24,7 +24,7 @@ def test_norm_of_a_tree_is_that_of_all_its_numbers(dtype):
 
 @pytest.mark.parametrize("shape", [(2, 64, 48, 40, 3), (1, 3000, 7, 2), (5, 3)])
 def test_sums_over_a_volume_keep_float32_s_digits(shape):
-    # Terms of one sign: added one by one they would lose digits with every one.
+    # All terms have one sign, so a sum one by one would lose digits with every term.
     x = np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
     axes = tuple(range(1, x.ndim - 1))
     exact = x.astype(np.float64)

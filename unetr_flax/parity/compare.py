@@ -1,10 +1,10 @@
-"""How far apart two arrays are, and whether that is rounding."""
+"""Comparison of two arrays: their difference, and whether it is only rounding."""
 
 import dataclasses
 
 import numpy as np
 
-# The max|a - b| / max|b| that counts as rounding.
+# Largest max|a - b| / max|b| that counts as rounding.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
@@ -13,14 +13,14 @@ class Row:
     """One comparison of the Flax side with the PyTorch side.
 
     Attributes:
-      rung: what kind of comparison it belongs to, such as "activations" or "gradients".
-      name: what is compared, by its PyTorch name.
+      rung: kind of the comparison, such as "activations" or "gradients".
+      name: PyTorch name of the array.
       shape: its shape on the PyTorch side.
       dtype: "float32" or "float64".
       max_abs: max|a - b|.
-      relative: max|a - b| / scale, where scale is max|b| unless told otherwise.
+      relative: max|a - b| / scale, where scale is max|b| unless given.
       ulps: max|a - b| in units of the last place of scale.
-      tolerance: what `relative` may be.
+      tolerance: largest `relative` that passes.
     """
 
     rung: str
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is within the tolerance; never if it is not a number."""
+        """True if the difference is within the tolerance; never true for nan."""
         return self.relative <= self.tolerance
 
 
@@ -45,11 +45,11 @@ def compare(
 
     Args:
       rung: kind of comparison.
-      name: what is compared.
+      name: name of the arrays.
       ours: Flax's array, in PyTorch's layout.
       theirs: PyTorch's array.
-      scale: what differences are relative to, instead of max|theirs|; for values that are zero in
-        exact arithmetic, where what is left is only rounding of that size.
+      scale: number that differences are relative to, instead of max|theirs|; for values that are
+        zero in exact arithmetic, whose rounding errors are of the size of other numbers.
 
     Raises:
       AssertionError: if shapes or dtypes differ, which no tolerance can excuse.

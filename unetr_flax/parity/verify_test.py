@@ -21,7 +21,7 @@ RUNGS = ("activations", "skip features", "attention maps", "decoder stages", "lo
 
 @pytest.fixture(autouse=True)
 def strict_promotion():
-    """Instead of the library's: Flax's own LayerNorm asks what float64 and float32 promote to."""
+    """Allows promotion in these tests: Flax's own LayerNorm promotes float64 and float32."""
 
 
 @pytest.fixture(scope="module")

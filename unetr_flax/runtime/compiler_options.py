@@ -32,7 +32,7 @@ def compiler_options(platform: str | None = None) -> dict[str, int | bool]:
 
 @functools.cache
 def _is_known(name: str, value: int | bool) -> bool:
-    """Whether this version of XLA has an option, found out by compiling an empty program."""
+    """Tells whether this version of XLA has an option, by compiling an empty program with it."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError as error:

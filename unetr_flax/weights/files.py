@@ -48,7 +48,7 @@ class StateDictFile:
 
     Attributes:
       state_dict: by key, numpy arrays from safetensors, CPU tensors from torch.save; all finite.
-      description: what was unwrapped and dropped, in words, as `unwrap` gives it.
+      description: the unwrapped and dropped parts, in words, as `unwrap` returns them.
       metadata: texts by name in the header of safetensors; empty for torch.save.
     """
 

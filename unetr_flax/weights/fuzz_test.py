@@ -93,7 +93,7 @@ def without(key: str) -> dict[str, np.ndarray]:
 
 
 def header(change) -> bytes:
-    """The good file of safetensors with another header."""
+    """Returns the good file of safetensors with another header."""
     data = safetensors.numpy.save(GOOD)
     size = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + size])
@@ -123,7 +123,7 @@ def archive(records: dict[str, bytes]) -> bytes:
 
 
 def repacked(change, method=zipfile.ZIP_STORED) -> bytes:
-    """The good file of torch.save with changed records."""
+    """Returns the good file of torch.save with changed records."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(torch_bytes(tensors()))) as old,
@@ -136,7 +136,7 @@ def repacked(change, method=zipfile.ZIP_STORED) -> bytes:
 
 def script() -> bytes:
     buffer = io.BytesIO()
-    # What torch.jit says of its own future does not matter here.
+    # torch.jit warns that it is deprecated.
     with pytest.warns():
         torch.jit.save(torch.jit.script(Module()), buffer)
     return buffer.getvalue()
@@ -148,7 +148,7 @@ def stretched() -> torch.Tensor:
 
 
 def flipped(text: bytes) -> bytes:
-    """The good file of torch.save with one bit of a record changed."""
+    """Returns the good file of torch.save with one bit of a record changed."""
     data = bytearray(torch_bytes(tensors()))
     data[bytes(data).index(text)] ^= 1
     return bytes(data)

@@ -35,7 +35,7 @@ class Metadata(TypedDict):
 
     Attributes:
       config: the model's configuration.
-      preprocessing: what is done to a scan before the model; None if unknown.
+      preprocessing: preparation of a scan for the model; None if unknown.
       provenance: where the weights came from, as JSON has it.
     """
 
@@ -60,7 +60,7 @@ def save_pretrained(
       path: the folder.
       cfg: the model's configuration.
       variables: all variables of the model, arrays of jax or numpy; dtypes are kept.
-      preprocessing: what is done to a scan before the model; None if unknown.
+      preprocessing: preparation of a scan for the model; None if unknown.
       provenance: where the weights came from, anything that JSON can hold.
 
     Raises:

@@ -31,7 +31,7 @@ def linear() -> torch.nn.Module:
 
 
 def script() -> torch.nn.Module:
-    # What torch.jit says about its own future does not matter here.
+    # torch.jit warns that it is deprecated.
     with pytest.warns():
         return torch.jit.script(linear())
 
@@ -40,7 +40,7 @@ def prefixed(prefix):
     return {prefix + key: value for key, value in TENSORS.items()}
 
 
-# Name: what is saved, whether its names are those of a module, and how it was held.
+# For each name: the saved object, whether its keys are a module's, and the container's name.
 CONTAINERS = {
     "flat": (lambda: {**TENSORS, **UNSAFE}, False, "state dict"),
     "module": (lambda: {"module": TENSORS, **UNSAFE}, False, "module of a checkpoint"),

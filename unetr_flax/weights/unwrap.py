@@ -22,7 +22,7 @@ def unwrap(obj: Any, ignore: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
     (`COUNTERS`) are dropped.
 
     Args:
-      obj: what a file of torch.save or safetensors held.
+      obj: content of a file of torch.save or safetensors.
       ignore: glob patterns, such as "loss.*", of further keys to drop, as they stand in the state
         dict or without the prefix.
 

@@ -6,7 +6,7 @@ import pytest
 from unetr_flax.weights import CheckpointError
 from unetr_flax.weights.unwrap import unwrap
 
-# The names of one of the registered families, and of a model that nobody knows.
+# The keys of a registered family, and those of an unknown model.
 BARE = {"vit.blocks.0.norm1.weight": np.ones(3), "out.conv.bias": np.zeros(2)}
 UNKNOWN = {"a.weight": np.ones(3), "b.bias": np.zeros(2)}
 LIGHTNING = {"epoch": 7, "optimizer": {"state": {0: np.ones(3)}}, "hyper_parameters": {"lr": 0.1}}

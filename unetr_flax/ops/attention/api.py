@@ -20,11 +20,11 @@ def dot_product_attention(
 ) -> jax.Array:
     """Computes softmax(query key^T scale) value.
 
-    With "auto" cuDNN computes it where the process has CUDA devices that can, without a mask (cuDNN
-    would add one as a bias, whose gradient is as large as the weights), in bfloat16 or float16. It
-    has reverse-mode derivatives only there. `jax.export` refuses cuDNN's kernels, as it cannot
-    promise to run them in later versions: export from a process without CUDA (JAX_PLATFORMS=cpu),
-    for any platform.
+    With "auto", cuDNN computes attention in bfloat16 or float16 if all CUDA devices of the process
+    support it and there is no mask (cuDNN would add a mask as a bias, whose gradient is as large as
+    the weights). That form has reverse-mode derivatives only. `jax.export` refuses cuDNN's kernels,
+    since it cannot promise that later versions run them: export from a process without CUDA
+    (JAX_PLATFORMS=cpu), for any platform.
 
     Args:
       query: [B, N, H, D].

@@ -17,7 +17,7 @@ def heads(dtype):
 
 
 def definition(query, key, value, mask=None):
-    """The formula in float64, query by query."""
+    """Computes attention by its formula in float64, query by query."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros(SHAPE)
     for b, n, h in np.ndindex(SHAPE[:3]):
@@ -34,7 +34,7 @@ def test_attention_is_its_definition(dtype, tolerance, masked):
     query, key, value = heads(dtype)
     mask = np.random.default_rng(0).random((2, 3, 6, 6)) < 0.5 if masked else None
     if masked:
-        mask |= np.eye(6, dtype=bool)  # nobody is blind
+        mask |= np.eye(6, dtype=bool)  # Every token sees at least itself.
     out = ops.dot_product_attention(query, key, value, mask, scale=SCALE)
     assert out.dtype == dtype
     np.testing.assert_allclose(

@@ -23,23 +23,23 @@ def is_available(query: jax.Array) -> bool:
     size = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16) or size % 8 or size > MAX_HEAD_SIZE:
         return False
-    # JAX wants to see a cuDNN even while it only traces, whatever platform it traces for. So
-    # programs of processes without one do not have the choice at all.
+    # JAX looks for cuDNN while tracing, whatever the platform. So programs that are traced without
+    # cuDNN cannot contain this branch.
     devices, version = cuda_devices(), cudnn_version()
     if not devices or version is None:
         return False
     capabilities = [tuple(map(int, d.compute_capability.split("."))) for d in devices]
-    # From Ampere on, Blackwell's later chips from cuDNN 9.11 on.
+    # cuDNN supports Ampere and later chips, those after the first Blackwell from 9.11 on.
     return min(capabilities) >= (8, 0) and (max(capabilities) <= (10, 0) or version >= (9, 11, 0))
 
 
-# The gradient picks its platform by itself: differentiating through the choice would keep the
-# weights that other platforms need. The recomputed weights cost cuDNN little.
+# The gradient chooses its platform separately: differentiating through the choice would store the
+# weights, which only other platforms need. Recomputing the weights costs cuDNN little.
 @functools.partial(custom_vjp, nondiff_argnums=(3,))
 def dot_product_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, scale: float
 ) -> jax.Array:
-    """Computes softmax(query key^T scale) value, on other platforms by products."""
+    """Computes softmax(query key^T scale) value, on other platforms as `attention.xla`."""
     return by_platform(
         query,
         key,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo  # where JAX looks for a cuDNN
+from jax._src.cudnn import fused_attention_stablehlo
 
 from unetr_flax import UNETR, UNETRConfig, ops
 from unetr_flax.model.abstract import abstract_variables
@@ -21,7 +21,7 @@ def heads(dtype):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A process with a GPU and a cuDNN, as far as choosing and lowering go."""
+    """Simulates a process with a GPU and cuDNN for choosing and lowering."""
     device = types.SimpleNamespace(compute_capability="9.0")
     monkeypatch.setattr(cudnn, "cuda_devices", lambda: [device])
     monkeypatch.setattr(cudnn, "cudnn_version", lambda: (9, 15, 0))

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as its definition says (Vaswani et al. 2017, section 3.2.1)."""
+"""The plain definition of scaled dot-product attention (Vaswani et al. 2017, section 3.2.1)."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,11 @@ def dot_product_attention(
 def attention_weights(
     query: jax.Array, key: jax.Array, mask: jax.Array | None = None, *, scale: float
 ) -> jax.Array:
-    """Computes weights [B, H, N queries, N keys] of [B, N, H, D], with sums in float32 or wider."""
+    """Computes softmax(query key^T scale), with sums in float32 or wider; see `attention.api`.
+
+    Returns:
+      [B, H, N queries, N keys], in the query's dtype.
+    """
     wide = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
     energy = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
     if mask is not None:

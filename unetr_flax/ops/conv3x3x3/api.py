@@ -1,4 +1,4 @@
-"""The 3x3x3 convolution of stride 1, as each platform does it best."""
+"""The 3x3x3 convolution of stride 1, in the fastest form for each platform."""
 
 import functools
 from collections.abc import Callable
@@ -8,22 +8,22 @@ import jax
 from jax import lax
 
 from unetr_flax.ops.conv3x3x3 import cpu, tpu, xla
-from unetr_flax.ops.conv3x3x3.operands import Operands, backward_with_arrays
+from unetr_flax.ops.conv3x3x3.operands import AnyOperands, backward_with_arrays
 from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.features import without_moment_grads
 from unetr_flax.ops.platform import by_platform
 
-# A platform that is not named takes the default.
+# Platforms that are not named use the default.
 PLATFORMS = {"cpu": cpu, "tpu": tpu, "default": xla}
 
-# Platforms whose modules take operands with deferred norms.
+# Platforms whose modules accept operands with deferred norms.
 NORMALIZING = {"tpu"}
 
 
-# The gradients are written out so that each picks its platform by itself: differentiating through
-# the choice would keep the intermediate results of every platform.
+# The gradients are written out so that each chooses its platform separately: differentiating
+# through the choice would store the intermediate results of every platform.
 @functools.partial(custom_vjp, nondiff_argnums=(1,))
-def conv3x3x3(operands: Operands, precision: lax.PrecisionLike) -> jax.Array:
+def conv3x3x3(operands: AnyOperands, precision: lax.PrecisionLike) -> jax.Array:
     """Computes [N, D, H, W, I] -> [N, D, H, W, O] with SAME padding.
 
     Args:
@@ -46,7 +46,7 @@ conv3x3x3.defvjp(_forward, _backward)
 
 
 def _on_each(name: str, **options: Any) -> Callable:
-    """Makes a function that calls the one of this name in the module of the running platform."""
+    """Returns a function that calls the function `name` in the module of the running platform."""
     branches = {
         platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()

@@ -20,7 +20,7 @@ def definition(x, kernel, bias):
 
 @pytest.fixture(params=["tpu", "default"])
 def platform(request, monkeypatch):
-    """The lowering of a platform that is not here; each runs anywhere."""
+    """Runs the lowering of another platform on CPU, where all of them work."""
     monkeypatch.setitem(PLATFORMS, "cpu", {"tpu": tpu, "default": xla}[request.param])
 
 
@@ -40,7 +40,7 @@ def test_other_platforms_compute_the_same_convolution(inputs, features, depth):
 
 
 def gradient_of_a_convolution():
-    """Makes a gradient that is traced anew, and its arguments."""
+    """Makes a freshly traced gradient and its arguments."""
 
     def loss(x, kernel):
         return (convolve(x, kernel) ** 2).sum()
@@ -55,10 +55,10 @@ def test_each_platform_gets_its_own_lowering():
     gradient, arguments = gradient_of_a_convolution()
     for platform, taps in (("cpu", True), ("cuda", False), ("tpu", True)):
         text = jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
-        # The forward pass is a 2D convolution of depth taps, or one with the kernel as it is.
+        # The forward pass is a 2D convolution of depth taps, or a 3D one with the kernel itself.
         assert ("tensor<3x3x18x7xf32>) -> tensor<8x6x5x7xf32>" in text) == taps
         assert ("tensor<3x3x3x6x7xf32>) -> tensor<2x4x6x5x7xf32>" in text) != taps
-        # The kernel's gradient is one of rows on CPU only.
+        # Only on CPU is the kernel's gradient a convolution of rows.
         rows = "tensor<4x6x10x7xf32>) -> tensor<18x3x3x7xf32>"
         assert (rows in text) == (platform == "cpu")
     jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)

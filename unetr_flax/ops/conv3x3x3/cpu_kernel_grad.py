@@ -1,9 +1,10 @@
 """The gradient of a 3D convolution's kernel on CPU, as 2D convolutions.
 
-The gradient is a convolution itself: of the input, whose channels take the place of the batch, with
-the result's gradient as a kernel as large as the volume. Blocks of rows of it are 2D convolutions
-that XLA:CPU computes at the pace of the processor: depth and height are what they slide along, the
-voxels of a row are the channels to sum over. Shifts along a row are copies, of the input's block.
+The gradient is itself a convolution: its input is the input, whose channels take the place of the
+batch, and its kernel, as large as the volume, is the gradient of the result. Its blocks of rows are
+2D convolutions, which XLA:CPU computes at the processor's speed: they slide along depth and height,
+and the voxels of a row are the channels to sum over. Shifts along a row are copies of the input's
+block.
 
 Shapes: N batch; D, H, W positions of the kernel; K its size; I input channels, O results.
 """
@@ -11,6 +12,7 @@ Shapes: N batch; D, H, W positions of the kernel; K its size; I input channels, 
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,12 @@ from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.materialize import materialize, witness_of
 
-# Rows of a block along depth and along height, about: its operands fit a core's cache.
+# Approximate number of rows of a block along depth and height, so that a block fits a core's cache.
 BLOCK = 8
 # In float64 every row costs a copy, see `conv2d`.
 FLOAT64_BLOCK = 2
 
-# Sums side by side at most, each of which takes the memory of a kernel's gradient.
+# Maximum number of parallel sums, each of which takes the memory of a kernel's gradient.
 MAX_LANES = 8
 
 
@@ -38,9 +40,9 @@ def kernel_grad(
     """Computes the gradient of a kernel, [K, K, K, I, O].
 
     Args:
-      x: the input; best of fewer channels than the gradient, as it is copied.
+      x: the input; should have fewer channels than the gradient, since it is copied.
       grad: gradient of the result, [N, D, H, W, O].
-      pad: function from x to everything the kernel sees, [N, D + K - 1, H + K - 1, W + K - 1, I].
+      pad: function from x to all that the kernel sees, [N, D + K - 1, H + K - 1, W + K - 1, I].
       precision: precision of the products.
     """
 
@@ -49,17 +51,17 @@ def kernel_grad(
     size, rest = padded[1] - depth + 1, padded[2] * padded[3]
 
     def channels_first(x):
-        # In one axis, rows lie one after the other in memory.
+        # Height and width share one axis, so that rows are contiguous in memory.
         return pad(x).transpose(0, 1, 4, 2, 3).reshape(n, padded[1], inputs, rest)
 
-    # The gradient as witness: without it XLA would do this in the forward pass, and keep both.
+    # With the gradient as the witness, XLA cannot make this copy in the forward pass and store it.
     x = materialize(channels_first, witness_of(grad), x).reshape(n, padded[1], inputs, *padded[2:4])
     block = FLOAT64_BLOCK if x.dtype == jnp.float64 else BLOCK
     rows, columns = _divisor(depth, block), _divisor(h, block)
     wide = at_least_float32(x.dtype)
 
-    # Samples are more channels to sum over, or apart where devices may each have some of them:
-    # those then exchange nothing but the sum.
+    # Samples are further channels to sum over. Where devices may share the batch, samples stay
+    # apart instead, so that the devices exchange nothing but the sum.
     apart = n if _several_devices() else 1
     convolve = jax.vmap(
         functools.partial(conv2d, padding="VALID", precision=precision, result=wide)
@@ -80,7 +82,7 @@ def kernel_grad(
         kernel = kernel.reshape(apart, rows, columns, -1, features)
         return convolve(seen, kernel)
 
-    # Each lane is a sum for itself, which keeps a core busy; XLA:CPU compiles equal code once.
+    # Each lane is a separate sum that keeps a core busy; XLA:CPU compiles equal code once.
     count = depth // rows * (h // columns)
     lanes = min(_cores(), MAX_LANES, count)
     share = count // lanes
@@ -91,7 +93,7 @@ def kernel_grad(
     zeros = jnp.zeros((apart, size * inputs, size, size, features), wide)
     firsts = [jnp.asarray(lane * share) for lane in range(lanes)]
     sums = lax.fori_loop(0, share, add_each, tuple((first, zeros) for first in firsts))
-    total = sum(total for _, total in sums)
+    total: Any = sum(total for _, total in sums)
     for block in range(lanes * share, count):
         total += of_block(jnp.asarray(block))
     total = total.sum(0).reshape(size, inputs, size, size, features).astype(x.dtype)
@@ -102,14 +104,14 @@ def _cores() -> int:
     """Returns the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every operating system
+    except AttributeError:  # Not every operating system has affinities.
         return os.cpu_count() or 1
 
 
 def _several_devices() -> bool:
     try:
         return len(jax.devices("cpu")) > 1
-    except RuntimeError:  # a process without CPU devices has no programs for them
+    except RuntimeError:  # A process without CPU devices runs no programs on them.
         return False
 
 

@@ -3,8 +3,8 @@
 A deconvolution of kernel and stride 2 makes 2x2x2 fine voxels of a coarse one, and a 3x3x3
 convolution sees two coarse voxels along an axis. Both together are a convolution of 2x2x2 coarse
 voxels with eight results, one for each fine voxel in their middle (Shi et al. 2016, section 3.2,
-and "Is the deconvolution layer the same as a convolutional layer?"). It needs about half of the
-operations, and the up-sampled volume is never made.
+and "Is the deconvolution layer the same as a convolutional layer?"). That needs about half of the
+operations, and no up-sampled volume in memory.
 
 Shapes: N batch; D, H, W coarse grid; I channels there, M after the deconvolution, O results.
 """
@@ -23,9 +23,9 @@ from unetr_flax.ops.patches import depth_to_space, space_to_depth
 
 
 def _seen() -> np.ndarray:
-    """Which tap of a 3x3x3 kernel sees what, [coarse voxel, fine result, fine voxel, tap], 0 or 1.
+    """Marks with 1 the fine voxels that each tap of a 3x3x3 kernel sees.
 
-    Each stands for three axes.
+    The axes are [coarse voxel, fine result, fine voxel, tap], each of which stands for three axes.
     """
     coarse, result, fine, tap = np.indices((2, 2, 2, 3))
     one = 2 * coarse + fine == result + tap
@@ -36,9 +36,9 @@ _SEEN = _seen()
 
 
 def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
-    """Tells whether this takes fewer multiplications a volume than one operation after the other.
+    """Tells whether this takes fewer multiplications than deconvolution and convolution in turn.
 
-    The batch, which may be symbolic, has no say.
+    The count is for one volume, since the batch size may be symbolic.
     """
     *strides, inputs, middle = up_kernel.shape
     features = kernel.shape[-1]
@@ -49,16 +49,16 @@ def pays(x: jax.Array, up_kernel: jax.Array, kernel: jax.Array) -> bool:
 
 
 def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) -> jax.Array:
-    """[2, 2, 2, I, M], [M], [3, 3, 3, M, O] -> [2, 2, 2, I, 2, 2, 2, O].
+    """Composes both kernels: [2, 2, 2, I, M], [M], [3, 3, 3, M, O] -> [2, 2, 2, I, 2, 2, 2, O].
 
-    A bias becomes the kernel of one more input, which is 1 inside the volume: the convolution sees
-    zeros outside, not the bias.
+    A bias becomes the kernel of one more input channel, which is 1 inside the volume: outside, the
+    convolution sees zeros, not the bias.
     """
     if up_bias is not None:
         row = jnp.broadcast_to(up_bias, (*up_kernel.shape[:3], 1, up_bias.size))
         up_kernel = jnp.concatenate([up_kernel, row], axis=-2)
     types = {"precision": "highest", "preferred_element_type": at_least_float32(kernel.dtype)}
-    # A product with ones and zeros is compiled in less time than paddings of paddings.
+    # A product with ones and zeros compiles faster than nested paddings.
     kernel = jnp.einsum(
         "qrsuvwabcjkl,jklmo->qrsuvwabcmo", _SEEN.astype(kernel.dtype), kernel, **types
     )
@@ -67,7 +67,7 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
 
 
 def windows(x: jax.Array, with_one: bool) -> jax.Array:
-    """[N, D, H, W, I] -> [N, D + 2, H + 2, W + 2, I], or with one more channel of ones."""
+    """Pads [N, D, H, W, I] to [N, D + 2, H + 2, W + 2, I], optionally with a channel of ones."""
     if with_one:
         x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
@@ -76,12 +76,12 @@ def windows(x: jax.Array, with_one: bool) -> jax.Array:
 def forward(
     x: jax.Array, with_one: bool, composed: jax.Array, precision: lax.PrecisionLike
 ) -> jax.Array:
-    """[N, D, H, W, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
+    """Computes [N, D, H, W, I] -> [N, D + 1, H + 1, W + 1, 8 O], in float32 or wider."""
     n, d, h, w, inputs = x.shape
     seen = 2 * (inputs + with_one)
 
     def pairs(x):
-        """Each two slices, one after the other in the channels."""
+        """Concatenates the channels of each two neighboring slices."""
         x = windows(x, with_one)
         return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1)
 
@@ -92,12 +92,12 @@ def forward(
 
 
 def to_fine(z: jax.Array) -> jax.Array:
-    """[N, D + 1, H + 1, W + 1, 8 O] -> [N, 2 D, 2 H, 2 W, O]: each window's eight results."""
+    """Spreads eight results per window: [N, D + 1, H + 1, W + 1, 8 O] -> [N, 2 D, 2 H, 2 W, O]."""
     return depth_to_space(z, (2, 2, 2), z.shape[-1] // 8)[:, 1:-1, 1:-1, 1:-1]
 
 
 def to_coarse(grad: jax.Array, witness: jax.Array) -> jax.Array:
-    """The transpose of `to_fine`."""
+    """Computes the transpose of `to_fine`."""
 
     def call(grad):
         return space_to_depth(jnp.pad(grad, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))), (2, 2, 2))
@@ -106,10 +106,19 @@ def to_coarse(grad: jax.Array, witness: jax.Array) -> jax.Array:
 
 
 def x_grad(z_grad: jax.Array, composed: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-    """[N, D + 1, H + 1, W + 1, 8 O] -> [N, D, H, W, I], of the inner windows."""
+    """Computes the gradient of x from that of `forward`'s result.
+
+    Args:
+      z_grad: [N, D + 1, H + 1, W + 1, 8 O].
+      composed: [2, 2, 2, I, 2, 2, 2, O], without the channel of ones.
+      precision: precision of the products.
+
+    Returns:
+      [N, D, H, W, I].
+    """
     n, d, h, w, features = z_grad.shape
     inputs = composed.shape[3]
-    # Each slice of windows gives its share in the slices on both sides.
+    # Each slice of windows contributes to the slices on both sides.
     kernel = jnp.flip(composed, (0, 1, 2)).reshape(2, 2, 2, inputs, features)
     kernel = kernel.transpose(1, 2, 4, 0, 3).reshape(2, 2, features, 2 * inputs)
     wide = at_least_float32(z_grad.dtype)

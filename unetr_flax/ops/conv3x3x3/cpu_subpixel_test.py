@@ -14,5 +14,5 @@ def test_coarse_grid_is_taken_where_it_needs_fewer_multiplications():
 
     assert pays(10, 32, 16)
     assert not pays(10, 32, 16, (2, 1, 2))
-    assert not pays(10, 96, 16)  # 64 * 96 * 16 a coarse voxel, not 8 * (27 * 16 * 16 + 96 * 16)
-    assert not pays(1, 64, 32)  # composing the kernels is more than the rest
+    assert not pays(10, 96, 16)  # 64 * 96 * 16 per coarse voxel > 8 * (27 * 16 * 16 + 96 * 16)
+    assert not pays(1, 64, 32)  # Composing the kernels costs more than all the rest.

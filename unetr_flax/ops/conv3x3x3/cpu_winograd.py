@@ -1,8 +1,8 @@
 """The 3x3x3 convolution with two thirds of the multiplications.
 
-Two results in a row of a filter with three taps need four products, not six: the minimal filtering
-F(2, 3) (Winograd 1980; Lavin & Gray 2016, section 4.1), here along depth, with a 2D convolution as
-the product. Rounding errors in float32 are 1.3 times those of three 2D convolutions.
+Two neighboring results of a filter with three taps need four products instead of six: the minimal
+filtering F(2, 3) (Winograd 1980; Lavin & Gray 2016, section 4.1), here along depth, with 2D
+convolutions as products. Rounding errors in float32 are 1.3 times those of three 2D convolutions.
 
 Shapes: N batch; D, H, W positions; I input channels, O results.
 """
@@ -14,23 +14,32 @@ from jax import lax
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.dtypes import at_least_float32
 
-# Of fewer channels, 2D convolutions are the slower the fewer results they have.
+# Below this many channels, 2D convolutions are too slow for fewer of their products to pay.
 CHANNELS = 32
 
 
 def pays(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether it can be done, keeps the dtype's digits and takes less time."""
-    # Sums of slices and taps would be rounded in 16 bits.
+    """Tells whether minimal filtering is possible, precise in the dtype, and faster."""
+    # In 16 bits the sums of slices and taps would be rounded.
     wide = x.dtype == at_least_float32(x.dtype)
     return wide and x.shape[1] % 2 == 0 and min(kernel.shape[-2:]) >= CHANNELS
 
 
 def products(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> tuple:
-    """[N, D, H, W, I], [3, 3, 3, I, O] -> four [N, D / 2, H, W, O], in float32 or wider."""
+    """Computes the four products of all pairs of slices.
+
+    Args:
+      x: [N, D, H, W, I].
+      kernel: [3, 3, 3, I, O].
+      precision: precision of the products.
+
+    Returns:
+      Four arrays [N, D / 2, H, W, O], in float32 or wider.
+    """
     n, depth, h, w, inputs = x.shape
     pairs = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     pairs = pairs.reshape(n, depth // 2 + 1, 2, h, w, inputs)
-    # The four slices that two results in a row see.
+    # The four slices that two neighboring results see.
     a, b = pairs[:, :-1, 0], pairs[:, :-1, 1]
     c, d = pairs[:, 1:, 0], pairs[:, 1:, 1]
     first, second, third = kernel
@@ -44,7 +53,7 @@ def products(x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> t
 
 
 def results(products: tuple) -> jax.Array:
-    """Four [N, D / 2, H, W, O] -> [N, D, H, W, O]."""
+    """Computes the convolution [N, D, H, W, O] from its four `products`."""
     a, b, c, d = products
     n, half, *rest = a.shape
     return jnp.stack([a + b + c, b - c - d], axis=2).reshape(n, 2 * half, *rest)

@@ -62,7 +62,7 @@ def test_it_is_for_inference_and_for_many_channels():
             return conv(x, kernel, None, (1, 1, 1), "SAME", None)
 
         def forward(x, kernel):
-            """Computes the forward pass of a gradient, whose backward pass nobody reads."""
+            """Computes the forward pass of a gradient, without the backward pass."""
             return jax.vjp(convolve, x, kernel)[0]
 
         with target_platform("cpu"):

@@ -1,6 +1,7 @@
 """The 3x3x3 convolution on TPU, which pads few channels to many."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import lax
 from unetr_flax.ops.conv2d import conv2d
 from unetr_flax.ops.conv3x3x3 import tpu_slabs, xla
 from unetr_flax.ops.conv3x3x3.operands import (
+    AnyOperands,
     Operands,
     backward_as_one,
     backward_with_arrays,
@@ -17,21 +19,25 @@ from unetr_flax.ops.conv3x3x3.operands import (
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.reductions import channel_sums
 
-# What is best here is by the traffic that the TPU's compiler counts, then by its own time.
+# These limits minimize the memory traffic that the TPU's compiler reports, then its compile time.
 
-# For so few features of more channels, a sum over the depth taps; else the taps join the channels,
-# which beats XLA's own 3D convolution throughout.
+# Up to this many features of an input with more channels, the depth taps are summed. Otherwise they
+# are concatenated to the channels, which always beats XLA's own 3D convolution.
 FEW_FEATURES = 16
 
-# A kernel's gradient of no more channels than this is best with taps; XLA's own is beyond.
+# Up to this many channels, concatenated depth taps are best for the kernel's gradient; with more
+# channels XLA's own convolution is.
 FILLED_LANES = 48
 
-# A kernel's gradient of so few channels takes its compiler ten times as long if they get the taps.
+# The kernel's gradient takes ten times as long to compile if the taps go to a side with so few
+# channels.
 FEW_CHANNELS = 3
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike, differentiated: bool) -> jax.Array:
-    """[N, D, H, W, O]."""
+def forward(
+    operands: AnyOperands, *, precision: lax.PrecisionLike, differentiated: bool
+) -> jax.Array:
+    """Computes [N, D, H, W, O]."""
     if size := tpu_slabs.slab_size(operands):
         return tpu_slabs.forward(operands, size, precision=precision)
     x, _, kernel, bias = operands.with_arrays().as_one()
@@ -39,8 +45,10 @@ def forward(operands: Operands, *, precision: lax.PrecisionLike, differentiated:
     return y if bias is None else y + bias
 
 
-def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
-    """The gradients of the operands."""
+def backward(
+    operands: AnyOperands, grad: jax.Array, *, precision: lax.PrecisionLike
+) -> AnyOperands:
+    """Computes the gradients of the operands."""
     if size := tpu_slabs.slab_size(operands):
         return tpu_slabs.backward(operands, grad, size, precision=precision)
 
@@ -58,7 +66,7 @@ def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLik
 
 
 def _conv(x, kernel, precision):
-    """The depth taps join the channels, or are added up."""
+    """Convolves slices in 2D, with the depth taps among the channels or summed afterwards."""
     n, depth, h, w, inputs = x.shape
     features = kernel.shape[-1]
     if not features <= FEW_FEATURES < inputs:
@@ -69,19 +77,19 @@ def _conv(x, kernel, precision):
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     slices = (padded[:, tap : tap + depth].reshape(n * depth, h, w, inputs) for tap in range(3))
     wide = at_least_float32(x.dtype)
-    y = sum(conv2d(z, kernel[tap], "SAME", precision, wide) for tap, z in enumerate(slices))
+    y: Any = sum(conv2d(z, kernel[tap], "SAME", precision, wide) for tap, z in enumerate(slices))
     return y.reshape(n, depth, h, w, features).astype(x.dtype)
 
 
 def _kernel_grad(x, grad, precision):
-    """Its kernel's gradient: the depth taps join the narrower side, if it is not too narrow."""
+    """Computes the kernel's gradient, with depth taps on the narrower side unless too narrow."""
     n, depth, h, w, inputs = x.shape
     features = grad.shape[-1]
     narrow = min(inputs, features)
     if 3 * narrow > FILLED_LANES:
         return xla.kernel_grad(x, grad, precision)
-    joined = inputs >= features if narrow <= FEW_CHANNELS else inputs <= features
-    if not joined:
+    taps_on_input = inputs >= features if narrow <= FEW_CHANNELS else inputs <= features
+    if not taps_on_input:
         mirrored = _kernel_grad(grad, x, precision)
         return jnp.flip(mirrored, (0, 1, 2)).swapaxes(-1, -2)
     taps = _depth_taps(x).reshape(n * depth, h, w, 3 * inputs)
@@ -92,7 +100,7 @@ def _kernel_grad(x, grad, precision):
 
 
 def _depth_taps(x: jax.Array) -> jax.Array:
-    """Each slice with the channels of its two neighbors: [N, D, H, W, I] -> [N, D, H, W, 3 I]."""
+    """Gives slices their two neighbors' channels: [N, D, H, W, I] -> [N, D, H, W, 3 I]."""
     depth = x.shape[1]
     x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     return jnp.concatenate([x[:, tap : tap + depth] for tap in range(3)], axis=-1)

@@ -1,32 +1,32 @@
-"""The 3x3x3 convolution on TPU, slab by slab along depth: what is large is never there at once.
+"""The 3x3x3 convolution on TPU in slabs along depth, so that large intermediates never exist whole.
 
-A slab is some slices of every volume, as devices may have some volumes each. Of a slab the parts of
-the input are normalized, up-sampled, joined and given their neighbors' channels, all of which
-would be several times the input and the result together. The numbers are the same.
+A slab is some slices of every volume, since each device may hold some of the volumes. The input is
+normalized, up-sampled, concatenated and given its neighbors' channels one slab at a time: for whole
+volumes these arrays would take several times the memory of input and result together. The numbers
+are the same.
 
-A slab has few slices. A TPU lays out the results of a convolution of few samples and few features
-with many times their size of padding, so the columns of a slab are the samples here: the column
-taps join the channels, and what is left is a 2D convolution along depth and height.
+A slab has few slices. A TPU pads the results of a convolution of few samples and few features to
+many times their size, so the columns of a slab take the place of the samples here: the column taps
+are concatenated to the channels, and a 2D convolution along depth and height remains.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unetr_flax.ops.conv3x3x3.operands import Operands, mirrored
+from unetr_flax.ops.conv3x3x3.operands import AnyOperands, Operands, mirrored
 from unetr_flax.ops.conv3x3x3.tpu_layout import compact
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import DeferredNorm, DeferredUpsample
 from unetr_flax.ops.upsample.api import upsample
 
-# Bytes of a volume's slab with its neighbors' channels; what has no more needs no slabs.
+# Bytes of one volume's slab with its neighbors' channels; smaller volumes need no slabs.
 SLAB_BYTES = 2**28
 
 
-def slab_size(operands: Operands) -> int | None:
-    """Slices per slab, a divisor of the depth; None if a volume is small enough."""
-    shape = (operands.up if operands.x is None else operands.x).shape
-    _, depth, h, w, _ = shape
+def slab_size(operands: AnyOperands) -> int | None:
+    """Returns the slices per slab, a divisor of the depth; None if a volume is small enough."""
+    _, depth, h, w = operands.grid
     inputs, features = operands.kernel.shape[-2:]
     slice_bytes = 3 * h * w * max(inputs, features) * operands.kernel.dtype.itemsize
     if depth * slice_bytes <= SLAB_BYTES:
@@ -37,13 +37,13 @@ def slab_size(operands: Operands) -> int | None:
     return max((size for size in sizes if size * slice_bytes <= SLAB_BYTES), default=sizes[0])
 
 
-def forward(operands: Operands, size: int, *, precision: lax.PrecisionLike) -> jax.Array:
-    """[N, D, H, W, O], `size` slices at a time."""
+def forward(operands: AnyOperands, size: int, *, precision: lax.PrecisionLike) -> jax.Array:
+    """Computes [N, D, H, W, O], `size` slices at a time."""
     x, up, kernel, bias = operands
-    n, depth, *rest, _ = (up if x is None else x).shape
+    n, depth, *rest = operands.grid
 
     def of_slab(start):
-        y = _conv(_taps(_joined(x, up, start, size)), kernel, precision)
+        y = _conv(_taps(_input_slab(x, up, start, size)), kernel, precision)
         return compact(y if bias is None else y + bias)
 
     y = lax.map(of_slab, jnp.arange(0, depth, size))
@@ -51,9 +51,9 @@ def forward(operands: Operands, size: int, *, precision: lax.PrecisionLike) -> j
 
 
 def backward(
-    operands: Operands, grad: jax.Array, size: int, *, precision: lax.PrecisionLike
-) -> Operands:
-    """The gradients of the operands, `size` slices at a time."""
+    operands: AnyOperands, grad: jax.Array, size: int, *, precision: lax.PrecisionLike
+) -> AnyOperands:
+    """Computes the gradients of the operands, `size` slices at a time."""
     x, up, kernel, bias = operands
     own = 0 if x is None else x.shape[-1]
     back_kernel = mirrored(kernel)
@@ -64,7 +64,7 @@ def backward(
     def of_slab(totals, start):
         grad_slab = _with_neighbors(grad, start, size)
         inner = grad_slab[:, 1:-1]
-        taps = _taps(_joined(x, up, start, size))
+        taps = _taps(_input_slab(x, up, start, size))
         kernel_grad = _kernel_grad(taps, inner, precision, wide)
         x_grad = compact(_conv(_taps(grad_slab), back_kernel, precision))
         bias_grad = None if bias is None else inner.astype(wide).sum((0, 1, 2, 3))
@@ -82,29 +82,26 @@ def backward(
     )
     up_grad = None
     if up is not None:
-        up_grad = DeferredUpsample(_whole(coarse_grad, up.x.shape), *up_grads, up.precision)
+        up_kernel_grad, up_bias_grad = up_grads
+        coarse_grad = _whole(coarse_grad, up.x.shape)
+        up_grad = DeferredUpsample(coarse_grad, up_kernel_grad, up_bias_grad, up.precision)
     if x is not None:
         x_grad = _whole(x_grad, x.shape)
-    if isinstance(x, DeferredNorm):
-        x_grad = jax.vjp(DeferredNorm.array, x)[1](x_grad.astype(x.dtype))[0]
-    return Operands(
-        x_grad,
-        up_grad,
-        kernel_grad,
-        bias_grad,
-    )
+        if isinstance(x, DeferredNorm):
+            x_grad = jax.vjp(DeferredNorm.array, x)[1](x_grad.astype(x.dtype))[0]
+    return Operands(x_grad, up_grad, kernel_grad, bias_grad)
 
 
 def _whole(slabs, shape):
-    """All slabs of a loop's result, in the shape of volumes.
+    """Reshapes the stacked slabs of a loop to volumes.
 
-    Without the barrier the compiler widens them before it reshapes them, and that it keeps.
+    Without the barrier the compiler widens the slabs before it reshapes them, and keeps both.
     """
     return lax.optimization_barrier(jnp.moveaxis(slabs, 0, 1).reshape(shape))
 
 
-def _joined(x, up, start, size):
-    """All channels of a slab and of the slices before and after it: [N, size + 2, H, W, I]."""
+def _input_slab(x, up, start, size):
+    """Computes all channels of a slab and the slices around it, [N, size + 2, H, W, I]."""
     found = [] if x is None else [_own(x, start, size)]
     if up is not None:
         found.append(_upsampled(up, start, size))
@@ -112,22 +109,22 @@ def _joined(x, up, start, size):
 
 
 def _own(x, start, size):
-    """Of what is not up-sampled."""
+    """Computes the channels that are not up-sampled, as `_input_slab`."""
     if not isinstance(x, DeferredNorm):
         return _with_neighbors(x, start, size)
     y = x.replace(x=_with_neighbors(x.x, start, size)).array()
-    # What the norm makes of the zeros around a volume is none.
+    # A norm would turn the zeros around a volume into other numbers.
     return jnp.where(_inside(start, size, x.shape[1]), y, jnp.zeros_like(y))
 
 
 def _inside(start, size, depth):
-    """Which of a slab's slices and neighbors are in the volume, [size + 2, 1, 1, 1]."""
+    """Tells which of a slab's slices and neighbors are in the volume, [size + 2, 1, 1, 1]."""
     index = start + jnp.arange(-1, size + 1)
     return ((index >= 0) & (index < depth)).reshape(-1, 1, 1, 1)
 
 
 def _with_neighbors(x, start, size):
-    """Slices start - 1 to start + size of [N, D, ...], with zeros around the volumes."""
+    """Returns slices start - 1 to start + size of [N, D, ...], with zeros around the volumes."""
     depth = x.shape[1]
     before = lax.dynamic_slice_in_dim(x, jnp.maximum(start - 1, 0), 1, axis=1)
     after = lax.dynamic_slice_in_dim(x, jnp.minimum(start + size, depth - 1), 1, axis=1)
@@ -139,7 +136,7 @@ def _with_neighbors(x, start, size):
 
 
 def _upsampled(up, start, size):
-    """The same of what is up-sampled first."""
+    """Computes the up-sampled channels, as `_input_slab`."""
     step = up.kernel.shape[0]
     coarse = _with_neighbors(up.x, start // step, size // step)
     fine = upsample(coarse, up.kernel, up.precision, None)
@@ -147,12 +144,12 @@ def _upsampled(up, start, size):
     if up.bias is None:
         return fine
     fine = fine + up.bias
-    # There is no bias around a volume.
+    # The bias must not reach the zeros around a volume.
     return jnp.where(_inside(start, size, up.shape[1]), fine, jnp.zeros_like(fine))
 
 
 def _upsampled_grad(up, grad, start, size, wide):
-    """Gradients of a slab's coarse slices, of the kernel and of the bias."""
+    """Computes the gradients of a slab's coarse slices, of the kernel and of the bias."""
     step = up.kernel.shape[0]
     coarse = lax.dynamic_slice_in_dim(up.x, start // step, size // step, axis=1)
 
@@ -165,14 +162,14 @@ def _upsampled_grad(up, grad, start, size, wide):
 
 
 def _taps(slab):
-    """Each column with its neighbors' channels: [N, B, H, W, I] -> [N, B, H, W, 3 I]."""
+    """Gives columns their two neighbors' channels: [N, B, H, W, I] -> [N, B, H, W, 3 I]."""
     width = slab.shape[3]
     slab = jnp.pad(slab, ((0, 0), (0, 0), (0, 0), (1, 1), (0, 0)))
     return jnp.concatenate([slab[..., tap : tap + width, :] for tap in range(3)], axis=-1)
 
 
 def _conv(taps, kernel, precision):
-    """[N, size + 2, H, W, 3 I], [3, 3, 3, I, O] -> [N, size, H, W, O]."""
+    """Computes [N, size + 2, H, W, 3 I], [3, 3, 3, I, O] -> [N, size, H, W, O]."""
     n, *_, width, _ = taps.shape
     columns = (2, 3, 0, 1)
     y = lax.conv_general_dilated(
@@ -187,7 +184,7 @@ def _conv(taps, kernel, precision):
 
 
 def _kernel_grad(taps, grad, precision, wide):
-    """[N, size + 2, H, W, 3 I], [N, size, H, W, O] -> [3, 3, 3, I, O]."""
+    """Computes [N, size + 2, H, W, 3 I], [N, size, H, W, O] -> [3, 3, 3, I, O]."""
     y = lax.conv_general_dilated(
         _columns(taps),
         _columns(grad),
@@ -201,6 +198,6 @@ def _kernel_grad(taps, grad, precision, wide):
 
 
 def _columns(slab):
-    """The columns of all volumes in one axis: [N, B, H, W, C] -> [B, H, N W, C]."""
+    """Merges the columns of all volumes into one axis: [N, B, H, W, C] -> [B, H, N W, C]."""
     slab = jnp.moveaxis(slab, 0, 2)
     return slab.reshape(*slab.shape[:2], -1, slab.shape[-1])

@@ -11,10 +11,10 @@ from unetr_flax.ops.testing import random
 
 
 def operands(own, strides, use_bias, norm=False):
-    """Makes those of a convolution to 5 channels, of two volumes of 8 x 4 x 6 voxels."""
+    """Makes the operands of a convolution of two 8 x 4 x 6 volumes to 5 channels."""
     x = random(0, (2, 8, 4, 6, own)) if own else None
     if norm:
-        moments = reductions.moments(x, per_sample=False)
+        moments = reductions.moments(x, False)
         x = DeferredNorm(
             x, moments, random(7, (own,)), random(8, (own,)), 1e-5, False, 0.1, x.dtype
         )

@@ -1,22 +1,26 @@
-"""The 3x3x3 convolution as its definition says: XLA's own, on GPU and every platform not tuned."""
+"""The plain 3x3x3 convolution, XLA's own, for GPUs and all platforms without a tuned one."""
 
 import jax
 from jax import lax
 
-from unetr_flax.ops.conv3x3x3.operands import Operands, backward_as_one, mirrored
+from unetr_flax.ops.conv3x3x3.operands import ArrayOperands, Operands, backward_as_one, mirrored
 from unetr_flax.ops.reductions import channel_sums
 
 LAYOUT = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3))
 
 
-def forward(operands: Operands, *, precision: lax.PrecisionLike, differentiated: bool) -> jax.Array:
+def forward(
+    operands: ArrayOperands, *, precision: lax.PrecisionLike, differentiated: bool
+) -> jax.Array:
     """Computes [N, D, H, W, O]."""
     x, _, kernel, bias = operands.as_one()
     y = convolve(x, kernel, precision)
     return y if bias is None else y + bias
 
 
-def backward(operands: Operands, grad: jax.Array, *, precision: lax.PrecisionLike) -> Operands:
+def backward(
+    operands: ArrayOperands, grad: jax.Array, *, precision: lax.PrecisionLike
+) -> ArrayOperands:
     """Computes the gradients of the operands."""
 
     def gradients(operands, grad):

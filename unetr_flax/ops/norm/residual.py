@@ -1,4 +1,4 @@
-"""The end of a residual block: the sum of what meets there, and its LeakyReLU."""
+"""The end of a residual block: the sum of its two branches, and a LeakyReLU."""
 
 import functools
 
@@ -59,10 +59,11 @@ def _operands(part):
     return part.x, mean, lax.rsqrt(var + part.epsilon) * part.scale, part.bias
 
 
-def _value(part, *operands):
+def _value(part, x, *norm):
     if isinstance(part, DeferredNorm):
-        return affine(*operands, part.negative_slope)
-    return operands[0].astype(at_least_float32(part.dtype))
+        mean, factor, bias = norm
+        return affine(x, mean, factor, bias, part.negative_slope)
+    return x.astype(at_least_float32(part.dtype))
 
 
 def _forward(parts, negative_slope):

@@ -69,22 +69,22 @@ def test_it_is_in_the_dtype_of_its_parts_and_rounded_once():
     assert found.dtype == jnp.bfloat16
     total = by_definition(x.astype(jnp.float32), ones, 0 * ones, True) + y.astype(jnp.float32)
     expected = jnp.where(total > 0, total, 0.01 * total)
-    # Half of a unit in the last of eight places.
+    # The tolerance is half a unit in the last place of bfloat16's eight digits.
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8 * 1.01)
 
 
 def test_norms_join_the_pass_over_memory_only_where_they_are_remembered(monkeypatch):
-    joined = []
+    fused = []
     own = residual._add
-    monkeypatch.setattr(residual, "_add", lambda *given: joined.append(1) or own(*given))
+    monkeypatch.setattr(residual, "_add", lambda *given: fused.append(1) or own(*given))
     x, ones = random(0, SHAPE, jnp.float32), jnp.ones(3)
     y = normalize(x, ones, ones, True)
     expected = ops.add_leaky_relu(y, x, 0.01)
-    assert len(joined) == 1
+    assert len(fused) == 1
     for found in (
         ops.add_leaky_relu(y, x, 0.01, lowering="xla"),
         ops.add_leaky_relu(jax.jit(lambda y: y)(y), x, 0.01),
         ops.add_leaky_relu(normalize(x, ones, ones, True, lowering="xla"), x, 0.01),
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert len(joined) == 1
+    assert len(fused) == 1

@@ -1,24 +1,27 @@
-"""Elementwise operations on large arrays on TPU, whose compiler gives their results memory anew."""
+"""Elementwise operations on large arrays on TPU that reuse the memory of an operand."""
 
 from collections.abc import Callable
 
 import jax
 from jax import lax
 
-# Bytes of a volume's part; what has no more is computed at once.
+# Bytes of one volume's part; smaller volumes are computed whole.
 PART_BYTES = 2**26
 
 
 def elementwise(
     compute: Callable[..., jax.Array], x: jax.Array, y: jax.Array, *values: jax.Array
 ) -> jax.Array:
-    """`compute(x, y, *values)` in the memory of y, part by part, if y is large and then unused.
+    """Computes `compute(x, y, *values)`, for a large y part by part in y's memory.
+
+    Without the parts, the TPU's compiler allocates new memory for the result. The memory of y is
+    reused if no later operation reads y.
 
     Args:
-      compute: elementwise; takes x and y as [N, part, *spatial, C] too.
+      compute: elementwise function; also takes parts [N, part, *spatial, C] of x and y.
       x: [N, D, *spatial, C].
       y: the same shape; the result has its dtype.
-      values: what is the same for all parts.
+      *values: further arguments, the same for all parts.
     """
     size = part_size(y)
     if size is None:
@@ -34,9 +37,9 @@ def elementwise(
 
 
 def part_size(y: jax.Array) -> int | None:
-    """Slices per part, a divisor of the depth; None if a volume is small enough.
+    """Returns the slices per part, a divisor of the depth; None if a volume is small enough.
 
-    A part has slices of all volumes, as those may be shared by devices.
+    A part has slices of all volumes, since devices may share the batch.
     """
     n, depth = y.shape[:2]
     slice_bytes = y.size // n // depth * y.dtype.itemsize

@@ -7,7 +7,7 @@ from unetr_flax.ops.norm import tpu_in_place
 
 
 def compute(x, y, factor, shift):
-    """Has factor [1, C] and shift [C]."""
+    """Computes elementwise with a factor [1, C] and a shift [C]."""
     return x * factor.reshape(-1) + jnp.square(y.astype(x.dtype)) + shift
 
 

@@ -1,4 +1,4 @@
-"""Normalization by an array's own statistics, as its definition says."""
+"""The plain definition of normalization by an array's own statistics."""
 
 import jax
 import jax.numpy as jnp

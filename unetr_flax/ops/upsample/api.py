@@ -1,4 +1,4 @@
-"""Up-sampling by deconvolutions whose windows do not overlap, as each platform does it best."""
+"""Up-sampling by deconvolutions without overlap, in the fastest form for each platform."""
 
 import functools
 
@@ -10,7 +10,7 @@ from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.platform import by_platform
 from unetr_flax.ops.upsample import product, tpu
 
-# A platform that is not named takes the default.
+# Platforms that are not named use the default.
 PLATFORMS = {"tpu": tpu, "default": product}
 
 
@@ -45,7 +45,7 @@ upsample.defvjp(_forward, _backward)
 
 
 def _on_each(name, kernel, **options):
-    """Makes a function that calls the one of this name in the module of the running platform."""
+    """Returns a function that calls the function `name` in the module of the running platform."""
     branches = {
         platform: functools.partial(getattr(module, name), **options)
         for platform, module in PLATFORMS.items()

@@ -11,7 +11,7 @@ from unetr_flax.ops.upsample import api, tpu, xla
 
 @pytest.fixture(params=["cpu", "tpu"])
 def platform(request, monkeypatch):
-    """The lowering of a platform; that of TPUs runs anywhere."""
+    """Runs the lowering of CPU or TPU on CPU, where both work."""
     if request.param == "tpu":
         monkeypatch.setitem(api.PLATFORMS, "cpu", tpu)
     return request.param

@@ -1,4 +1,4 @@
-"""Up-sampling on TPU, which permutes few channels at many times their size."""
+"""Up-sampling on TPU, where permuting few channels moves many times their size."""
 
 import functools
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-# Up to this many of a TPU's 128 lanes a convolution costs less traffic than a permutation, by its
-# compiler's figures.
+# Up to this many of a TPU's 128 lanes, a convolution moves less memory than a permutation by the
+# figures of the TPU's compiler.
 FILLED_LANES = 64
 
 
 def pays(kernel: jax.Array) -> bool:
-    """Tells whether this beats a product and a permutation."""
+    """Tells whether this beats a matrix product and a permutation."""
     return kernel.ndim == 5 and kernel.shape[-1] <= FILLED_LANES
 
 
@@ -22,8 +22,8 @@ def upsample(
 ) -> jax.Array:
     """Computes [N, *S, I], [*P, I, O] -> [N, *(S * P), O], for three axes.
 
-    This is a convolution of slices that are dilated by zeros. The slices that one coarse slice
-    becomes are channels of its result, as permuting slices moves whole rows.
+    This is a convolution of slices that are dilated by zeros. The fine slices of one coarse slice
+    are channels of the convolution's result, since permuting slices moves whole rows.
     """
     slices, *patch, inputs, features = kernel.shape
     n, depth, h, w, _ = x.shape

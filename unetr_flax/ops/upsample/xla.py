@@ -1,4 +1,4 @@
-"""Up-sampling as its definition says: XLA's own transposed convolution."""
+"""The plain definition of up-sampling: XLA's own transposed convolution."""
 
 import jax
 from jax import lax
@@ -8,9 +8,9 @@ from jax.typing import DTypeLike
 def upsample(
     x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike, result: DTypeLike | None
 ) -> jax.Array:
-    """Computes [N, *S, I], [*P, I, O] -> [N, *(S * P), O], for a kernel that is its stride.
+    """Computes [N, *S, I], [*P, I, O] -> [N, *(S * P), O], for a kernel that equals its stride.
 
-    The kernel is that of `nn.ConvTranspose`, which lands mirrored.
+    The kernel is that of `nn.ConvTranspose`, which appears mirrored in the result.
     """
     *strides, _, _ = kernel.shape
     last, axes = x.ndim - 1, tuple(range(1, x.ndim - 1))

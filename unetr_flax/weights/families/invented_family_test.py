@@ -214,7 +214,7 @@ OPTIONS = ("--num-heads", "2", "--img-size", "16", "8", "4")
 
 @pytest.fixture(autouse=True)
 def strict_promotion():
-    """Instead of the library's: Flax's own LayerNorm asks what float64 and float32 promote to."""
+    """Allows promotion in these tests: Flax's own LayerNorm promotes float64 and float32."""
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +259,7 @@ def model(cfg):
 
 @pytest.fixture
 def file(model, tmp_path):
-    """A checkpoint of the first version behind prefixes that nobody has thought of."""
+    """Writes a checkpoint of the first version behind unknown prefixes."""
     state_dict = {**model.state_dict(), "backbone.class": torch.ones(1, 8)}
     path = tmp_path / "best.pt"
     torch.save({"net": {f"my.own.{k}": v for k, v in state_dict.items()}, "epoch": 3}, path)

@@ -1,4 +1,4 @@
-"""The record of what is known about one author's files, and the registry of all such records."""
+"""The class of checkpoint families, and the registry of all families."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def no_unused_keys(cfg: UNETRConfig, version: str | None) -> dict[str, np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class TorchModel:
-    """The PyTorch model of a family, as far as the comparison of both models must know it.
+    """The PyTorch model of a family, for the comparison with the Flax model.
 
     Attributes:
       make: builds the model of a configuration, image [B, C, *img_size] -> logits
@@ -31,7 +31,7 @@ class TorchModel:
       install: argument of `pip install` that installs that package.
       encoder: name of the module that returns the features.
       stages: names of the modules that end the decoder's stages, coarsest first.
-      qkv: how one linear map orders its output features, such as "(h d qkv)", or the names, below
+      qkv: order of the output features of one linear map, such as "(h d qkv)", or the names, below
         the attention module, of three maps for queries, keys and values.
       attention_dropout: name, below the attention module, of the dropout that the attention weights
         pass through.
@@ -53,7 +53,7 @@ class Family:
 
     Attributes:
       name: the name of the family in `UNETRConfig.family`.
-      signature: how some keys of every model of this family begin, and no keys of another family.
+      signature: prefix of some keys of every model of this family and of no other family.
       table: returns the names of modules and arrays of a configuration.
       config: infers the configuration from shapes. Called with `Shapes` and, by keyword,
         `num_heads`, `img_size` (None if not told), `dropout_rate` and each of `options`.

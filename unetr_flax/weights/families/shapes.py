@@ -42,7 +42,7 @@ class Shapes(dict[str, tuple[int, ...]]):
 def image_size(
     img_size: Sequence[int] | None, patch_size: Sequence[int], tokens: int
 ) -> tuple[int, ...]:
-    """Returns voxels per axis: those told, or those of a cube of patches.
+    """Returns voxels per axis: the given ones, or those of a cube of patches.
 
     Args:
       img_size: voxels per axis, if the caller knows them.
@@ -50,7 +50,7 @@ def image_size(
       tokens: number of patches.
 
     Raises:
-      CheckpointError: if the size is not told and so many patches do not make a cube.
+      CheckpointError: if no size is given and so many patches do not make a cube.
     """
     if img_size is not None:
         return tuple(img_size)
