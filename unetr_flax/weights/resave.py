@@ -4,9 +4,10 @@ Loading such a file runs the code in it, so only a user who trusts its author sh
 tensors are written to FILE.safetensors, unwrapped as `unetr convert` does.
 """
 
+import argparse
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from unetr_flax.weights.unwrap import unwrap
 MOST_LEVELS = 4
 
 
-def resave(path: Path) -> tuple[Path, str]:
+def resave(path: Path, ignore: Sequence[str] = ()) -> tuple[Path, str]:
     """Loads a file of torch.save or torch.jit.save, running its code, and saves its tensors.
 
     Args:
       path: the file: a state dict or a checkpoint around one, a whole module, or TorchScript.
+      ignore: patterns of names to leave out, see `unwrap`.
 
     Returns:
       The path of the new file, `path` with ".safetensors" added, and what was unwrapped.
@@ -45,7 +47,7 @@ def resave(path: Path) -> tuple[Path, str]:
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from None
     try:
-        state_dict, description = unwrap(_tensors(obj))
+        state_dict, description = unwrap(_tensors(obj), ignore)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     write_state_dict(out, state_dict)
@@ -73,14 +75,26 @@ def main(arguments: list[str]) -> int:
 
     Returns:
       0; or 2 after one line that says why nothing was saved.
+
+    Raises:
+      SystemExit: with status 2, if the arguments are not understood.
     """
-    if len(arguments) != 1:
-        print("usage: python -m unetr_flax.weights.resave FILE", file=sys.stderr)
-        return 2
-    path = Path(arguments[0])
-    print(f"warning: running the code in {path}", file=sys.stderr)
+    parser = argparse.ArgumentParser(
+        prog="python -m unetr_flax.weights.resave",
+        description="Save the tensors of a file whose author you trust; the code in it is run.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names to leave out, such as 'loss.*'; may be given several times",
+    )
+    options = parser.parse_args(arguments)
+    print(f"warning: running the code in {options.file}", file=sys.stderr)
     try:
-        out, description = resave(path)
+        out, description = resave(options.file, options.ignore)
     except (CheckpointError, OSError) as error:
         print(f"resave: {error}", file=sys.stderr)
         return 2

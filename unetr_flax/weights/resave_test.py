@@ -136,8 +136,18 @@ def test_files_that_cannot_be_loaded_are_one_line(tmp_path, capsys):
     assert "No such file" in lines[1]
     assert "a.pt: cannot be loaded (No module named 'no_such_module')" in lines[3]
     assert len(lines) == 4
-    assert main([]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_named_extras_are_left_out(tmp_path, capsys):
+    path = tmp_path / "a.pt"
+    torch.save({"state_dict": {**TENSORS, "loss.weight": torch.ones(2)}, **UNSAFE}, path)
+    assert main([str(path), "--ignore", "loss.*"]) == 0
+    assert "ignored" in capsys.readouterr().out
+    assert read_state_dict(tmp_path / "a.pt.safetensors").state_dict.keys() == TENSORS.keys()
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):
