@@ -1,5 +1,6 @@
 """Elementwise operations on large arrays on TPU that reuse the memory of an operand."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -41,8 +42,8 @@ def part_size(y: jax.Array) -> int | None:
 
     A part has slices of all volumes, since devices may share the batch.
     """
-    n, depth = y.shape[:2]
-    slice_bytes = y.size // n // depth * y.dtype.itemsize
+    depth = y.shape[1]
+    slice_bytes = math.prod(y.shape[2:]) * y.dtype.itemsize
     if y.ndim < 4 or depth * slice_bytes <= PART_BYTES:
         return None
     sizes = [size for size in range(1, depth + 1) if depth % size == 0]
