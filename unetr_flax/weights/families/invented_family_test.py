@@ -29,8 +29,7 @@ from unetr_flax.weights.tables import LAYER_NORM, LINEAR, PROJECTION, Table, bia
 from unetr_flax.weights.unused_keys import known_unused, unused_keys
 
 torch = pytest.importorskip("torch")
-
-import unetr_torch_ref  # noqa: E402
+unetr_torch_ref = pytest.importorskip("unetr_torch_ref")
 
 # The model: blocks like MONAI's with ReLU and an epsilon of their own, the article's decoder.
 
