@@ -17,6 +17,7 @@ class Small(nn.Module):
     config: object
     dtype: object = None
     param_dtype: object = jnp.float32
+    lowering: str = "auto"
     jit_blocks: bool = False
     factor = 1.0
 
@@ -33,13 +34,18 @@ def small(monkeypatch):
 
 
 def test_a_device_that_rounds_as_the_cpu_does_holds():
-    rows = compare(jax.devices()[0], ("float32", "bfloat16"), **SIZES)
+    rows = compare(jax.devices()[0], ("float64", "float32", "bfloat16"), **SIZES)
     assert [(row.what, row.dtype) for row in rows] == [
-        (what, dtype) for dtype in ("float32", "bfloat16") for what in ("logits", "gradients")
+        ("logits", "float64"),
+        ("gradients", "float64"),
+        ("logits", "float32"),
+        ("logits", "bfloat16"),
+        ("gradients", "bfloat16"),
     ]
     assert all(row.holds for row in rows)
-    assert all(0 < row.cpu < 1e-5 for row in rows[:2])
-    assert all(1e-4 < row.cpu < 0.05 for row in rows[2:])
+    assert all(row.device < 1e-13 for row in rows[:2])
+    assert 0 < rows[2].cpu < 1e-5
+    assert all(1e-4 < row.cpu < 0.05 for row in rows[3:])
 
 
 def test_a_device_that_computes_something_else_does_not(monkeypatch):
@@ -52,8 +58,9 @@ def test_a_device_that_computes_something_else_does_not(monkeypatch):
         return put(x, jax.devices("cpu")[0])
 
     monkeypatch.setattr(jax, "device_put", there_or_here)
-    rows = compare("there", ("float32",), **SIZES)
-    assert used == ["here", "there", "here"]
+    rows = compare("there", ("float64", "float32"), **SIZES)
+    assert used == ["here", "there", "there", "here"]
+    assert len(rows) == 3
     assert not any(row.holds for row in rows)
     assert all(row.cpu < 1e-6 < 1e-4 < row.device for row in rows)
 
@@ -63,6 +70,8 @@ def test_errors_are_judged_by_the_cpus():
     assert not Row("logits", "float32", device=5e-5, cpu=1e-5).holds
     assert Row("logits", "float32", device=1e-7, cpu=1e-9).holds
     assert not Row("logits", "float32", device=float("nan"), cpu=1e-5).holds
+    assert Row("gradients", "float64", device=1e-11, cpu=0.0).holds
+    assert not Row("gradients", "float64", device=1e-9, cpu=0.0).holds
 
 
 def test_the_command_tells_people_and_programs(monkeypatch, capsys):
