@@ -8,13 +8,10 @@ from train.config import (
     DATA,
     PHANTOMS,
     Config,
-    DataOptions,
-    ModelOptions,
-    RunOptions,
-    TrainingOptions,
     option,
     parse,
 )
+from train.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
 
 RECORDS = (DataOptions, ModelOptions, TrainingOptions, RunOptions)
 

@@ -6,8 +6,9 @@ import optax
 import pytest
 
 from train.checkpoint import Checkpoints
-from train.config import Config, DataOptions
+from train.config import Config
 from train.export import export, main
+from train.options import DataOptions
 from train.state import create_state
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.imaging.intensity import Window
