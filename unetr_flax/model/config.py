@@ -1,12 +1,11 @@
 """The configuration of a UNETR: every size and option in one validated, frozen dataclass."""
 
 import dataclasses
-import itertools
 import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+from unetr_flax.model.arguments import integer, integers, monai_norm, one_of, reference_channels
 from unetr_flax.model.choices import Block, Norm, Projection
 from unetr_flax.model.decoder_spec import (
     NUM_STAGES,
@@ -118,9 +117,9 @@ class UNETRConfig:
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,
-            mlp_dim=4 * _integer("hidden_size", hidden_size) if mlp_dim is None else mlp_dim,
+            mlp_dim=4 * integer("hidden_size", hidden_size) if mlp_dim is None else mlp_dim,
             skip_layers=skip_layers,
-            channels=_reference_channels(light_r),
+            channels=reference_channels(light_r),
             dropout_rate=dropout_rate,
         )
 
@@ -155,7 +154,7 @@ class UNETRConfig:
           width: channels of the decoder at full resolution.
           dropout_rate: probability of dropping; PyTorch's feed-forward layers always drop 0.1.
         """
-        width = _integer("width", width)
+        width = integer("width", width)
         return cls._of_conv_blocks(
             family="tamasino52",
             img_size=img_size,
@@ -174,12 +173,12 @@ class UNETRConfig:
     @classmethod
     def _of_conv_blocks(cls, img_size, patch_size, num_layers, skip_layers, **values: Any) -> Self:
         """Configures a family whose decoder has Conv-BatchNorm-ReLU blocks."""
-        img_size = _integers("img_size", img_size)
+        img_size = integers("img_size", img_size)
         if isinstance(patch_size, Sequence):
-            patch_size = _integers("patch_size", patch_size)
+            patch_size = integers("patch_size", patch_size)
         else:
-            patch_size = (_integer("patch_size", patch_size),) * len(img_size)
-        num_layers = _integer("num_layers", num_layers)
+            patch_size = (integer("patch_size", patch_size),) * len(img_size)
+        num_layers = integer("num_layers", num_layers)
         if skip_layers is None:
             skip_layers = tuple(num_layers * i // NUM_STAGES for i in range(1, NUM_STAGES + 1))
         return cls(
@@ -236,9 +235,9 @@ class UNETRConfig:
           qkv_bias: whether queries, keys and values have biases.
         """
         if not isinstance(img_size, Sequence):
-            img_size = (img_size,) * _integer("spatial_dims", spatial_dims)
-        img_size = _integers("img_size", img_size)
-        norm, norm_groups, norm_affine = _monai_norm(norm_name)
+            img_size = (img_size,) * integer("spatial_dims", spatial_dims)
+        img_size = integers("img_size", img_size)
+        norm, norm_groups, norm_affine = monai_norm(norm_name)
         return cls(
             family="monai",
             img_size=img_size,
@@ -252,7 +251,7 @@ class UNETRConfig:
             mlp_dim=mlp_dim,
             qkv_bias=qkv_bias,
             skip_layers=(4, 7, 10, 12),
-            channels=doubling_widths(_integer("feature_size", feature_size)),
+            channels=doubling_widths(integer("feature_size", feature_size)),
             skip_convs=conv_block,
             block="residual" if res_block else "basic",
             norm=norm,
@@ -280,7 +279,7 @@ class UNETRConfig:
 
     def __post_init__(self):
         for name in ("img_size", "patch_size", "skip_layers", "channels"):
-            object.__setattr__(self, name, _integers(name, getattr(self, name)))
+            object.__setattr__(self, name, integers(name, getattr(self, name)))
         for name in (
             "in_channels",
             "out_channels",
@@ -289,22 +288,22 @@ class UNETRConfig:
             "num_heads",
             "mlp_dim",
         ):
-            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
         self._check_options()
         self._check_transformer()
         self._check_decoder()
 
     def _check_options(self) -> None:
-        _one_of("family", self.family, FAMILY_SPECS)
-        _one_of("proj_type", self.proj_type, ("conv", "perceptron"))
-        _one_of("norm", self.norm, ("batch", "instance", "group"))
+        one_of("family", self.family, FAMILY_SPECS)
+        one_of("proj_type", self.proj_type, ("conv", "perceptron"))
+        one_of("norm", self.norm, ("batch", "instance", "group"))
         family = f"family={self.family!r}"
-        _one_of(f"{family}, block", self.block, self.family_spec.blocks)
+        one_of(f"{family}, block", self.block, self.family_spec.blocks)
         for name in ("qkv_bias", "skip_convs", "norm_affine"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
         for name, value in self.family_spec.fixed:
-            _one_of(f"{family}, {name}", getattr(self, name), (value,))
+            one_of(f"{family}, {name}", getattr(self, name), (value,))
         if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be in [0, 1)")
 
@@ -344,7 +343,7 @@ class UNETRConfig:
         if self.block == "conv" and self.channels[0] < 2:
             raise ValueError(f"channels={self.channels}: must be at least 2")
         if self.norm == "group":
-            groups = _integer("norm_groups", self.norm_groups)
+            groups = integer("norm_groups", self.norm_groups)
             if self.channels[0] % groups:
                 raise ValueError(f"norm_groups={groups}: must divide channels={self.channels}")
         elif self.norm_groups is not None:
@@ -391,55 +390,3 @@ class UNETRConfig:
         return decoder_stages(
             self.channels, self.patch_size, self.block_style, self.skip_convs, self.family_spec
         )
-
-
-def _reference_channels(light_r: float) -> tuple[int, ...]:
-    """Returns the widths 64..512 divided by light_r, truncated as in the reference."""
-    full = tuple(32 * 2**i for i in range(NUM_STAGES + 2))
-    if not isinstance(light_r, bool) and light_r > 0 and math.isfinite(light_r):
-        channels = tuple(int(width / light_r) for width in full)
-        doubling = all(2 * a == b for a, b in itertools.pairwise(channels[1:]))
-        if channels[0] >= 1 and doubling:
-            return channels[1:-1]
-    raise ValueError(
-        f"light_r={light_r!r}: must be above 0, at most {full[0]} and leave each of the widths "
-        f"{full[1:]} twice the one before, as 1, 2, 4, 8, 16 and 32 do"
-    )
-
-
-def _monai_norm(norm_name: str | tuple[str, Mapping[str, Any]]) -> tuple[Norm, int | None, bool]:
-    """Parses MONAI's `norm_name` to the fields norm, norm_groups and norm_affine."""
-    name, options = (norm_name, {}) if isinstance(norm_name, str) else norm_name
-    name, options = name.lower(), dict(options)
-    _one_of("norm_name", name, ("instance", "batch", "group"))
-    affine = options.pop("affine", name != "instance")
-    groups = options.pop("num_groups", None) if name == "group" else None
-    if options:
-        raise ValueError(
-            f"norm_name={norm_name}: {sorted(options)} cannot be given, only 'affine' and, for "
-            "group, 'num_groups'"
-        )
-    return cast(Norm, name), groups, affine
-
-
-def _one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    if value not in tuple(allowed):
-        raise ValueError(f"{name}={value!r}: must be {' or '.join(map(repr, allowed))}")
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r}: must be a positive integer") from None
-    if number < 1:
-        raise ValueError(f"{name}={value!r}: must be a positive integer")
-    return number
-
-
-def _integers(name: str, values: Any) -> tuple[int, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
-        raise ValueError(f"{name}={values!r}: must be a sequence of positive integers")
-    return tuple(_integer(name, value) for value in values)
