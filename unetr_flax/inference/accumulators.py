@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,24 @@ FREE_SHARE = 0.5
 class Accumulator(Protocol):
     """Sums of windows over a part of a volume that can move along the first spatial axis."""
 
-    def add(self, starts: Sequence[tuple[int, ...]], outputs: jax.Array | np.ndarray) -> None:
-        """Adds the first `len(starts)` of a batch of outputs.
+    def add(
+        self, starts: Sequence[tuple[int, ...] | None], outputs: jax.Array | np.ndarray
+    ) -> None:
+        """Adds outputs of a batch of windows.
 
         Args:
-          starts: first voxel of each window, (volume, *spatial), in the part.
-          outputs: [b, *roi, K]; those beyond `starts` only fill the batch up.
+          starts: first voxel of each window in the part, (volume, *spatial); None for outputs that
+            are not added. Outputs beyond `starts` are not added either.
+          outputs: [b, *roi, K].
         """
         ...
 
-    def take(self, length: int) -> np.ndarray:
-        """Returns the weighted means [B, length, ..., K] of the first planes and moves beyond."""
+    def means(self, start: int, length: int) -> np.ndarray:
+        """Returns the weighted means of some planes, [B, length, ..., K]; once for each plane."""
+        ...
+
+    def advance(self, length: int) -> None:
+        """Moves the part beyond its first planes; what it newly covers is zero."""
         ...
 
 
@@ -55,17 +62,20 @@ def make_accumulator(
     dtype = np.promote_types(outputs.dtype, np.float32)
     channels = outputs.shape[-1]
     if place == "auto":
-        numbers = int(np.prod(shape)) * (channels + 1)
-        place = "device" if _fits(outputs, numbers * dtype.itemsize) else "host"
+        needed = int(np.prod(shape)) * (channels + 1) * dtype.itemsize
+        fits = isinstance(outputs, jax.Array) and fits_on(first_device(outputs), needed)
+        place = "device" if fits else "host"
     kind = HostAccumulator if place == "host" else DeviceAccumulator
     return kind(shape, channels, importance.astype(dtype))
 
 
-def _fits(outputs: jax.Array | np.ndarray, needed: int) -> bool:
-    """Tells whether an accelerator computed the outputs and has memory for as many bytes."""
-    if not isinstance(outputs, jax.Array):
-        return False
-    device = min(outputs.devices(), key=lambda device: device.id)
+def first_device(array: jax.Array) -> Any:
+    """Returns the first of the devices that hold an array."""
+    return min(array.devices(), key=lambda device: device.id)
+
+
+def fits_on(device: Any, needed: int) -> bool:
+    """Tells whether a device is an accelerator with memory to spare for as many bytes."""
     if device.platform == "cpu":
         return False
     stats = device.memory_stats() or {}
@@ -82,25 +92,39 @@ class HostAccumulator:
         self._weight = np.zeros((*shape, 1), importance.dtype)
         self._constant = bool((importance == 1).all())
 
-    def add(self, starts: Sequence[tuple[int, ...]], outputs: jax.Array | np.ndarray) -> None:
-        """Adds windows, see `Accumulator`."""
-        roi = self._importance.shape[:-1]
-        for (volume, *start), logits in zip(starts, np.asarray(outputs), strict=False):
-            window = tuple(slice(s, s + r) for s, r in zip(start, roi, strict=True))
-            self._total[volume][window] += logits if self._constant else logits * self._importance
-            self._weight[volume][window] += self._importance
+    def add(
+        self, starts: Sequence[tuple[int, ...] | None], outputs: jax.Array | np.ndarray
+    ) -> None:
+        """Adds windows, see `Accumulator`; what lies outside the part is left out."""
+        for start, logits in zip(starts, np.asarray(outputs), strict=False):
+            if start is None:
+                continue
+            window, inside = [], []
+            sizes = self._weight.shape[1:-1], self._importance.shape[:-1]
+            for first, size, length in zip(start[1:], *sizes, strict=True):
+                low, high = max(first, 0), min(first + length, size)
+                window.append(slice(low, max(low, high)))
+                inside.append(slice(low - first, max(low, high) - first))
+            total = self._total[start[0]][tuple(window)]
+            weight = self._weight[start[0]][tuple(window)]
+            importance, logits = self._importance[tuple(inside)], logits[tuple(inside)]
+            weight += importance
+            # Plane by plane, so that products stay in the processor's cache.
+            for plane, found, scale in zip(total, logits, importance, strict=True):
+                plane += found if self._constant else found * scale
 
-    def take(self, length: int) -> np.ndarray:
-        """Takes planes, see `Accumulator`."""
-        planes = self._total[:, :length]
-        planes /= self._weight[:, :length]
-        if length == self._total.shape[1]:
-            return planes
-        planes = planes.copy()
-        for sums in (self._total, self._weight):
-            sums[:, :-length] = sums[:, length:]
-            sums[:, -length:] = 0
+    def means(self, start: int, length: int) -> np.ndarray:
+        """Returns planes, see `Accumulator`; they are valid until the part moves."""
+        planes = self._total[:, start : start + length]
+        planes /= self._weight[:, start : start + length]
         return planes
+
+    def advance(self, length: int) -> None:
+        """Moves the part, see `Accumulator`."""
+        for sums in (self._total, self._weight):
+            for i in range(length, sums.shape[1]):
+                sums[:, i - length] = sums[:, i]
+            sums[:, max(sums.shape[1] - length, 0) :] = 0
 
 
 class DeviceAccumulator:
@@ -111,55 +135,64 @@ class DeviceAccumulator:
         self._sums: tuple[jax.Array, jax.Array] | None = None
         self._importance: jax.Array | None = None
 
-    def add(self, starts: Sequence[tuple[int, ...]], outputs: jax.Array | np.ndarray) -> None:
-        """Adds windows, see `Accumulator`."""
+    def add(
+        self, starts: Sequence[tuple[int, ...] | None], outputs: jax.Array | np.ndarray
+    ) -> None:
+        """Adds windows, see `Accumulator`; they must lie within the part."""
         if self._sums is None:
-            devices = outputs.devices() if isinstance(outputs, jax.Array) else jax.devices()[:1]
-            self._device = min(devices, key=lambda device: device.id)
+            on_device = isinstance(outputs, jax.Array)
+            self._device = first_device(outputs) if on_device else jax.devices()[0]
             self._importance = jax.device_put(self._given[..., None], self._device)
-            self._sums = self._zeros()
-        filled = np.zeros((len(outputs), len(self._shape)), np.int32)
-        filled[: len(starts)] = starts
-        counts = np.arange(len(outputs)) < len(starts)
-        # Of several devices, the first one sums.
+            total, weight = (
+                jnp.zeros((*self._shape, n), self._given.dtype, device=self._device)
+                for n in (self._channels, 1)
+            )
+            self._sums = total, weight
+        corners = np.zeros((len(outputs), len(self._shape)), np.int32)
+        added = np.zeros(len(outputs), bool)
+        for i, start in enumerate(starts):
+            if start is not None:
+                corners[i], added[i] = start, True
+        # Of several devices, the first one adds up.
         outputs = jax.device_put(outputs, self._device)
-        self._sums = _add_windows(*self._sums, outputs, self._importance, filled, counts)
+        self._sums = _add_windows(*self._sums, outputs, self._importance, corners, added)
 
-    def take(self, length: int) -> np.ndarray:
-        """Takes planes, see `Accumulator`."""
+    def means(self, start: int, length: int) -> np.ndarray:
+        """Returns planes, see `Accumulator`."""
         assert self._sums is not None
-        planes, *sums = _take_planes(*self._sums, length=length)
-        self._sums = (sums[0], sums[1])
-        return np.asarray(planes)
+        return np.asarray(_means(*self._sums, start, length=length))
 
-    def _zeros(self) -> tuple[jax.Array, jax.Array]:
-        shapes = [(*self._shape, channels) for channels in (self._channels, 1)]
-        total, weight = (
-            jnp.zeros(shape, self._given.dtype, device=self._device) for shape in shapes
-        )
-        return total, weight
+    def advance(self, length: int) -> None:
+        """Moves the part, see `Accumulator`."""
+        assert self._sums is not None
+        self._sums = _advance(*self._sums, length=length)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def _add_windows(total, weight, outputs, importance, starts, counts):
+def _add_windows(total, weight, outputs, importance, corners, added):
     for i in range(len(outputs)):
-        scale = importance[None] * counts[i].astype(importance.dtype)
-        start = [*starts[i], 0]
-        for_window = []
-        for sums, shares in ((total, outputs[i][None] * scale), (weight, scale)):
-            there = lax.dynamic_slice(sums, start, shares.shape)
-            for_window.append(
-                lax.dynamic_update_slice(sums, there + shares.astype(sums.dtype), start)
-            )
-        total, weight = for_window
+        scale = importance[None] * added[i].astype(importance.dtype)
+        corner = [*corners[i], 0]
+
+        def add(sums, shares, corner=corner):
+            there = lax.dynamic_slice(sums, corner, shares.shape)
+            return lax.dynamic_update_slice(sums, there + shares, corner)
+
+        total = add(total, outputs[i][None].astype(total.dtype) * scale)
+        weight = add(weight, scale)
     return total, weight
 
 
-@functools.partial(jax.jit, static_argnames="length", donate_argnums=(0, 1))
-def _take_planes(total, weight, *, length):
-    planes = total[:, :length] / weight[:, :length]
+@functools.partial(jax.jit, static_argnames="length")
+def _means(total, weight, start, *, length):
+    return lax.dynamic_slice_in_dim(total, start, length, 1) / lax.dynamic_slice_in_dim(
+        weight, start, length, 1
+    )
 
+
+@functools.partial(jax.jit, static_argnames="length", donate_argnums=(0, 1))
+def _advance(total, weight, *, length):
     def move(sums):
         return jnp.concatenate([sums[:, length:], jnp.zeros_like(sums[:, :length])], axis=1)
 
-    return planes, move(total), move(weight)
+    return move(total), move(weight)

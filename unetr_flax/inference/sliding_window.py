@@ -160,7 +160,7 @@ class _Gathered:
         first = [-start for start in centered_start(spatial, padded)]
         results = []
         for sums, scale in zip(self._sums, self._scales, strict=True):
-            means = sums.take(int(padded[0] * scale[0]))
+            means = sums.means(0, int(padded[0] * scale[0]))
             crop = tuple(
                 slice(round(f * z), round((f + s) * z)) if s < p else slice(None)
                 for f, s, p, z in zip(first, spatial, padded, scale, strict=True)
