@@ -1,6 +1,5 @@
 """The voxel grid of a file as it lies on disk, and results written onto it."""
 
-import contextlib
 import dataclasses
 import functools
 import gzip
@@ -55,9 +54,11 @@ class FileGrid:
         header.set_xyzt_units("mm")
         header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
         header.set_sform(affine, "scanner")
-        # A qform has no place for shears; without one its code stays 0.
-        with contextlib.suppress(nib.spatialimages.HeaderDataError):
+        try:
             header.set_qform(affine, "scanner", strip_shears=False)
+        except nib.spatialimages.HeaderDataError:
+            # A qform has no place for shears, and nibabel has set its code first.
+            header["qform_code"] = 0
         return cls(shape, affine, header)
 
     @functools.cached_property
@@ -155,8 +156,6 @@ class FileGrid:
     def _header_of(self, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
         """Makes the bytes before the voxels of a file with this grid."""
         header = self.header.copy()
-        # Vectors of FreeSurfer have their length in glmin.
-        header["glmin"] = 0
         header.set_data_shape(shape)
         if len(shape) > 3:
             header["pixdim"][4] = 1

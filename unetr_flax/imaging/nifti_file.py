@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import gzip
+import io
 import logging
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ LARGEST_DEFLATE_RATIO = 1032
 _SLACK = 1 << 20
 _CHUNK = 1 << 22
 _CIFTI_INTENTS = range(3000, 3100)
+
+_Stream = io.BufferedReader | gzip.GzipFile
 
 # nibabel logs each flaw of a header that it mends.
 _SILENT = logging.Logger("nibabel's checks")
@@ -64,7 +67,7 @@ class NiftiFile:
         import_nibabel()
         with _reading(path) as (stream, capacity):
             header = _parse_header(_read_up_to(stream, 540))
-            shape = tuple(map(int, header.get_data_shape()))
+            shape = [int(length) for length in header.get_data_shape()]
             dtype = header.get_data_dtype()
             offset = header.get_data_offset()
             slope, intercept = header.get_slope_inter()
@@ -76,7 +79,7 @@ class NiftiFile:
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) not in (3, 4) or min(shape) < 1:
-            raise VolumeError(f"{path}: shape {shape}, must be 3D, or 4D with channels last")
+            raise VolumeError(f"{path}: shape {tuple(shape)}, must be 3D, or 4D with channels last")
         if dtype.kind not in "iuf":
             names = f"colors ({', '.join(dtype.names)})" if dtype.names else str(dtype)
             raise VolumeError(f"{path}: voxels are {names}, must be real numbers")
@@ -87,9 +90,10 @@ class NiftiFile:
                 f"{claimed} bytes; the file can hold {capacity}"
             )
         check_affine(path, affine)
+        x, y, z = shape[:3]
         return cls(
             path,
-            FileGrid((shape[0], shape[1], shape[2]), affine, header),
+            FileGrid((x, y, z), affine, header),
             math.prod(shape[3:]),
             dtype,
             offset,
@@ -120,7 +124,7 @@ class NiftiFile:
         with _reading(self.path) as (stream, _):
             _skip(stream, self.offset)
             stored = np.empty(math.prod(shape), self.dtype)
-            rest = memoryview(stored.view(np.uint8))
+            rest = stored.view(np.uint8).data
             while len(rest):
                 count = stream.readinto(rest[:_CHUNK])
                 if not count:
@@ -141,7 +145,7 @@ class NiftiFile:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[tuple[BinaryIO | gzip.GzipFile, int]]:
+def _reading(path: Path) -> Iterator[tuple[_Stream, int]]:
     """Yields a stream of a file's bytes, decompressed, and how many there can be at most.
 
     The first bytes tell whether a file is compressed, whatever its name says. Errors of the body
@@ -169,9 +173,11 @@ def _reading(path: Path) -> Iterator[tuple[BinaryIO | gzip.GzipFile, int]]:
 def _parse_header(block: bytes) -> Any:
     """Parses and checks a header of NIfTI-1 or NIfTI-2; its first four bytes are its length."""
     nib = import_nibabel()
+    if len(block) < 4:
+        raise ValueError("an empty file")
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        for endianness, order in (("<", "little"), (">", "big")):
-            if int.from_bytes(block[:4], order) == kind.sizeof_hdr <= len(block):
+        for endianness in ("<", ">"):
+            if np.frombuffer(block, f"{endianness}i4", 1) == kind.sizeof_hdr <= len(block):
                 header = kind(block[: kind.sizeof_hdr], endianness, check=False)
                 if header["magic"].item() == header.pair_magic:
                     raise ValueError("the header of a pair .hdr and .img, must be one file")
@@ -179,17 +185,17 @@ def _parse_header(block: bytes) -> Any:
                     raise ValueError(f"{header['dim'][0]} axes, must be 1 to 7")
                 header.check_fix(_SILENT, error_level=40)
                 return header
-    raise ValueError("no header of NIfTI-1 or NIfTI-2" if block else "an empty file")
+    raise ValueError("no header of NIfTI-1 or NIfTI-2")
 
 
-def _read_up_to(stream: BinaryIO | gzip.GzipFile, count: int) -> bytes:
+def _read_up_to(stream: _Stream, count: int) -> bytes:
     block = b""
     while len(block) < count and (more := stream.read(count - len(block))):
         block += more
     return block
 
 
-def _skip(stream: BinaryIO | gzip.GzipFile, count: int) -> None:
+def _skip(stream: _Stream, count: int) -> None:
     while count:
         skipped = len(stream.read(min(count, _CHUNK)))
         if not skipped:

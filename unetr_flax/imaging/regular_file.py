@@ -1,9 +1,9 @@
 """Files opened for reading, and never anything that could hang: pipes, devices, loops of links."""
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from unetr_flax.imaging.volume import VolumeError
 
@@ -16,7 +16,7 @@ KINDS = (
 )
 
 
-def open_regular_file(path: Path) -> BinaryIO:
+def open_regular_file(path: Path) -> io.BufferedReader:
     """Opens a regular file, or a link to one, for reading.
 
     Raises:
