@@ -181,15 +181,19 @@ def check_ending(path: Path, endings: tuple[str, ...]) -> None:
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
     """Raises VolumeError if an affine does not place voxels in space."""
-    finite = bool(np.isfinite(affine).all())
-    if not finite or np.isnan(import_nibabel().io_orientation(affine)).any():
+    placed = bool(np.isfinite(affine).all())
+    if placed:
+        with np.errstate(over="ignore"):
+            spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        # A spacing of 0 is found with all other affines that are not invertible.
+        if 0 < spacing.min() < SMALLEST_SPACING or spacing.max() > LARGEST_SPACING:
+            raise VolumeError(
+                f"{path}: voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm, must be "
+                f"{SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm"
+            )
+        placed = not np.isnan(import_nibabel().io_orientation(affine)).any()
+    if not placed:
         raise VolumeError(f"{path}: affine must be finite and invertible")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() < SMALLEST_SPACING or spacing.max() > LARGEST_SPACING:
-        raise VolumeError(
-            f"{path}: voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm, must be "
-            f"{SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm"
-        )
 
 
 def plane_slabs(shape: tuple[int, ...], itemsize: int) -> Iterator[slice]:

@@ -80,9 +80,9 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None
 def _whole_numbers(file: NiftiFile, stored: np.ndarray, first_plane: int) -> np.ndarray:
     """Converts some planes of a file to int32, if all are whole numbers."""
     values = file.scale(stored)
-    whole = np.rint(values) if values.dtype.kind == "f" else values
     # NaN and numbers beyond int32 become other numbers, which the comparison finds.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        whole = np.rint(values) if values.dtype.kind == "f" else values
         labels = whole.astype(np.int32)
         wrong = (labels != whole) | ~(np.abs(values - whole) <= _rounding_error(file, stored))
     if wrong.any():

@@ -79,7 +79,7 @@ def read_scan(images: Path | str | Sequence[Path | str], *, allow_nan: bool = Fa
     for file in files:
         image = array[..., start : start + file.channels]
         # Numbers beyond float32 become infinite, which is counted below.
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             file.fill(image)
         nan_voxels += _mend(file.path, image, allow_nan)
         start += file.channels
