@@ -1,6 +1,7 @@
 """Windows to logits: jitted models, averaged over flips and over each other, on all devices."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -68,6 +69,7 @@ class Predictor:
 
     Attributes:
       roi: voxels of the window per axis.
+      in_channels: number of channels C.
       num_classes: number of classes K.
       batch_size: windows per call.
       device: the first device, which has the results.
@@ -82,7 +84,7 @@ class Predictor:
         *,
         flips: Iterable[int] = (),
         dtype: Any = jnp.float32,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         lowering: ops.Lowering = "auto",
     ):
         first = models[0].cfg
@@ -99,7 +101,8 @@ class Predictor:
         devices = list(devices or jax.local_devices())
         self.device: Any = devices[0]
         platform = devices[0].platform
-        self.roi, self.num_classes = tuple(first.img_size), first.out_channels
+        self.roi = tuple(first.img_size)
+        self.in_channels, self.num_classes = first.in_channels, first.out_channels
         self.batch_size = windows_per_device(platform) * len(devices)
         self._flips = [
             axes for n in range(len(flips) + 1) for axes in itertools.combinations(flips, n)
@@ -123,13 +126,14 @@ class Predictor:
         if len(self._programs) == len(self._flips) == 1:
             program, variables = self._programs[0]
             return program(variables, image)
-        total = None
+        shares = []
         for axes, (program, variables) in itertools.product(self._flips, self._programs):
             axes = tuple(axis + 1 for axis in axes)
             logits = program(variables, _flip(image, axes=axes) if axes else image)
-            share = _probabilities(logits, axes=axes)
-            total = share if total is None else _sum(total, share)
-        return _log_mean(total, count=len(self._flips) * len(self._programs))
+            shares.append(_probabilities(logits, axes=axes))
+            # One sum of all before, so that no more than two are in memory.
+            shares = [functools.reduce(_sum, shares)]
+        return _log_mean(shares[0], count=len(self._flips) * len(self._programs))
 
 
 def _flip(image: jax.Array, *, axes: tuple[int, ...]) -> jax.Array:
@@ -145,7 +149,7 @@ def _sum(total: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def _log_mean(total: jax.Array, *, count: int) -> jax.Array:
-    # Without a floor a class that no model sees would be minus infinity, which has no weighted mean.
+    # Without a floor the logit of an impossible class were minus infinity, which has no mean.
     return jnp.log(jnp.maximum(total / count, jnp.finfo(jnp.float32).tiny))
 
 
