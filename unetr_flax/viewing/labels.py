@@ -37,14 +37,17 @@ def color_of(label: int) -> tuple[int, int, int]:
     # Steps by the golden ratio keep any number of hues apart; brightness separates neighbors.
     hue = (label * 0.618034) % 1
     red, green, blue = colorsys.hsv_to_rgb(
-        hue, (0.8, 0.5, 0.95)[label % 3], (1.0, 0.9, 0.65)[label % 3]
+        hue, (0.8, 0.5, 0.95)[label % 3], (1.0, 0.9, 0.75)[label % 3]
     )
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def name_of(label: int, names: Mapping[int, str]) -> str:
-    """Returns the name of a class on one line, "label 7" if it has none."""
-    return " ".join(names.get(label, "").split()) or f"label {label}"
+    """Returns the name of a class as printable text on one line, "label 7" if it has none."""
+    name = " ".join(names.get(label, "").split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name) or (
+        f"label {label}"
+    )
 
 
 def check_labels(volume: Volume, labels: np.ndarray) -> None:

@@ -93,6 +93,6 @@ def test_json_and_table_hold_the_same(scan):
     ],
 )
 def test_labels_that_do_not_fit(scan, labels, message):
-    with pytest.raises(ValueError, match="^labels") as error:
+    with pytest.raises(ValueError, match="labels: ") as error:
         label_statistics(scan[0], labels, {})
     assert str(error.value) == message
