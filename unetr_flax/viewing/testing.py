@@ -1,0 +1,166 @@
+"""A headless Chromium for the tests of pages, driven through its DevTools protocol."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+# WebGL in software: test machines have no graphics card.
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+# Chromium reads commands from descriptor 3 and writes answers to descriptor 4.
+START = "import os, sys; r, w = map(int, sys.argv[1:3]); r = os.dup(r); w = os.dup(w); "
+START += "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
+TIMEOUT = 120
+
+
+def find_browser() -> str | None:
+    """Finds Chromium: the program that the variable CHROMIUM names, or one on the path."""
+    if named := os.environ.get("CHROMIUM"):
+        return named
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """One tab of a headless Chromium.
+
+    Attributes:
+      problems: errors and warnings of the console, exceptions, and failed or refused loads.
+    """
+
+    def __init__(self, commands: io.RawIOBase, answers: io.BufferedReader):
+        self.problems: list[str] = []
+        self._commands = commands
+        self._inbox: queue.Queue = queue.Queue()
+        self._number = 0
+        self._session: str | None = None
+        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Calls a method of the DevTools protocol and waits for its result."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._commands.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._inbox.get(timeout=TIMEOUT)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            self._note(answer)
+
+    def open(self, path: Path, width: int, height: int) -> None:
+        """Opens a file in a window of some size, in CSS pixels."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call("Page.navigate", url=path.absolute().as_uri())
+
+    def run(self, script: str) -> Any:
+        """Runs JavaScript in the page and returns its value; waits for promises."""
+        result = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Waits until a JavaScript expression is true."""
+        end = time.monotonic() + TIMEOUT
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < end, f"never true: {condition}; {self.problems}"
+            time.sleep(0.05)
+
+    def picture(self) -> np.ndarray:
+        """Takes a screenshot: [height, width, 3], floats from 0 to 1."""
+        # Two frames later, what the page has asked for is drawn.
+        self.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        return matplotlib.image.imread(io.BytesIO(png))[..., :3]
+
+    def _listen(self, answers: io.BufferedReader) -> None:
+        buffer = b""
+        while part := answers.read1(1 << 16):
+            *messages, buffer = (buffer + part).split(b"\0")
+            for message in messages:
+                self._inbox.put(json.loads(message))
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, parameters = event.get("method"), event.get("params", {})
+        if method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
+            values = (str(a.get("value", a.get("description"))) for a in parameters["args"])
+            self.problems.append(f"console: {' '.join(values)}")
+        elif method == "Runtime.exceptionThrown":
+            self.problems.append(f"exception: {parameters['exceptionDetails']}")
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.problems.append(f"log: {parameters['entry']['text']}")
+        elif method == "Network.requestWillBeSent":
+            url = parameters["request"]["url"]
+            if not url.startswith(("file:", "data:", "blob:", "about:")):
+                self.problems.append(f"request: {url}")
+
+
+@contextlib.contextmanager
+def open_browser(program: str) -> Iterator[Browser]:
+    """Starts Chromium with an empty profile and ends it at the end."""
+    to_browser, commands = os.pipe()
+    answers, from_browser = os.pipe()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", START, str(to_browser), str(from_browser)),
+                *(program, *OPTIONS, f"--user-data-dir={profile}"),
+            ],
+            pass_fds=(to_browser, from_browser),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        try:
+            with open(commands, "wb", buffering=0) as writer, open(answers, "rb") as reader:
+                browser = Browser(writer, reader)
+                yield browser
+                browser._session = None
+                browser.call("Browser.close")
+                process.wait(TIMEOUT)
+        finally:
+            process.kill()
+            process.wait()
