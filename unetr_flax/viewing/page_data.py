@@ -108,8 +108,9 @@ def _encode_at(
     classes = resample_nearest(labels, shape)
     classes = classes.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
     return PageData(
-        _to_base64(image, affine, step),
-        _to_base64(classes, affine, 1.0),
+        _to_base64(image, affine, slope=step),
+        # Viewers draw outlines of what is marked as labels.
+        _to_base64(classes, affine, intent="label"),
         tuple(shape),
         _spacing(affine),
     )
@@ -124,9 +125,12 @@ def _quantize(image: np.ndarray, step: float) -> np.ndarray:
     return np.clip(np.rint(image / step), INT16.min, INT16.max).astype(np.int16)
 
 
-def _to_base64(array: np.ndarray, affine: np.ndarray, slope: float) -> str:
+def _to_base64(
+    array: np.ndarray, affine: np.ndarray, *, slope: float = 1.0, intent: str = "none"
+) -> str:
     image = import_nibabel().Nifti1Image(array, affine)
     image.header.set_slope_inter(slope, 0)
+    image.header.set_intent(intent)
     image.header.set_xyzt_units("mm")
     content = gzip.compress(image.to_bytes(), COMPRESSION, mtime=0)
     return base64.b64encode(content).decode("ascii")

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,9 +36,14 @@ OPTIONS = (
     "--remote-debugging-pipe",
 )
 # Chromium reads commands from descriptor 3 and writes answers to descriptor 4.
-START = "import os, sys; r, w = map(int, sys.argv[1:3]); r = os.dup(r); w = os.dup(w); "
-START += "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
-TIMEOUT = 120
+START = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(pipe), fcntl.F_DUPFD_CLOEXEC, 10) for pipe in sys.argv[1:3]]
+os.dup2(pipes[0], 3)
+os.dup2(pipes[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+TIMEOUT = 60  # seconds
 
 
 def find_browser() -> str | None:
@@ -54,13 +60,12 @@ class Browser:
       problems: errors and warnings of the console, exceptions, and failed or refused loads.
     """
 
-    def __init__(self, commands: io.RawIOBase, answers: io.BufferedReader):
+    def __init__(self, commands: io.RawIOBase, inbox: queue.Queue):
         self.problems: list[str] = []
         self._commands = commands
-        self._inbox: queue.Queue = queue.Queue()
+        self._inbox = inbox
         self._number = 0
         self._session: str | None = None
-        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -114,13 +119,6 @@ class Browser:
         png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         return matplotlib.image.imread(io.BytesIO(png))[..., :3]
 
-    def _listen(self, answers: io.BufferedReader) -> None:
-        buffer = b""
-        while part := answers.read1(1 << 16):
-            *messages, buffer = (buffer + part).split(b"\0")
-            for message in messages:
-                self._inbox.put(json.loads(message))
-
     def _note(self, event: dict[str, Any]) -> None:
         method, parameters = event.get("method"), event.get("params", {})
         if method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
@@ -138,10 +136,14 @@ class Browser:
 
 @contextlib.contextmanager
 def open_browser(program: str) -> Iterator[Browser]:
-    """Starts Chromium with an empty profile and ends it at the end."""
+    """Starts Chromium with an empty profile, and kills it at the end."""
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        open(commands, "wb", buffering=0) as writer,
+        open(answers, "rb") as reader,
+    ):
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", START, str(to_browser), str(from_browser)),
@@ -151,16 +153,27 @@ def open_browser(program: str) -> Iterator[Browser]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_browser)
         os.close(from_browser)
+        inbox: queue.Queue = queue.Queue()
+        listener = threading.Thread(target=_listen, args=(reader, inbox))
+        listener.start()
         try:
-            with open(commands, "wb", buffering=0) as writer, open(answers, "rb") as reader:
-                browser = Browser(writer, reader)
-                yield browser
-                browser._session = None
-                browser.call("Browser.close")
-                process.wait(TIMEOUT)
+            yield Browser(writer, inbox)
         finally:
-            process.kill()
+            # The session is Chromium and all of its helpers.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            # The pipe ends with the last of its writers, and the thread with the pipe.
+            listener.join()
+
+
+def _listen(answers: io.BufferedReader, inbox: queue.Queue) -> None:
+    """Puts messages, which end in a zero byte, into a queue."""
+    buffer = b""
+    while part := answers.read1(1 << 16):
+        *messages, buffer = (buffer + part).split(b"\0")
+        for message in messages:
+            inbox.put(json.loads(message))

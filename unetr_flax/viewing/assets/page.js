@@ -44,21 +44,22 @@
     const image = await load("image", { colormap: "gray", cal_min: low, cal_max: high });
     viewer.addVolume(image);
     let labels = null;
+    let allLabels = null;
     if (data.labels.length) {
       labels = await load("labels", { opacity: data.opacity });
+      allLabels = labels.img.slice();
       colorLabels();
       viewer.addVolume(labels);
     }
 
-    // Rows of the table are the values in the label map; the first one is the background.
+    // The values of the label map are 1 for the first label, and so on.
     function colorLabels() {
-      const shown = data.labels.map((label) => (label.hidden ? 0 : 255));
       const column = (i) => [0, ...data.labels.map((label) => label.color[i])];
       labels.setColormapLabel({
         R: column(0),
         G: column(1),
         B: column(2),
-        A: [0, ...shown],
+        A: [0, ...data.labels.map(() => 255)],
         I: [...Array(data.labels.length + 1).keys()],
       });
     }
@@ -139,9 +140,9 @@
       element("opacity").value = data.opacity;
       element("opacity").addEventListener("input", setOpacity);
       setOpacity();
-      element("outline").addEventListener("change", (event) => {
-        viewer.setAtlasOutline(event.target.checked ? 1 : 0);
-      });
+      const setOutline = () => viewer.setAtlasOutline(element("outline").checked ? 1 : 0);
+      element("outline").addEventListener("change", setOutline);
+      setOutline();
       const boxes = data.labels.map(addLegendEntry);
       element("all").addEventListener("change", (event) => {
         data.labels.forEach((label, i) => {
@@ -154,7 +155,9 @@
         const hidden = data.labels.filter((label) => label.hidden).length;
         element("all").checked = hidden === 0;
         element("all").indeterminate = hidden > 0 && hidden < data.labels.length;
-        colorLabels();
+        // A hidden label becomes background, as a transparent one would keep its outline.
+        const values = Uint16Array.of(0, ...data.labels.map(({ hidden }, i) => (hidden ? 0 : i + 1)));
+        for (let i = 0; i < allLabels.length; i++) labels.img[i] = values[allLabels[i]];
         viewer.updateGLVolume();
       }
       function addLegendEntry(label) {
