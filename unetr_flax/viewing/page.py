@@ -15,7 +15,7 @@ import numpy as np
 from unetr_flax.imaging.volume import Volume
 from unetr_flax.viewing import niivue
 from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
-from unetr_flax.viewing.page_data import PageData, encode, gray_step
+from unetr_flax.viewing.page_data import encode, gray_step
 from unetr_flax.viewing.planes import CONVENTION, largest_slices
 from unetr_flax.viewing.windows import window_presets
 from unetr_flax.weights.atomic import commit, staged
@@ -25,8 +25,8 @@ CONTROLS = (
     "Click to move the lines, scroll for other slices, drag with the right button for another "
     "window, drag the rendering to turn it."
 )
-# Bytes of the table of labels per label, and of notes.
-LABEL_BYTES, NOTE_BYTES = 250, 2000
+# Room for the note about a coarser grid.
+GRID_NOTE_BYTES = 1000
 
 
 def write_page(
@@ -83,18 +83,21 @@ def _build(
     counts = label_counts(labels)
     image = volume.array[..., 0]
     presets = window_presets(image, window)
+    facts = _facts(volume, labels, counts, names)
+    facts["title"] = title
+    facts["presets"] = [{"name": name, "window": window} for name, window in presets.items()]
     texts = {
         "TITLE": html.escape(title),
         "VERSION": niivue.VERSION,
         "STYLE": _asset("page.css"),
+        "DATA": _json(facts),
         "VIEWER": _script(niivue.read_niivue()),
         "SCRIPT": _script(_asset("page.js")),
         "LICENSES": html.escape(_asset("LICENSES.txt")),
     }
     texts["POLICY"] = _policy(texts["VIEWER"], texts["SCRIPT"])
     template = _asset("page.html")
-    used = sum(len(text.encode()) for text in (template, *texts.values()))
-    used += NOTE_BYTES + LABEL_BYTES * len(counts)
+    used = GRID_NOTE_BYTES + sum(len(text.encode()) for text in (template, *texts.values()))
     data = encode(
         image,
         _numbered(labels, counts),
@@ -102,53 +105,45 @@ def _build(
         step=gray_step(image, next(iter(presets.values())), calibrated=window is not None),
         max_bytes=max_bytes - used,
     )
-    facts = _facts(title, volume, labels, counts, names, data)
-    facts["presets"] = [{"name": name, "window": window} for name, window in presets.items()]
-    # In a script element the only letter with a meaning is "<".
-    texts["DATA"] = json.dumps(facts).replace("<", "\\u003c")
+    if data.shape != labels.shape:
+        facts["notes"].append(
+            f"Shown on a coarser grid than the scan's, to keep the page small: {_grid(data.shape)} "
+            f"voxels of {_grid(data.spacing)} mm, not {_grid(labels.shape)} of "
+            f"{_grid(volume.spacing)} mm. Volumes are those of the scan's own grid."
+        )
+        texts["DATA"] = _json(facts)
     return Template(template).substitute(texts, IMAGE=data.image, LABELS=data.labels)
 
 
 def _facts(
-    title: str,
-    volume: Volume,
-    labels: np.ndarray,
-    counts: Mapping[int, int],
-    names: Mapping[int, str],
-    data: PageData,
+    volume: Volume, labels: np.ndarray, counts: Mapping[int, int], names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Collects what the page's script reads."""
-
-    def on_page(voxel: tuple[int, ...]) -> list[int]:
-        """Finds the page's voxel that holds the center of a voxel of the scan."""
-        sizes = zip(voxel, labels.shape, data.shape, strict=True)
-        return [min(new - 1, int((i + 0.5) * new / old)) for i, old, new in sizes]
-
-    slices, start = largest_slices(labels, list(counts))
+    """Collects what the page's script reads; voxels are those of the scan's grid."""
+    voxels, start = largest_slices(labels, list(counts))
     notes = [CONTROLS, CONVENTION]
-    if data.shape != labels.shape:
-        notes.append(
-            f"Shown on a coarser grid than the scan's to keep the page small: {_grid(data.shape)} "
-            f"voxels of {_grid(data.spacing)} mm, not {_grid(labels.shape)} of "
-            f"{_grid(volume.spacing)} mm. Volumes are those of the scan's own grid."
-        )
     if volume.array.shape[-1] > 1:
         notes.append(f"Channel 1 of {volume.array.shape[-1]} is shown.")
+    entries = [
+        {
+            "name": name_of(label, names),
+            "color": color_of(label),
+            "ml": counts[label] * voxel_ml(volume),
+            "voxel": voxel,
+        }
+        for label, voxel in zip(counts, voxels, strict=True)
+    ]
     return {
-        "title": title,
         "notes": notes,
         "opacity": OPACITY,
-        "start": on_page(start),
-        "labels": [
-            {
-                "name": name_of(label, names),
-                "color": color_of(label),
-                "ml": counts[label] * voxel_ml(volume),
-                "voxel": on_page(voxel),
-            }
-            for label, voxel in zip(counts, slices, strict=True)
-        ],
+        "shape": labels.shape,
+        "start": start,
+        "labels": entries,
     }
+
+
+def _json(facts: dict[str, Any]) -> str:
+    """Formats as JSON for a script element, in which "<" is the only letter with a meaning."""
+    return json.dumps(facts).replace("<", "\\u003c")
 
 
 def _numbered(labels: np.ndarray, counts: Mapping[int, int]) -> np.ndarray:

@@ -37,14 +37,33 @@ def browser():
         yield browser
 
 
-@pytest.fixture
-def page(browser, scan, tmp_path):
-    path = tmp_path / "case #1.html"
+@pytest.fixture(scope="module")
+def written(scan, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "case #1.html"
     write_page(path, *scan, NAMES, window=None)
+    return path
+
+
+@pytest.fixture
+def page(browser, written):
+    # Opening takes longer than a test, so that tests share what is open.
+    if browser.run("location.href") != written.as_uri():
+        show(browser, written)
+    set_input(browser, "view", "3", "change")
+    yield browser
+    assert problems(browser) == []
+
+
+def show(browser, path):
     browser.open(path, *SIZE)
     browser.wait("document.body?.dataset.ready")
-    yield browser
-    assert browser.problems == []
+    return browser
+
+
+def problems(browser):
+    # An answer comes after all events before it.
+    browser.run("0")
+    return browser.problems
 
 
 def set_input(page, name, value, event="input"):
@@ -101,6 +120,9 @@ def test_moves_windows_and_labels_change_the_picture(page, scan):
     assert near(canvas(page), 1).sum() > 300
     page.run("document.querySelector('#legend input').click()")
     assert not near(canvas(page), 1).any()
+    page.run("document.getElementById('all').click()")
+    page.run("document.getElementById('outline').click()")
+    assert near(canvas(page), 1).sum() > 300
 
 
 def test_three_planes_and_a_rendering(page):
@@ -127,18 +149,44 @@ def test_names_are_text_and_lead_to_their_labels(page, scan):
         assert text.endswith(names[button])
 
 
-def test_scan_without_labels_on_a_coarser_grid(browser, scan, tmp_path):
+def test_scan_without_labels(browser, scan, tmp_path):
+    volume, labels = scan
+    path = tmp_path / "page.html"
+    write_page(path, volume, labels * 0, NAMES, window=None)
+    show(browser, path)
+    assert "No labels found" in browser.run("document.body.innerText")
+    assert problems(browser) == []
+
+
+def test_coarser_grid(browser, scan, tmp_path):
+    _, labels = scan
     rng = np.random.default_rng(0)
     noise = Volume(rng.standard_normal((*SHAPE, 1)).astype(np.float32), AFFINE)
     path = tmp_path / "page.html"
-    empty = np.zeros(SHAPE, np.uint8)
-    write_page(path, noise, empty, {1: "x"}, window=None)
+    write_page(path, noise, labels, NAMES, window=None)
     largest = path.stat().st_size - 5000
-    write_page(path, noise, empty, {1: "x"}, window=None, max_bytes=largest)
+    write_page(path, noise, labels, NAMES, window=None, max_bytes=largest)
     assert path.stat().st_size <= largest
-    browser.open(path, *SIZE)
-    browser.wait("document.body?.dataset.ready")
-    assert "No labels found" in browser.run("document.body.innerText")
+    show(browser, path)
     assert "coarser grid" in browser.run("document.getElementById('notes').textContent")
     assert int(browser.run("document.getElementById('slice0').max")) < SHAPE[0] - 1
-    assert browser.problems == []
+    for button, name in ((0, "left"), (1, "</script>")):
+        browser.run(f"document.querySelectorAll('#legend button')[{button}].click()")
+        text = browser.run("document.getElementById('readout').textContent")
+        assert f", {name}" in text
+        # The middle of the scan lies between both labels.
+        x = float(text.split(",")[0])
+        assert (x < -8) == (name == "left")
+    assert problems(browser) == []
+
+
+def test_problems_are_noticed(browser, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("<script>console.error('a'); setTimeout(() => { throw Error('b'); })</script>")
+    browser.open(path, *SIZE)
+    browser.wait("document.readyState == 'complete'")
+    browser.run("new Promise((done) => setTimeout(done, 20))")
+    console, exception = browser.problems
+    browser.problems.clear()
+    assert console == "console: a"
+    assert "Error: b" in exception

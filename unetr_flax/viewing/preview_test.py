@@ -85,9 +85,10 @@ def test_no_labels():
     assert "No labels found" in texts(preview._draw(volume, labels * 0, {300: "x"}, None))
 
 
-def test_more_classes_than_the_legend_holds():
+def test_more_classes_than_the_legend_holds(monkeypatch):
+    monkeypatch.setattr(preview, "LARGEST_LEGEND_COLUMNS", 1)
     volume, labels = scan()
-    labels.ravel()[:500] = np.arange(500)
+    labels.ravel()[:80] = np.arange(80)
     found = texts(preview._draw(volume, labels, {}, None))
     assert any(text.startswith("and ") and text.endswith(" more") for text in found)
 

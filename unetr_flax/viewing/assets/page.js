@@ -70,6 +70,11 @@
       viewer.createOnLocationChange();
       viewer.drawScene();
     }
+    // The voxel that holds the center of a voxel of the scan, whose grid may be finer.
+    const onPage = (voxel) =>
+      voxel.map((i, axis) =>
+        Math.min(size[axis] - 1, Math.floor(((i + 0.5) * size[axis]) / data.shape[axis])),
+      );
     const position = () => [0, 1, 2].map((axis) => Number(element(`slice${axis}`).value));
     for (const axis of [0, 1, 2]) {
       const slider = element(`slice${axis}`);
@@ -177,7 +182,7 @@
         name.type = "button";
         name.title = "Go to its largest slices";
         name.textContent = label.name;
-        name.addEventListener("click", () => goTo(label.voxel));
+        name.addEventListener("click", () => goTo(onPage(label.voxel)));
         const volume = entry.appendChild(document.createElement("span"));
         volume.className = "size";
         volume.textContent = `${label.ml.toFixed(1)} ml`;
@@ -187,7 +192,7 @@
       element("overlay").textContent = "No labels found";
     }
     viewer.setRenderAzimuthElevation(205, 15);
-    goTo(data.start);
+    goTo(onPage(data.start));
     message.textContent = "";
     document.body.dataset.ready = "true";
   } catch (error) {
