@@ -98,8 +98,9 @@ def label_statistics(
 
 
 def to_json(statistics: Sequence[LabelStatistics]) -> str:
-    """Formats measurements as a JSON list with one object per class, fields as attributes."""
-    return json.dumps([dataclasses.asdict(row) for row in statistics], indent=2) + "\n"
+    """Formats measurements as a JSON list with an object and a line per class."""
+    rows = [json.dumps(dataclasses.asdict(row)) for row in statistics]
+    return "[" + ",".join(f"\n  {row}" for row in rows) + "\n]\n"
 
 
 def print_table(statistics: Sequence[LabelStatistics], file: TextIO | None = None) -> None:
