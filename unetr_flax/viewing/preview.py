@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume, VolumeError
-from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
+from unetr_flax.viewing.cross_sections import CrossSections
+from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane
 from unetr_flax.viewing.windows import window_presets
 from unetr_flax.weights.atomic import commit, staged
@@ -112,17 +113,18 @@ class _Layout:
 def _draw(
     volume: Volume, labels: np.ndarray, names: Mapping[int, str], window: tuple[float, float] | None
 ) -> Any:
-    counts = label_counts(labels)
+    sections = CrossSections.of(labels)
+    ml = sections.voxels * voxel_ml(volume)
     image = volume.array[..., 0]
     (low, high), *_ = window_presets(image, window).values()
     extent = np.array(labels.shape) * volume.spacing
-    layout = _Layout.of(extent, len(counts))
+    layout = _Layout.of(extent, len(sections.ids))
     width, height = layout.size
     figure = _import("matplotlib.figure").Figure(layout.size, dpi=DPI)
     # The canvas draws without a screen.
     _import("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     for column, plane in enumerate(PLANES):
-        index = plane.largest(labels)
+        index = sections.largest_of_all[plane.normal]
         across, down = extent[plane.across], extent[plane.down]
         wide, tall = across * layout.scale, down * layout.scale
         left = layout.lefts[column] + (layout.widths[column] - wide) / 2
@@ -150,9 +152,7 @@ def _draw(
         title = f"{plane.name}\nslice {index + 1} of {labels.shape[plane.normal]}"
         y = 1 - (TITLE_HEIGHT - 0.1) / height
         figure.text(middle, y, title, color=TEXT, fontsize=9, ha="center", va="bottom")
-    _draw_legend(
-        figure, layout, {label: counts[label] * voxel_ml(volume) for label in counts}, names
-    )
+    _draw_legend(figure, layout, dict(zip(sections.ids, ml.tolist(), strict=True)), names)
     foot = f"{CONVENTION} Window {low:.5g} to {high:.5g}."
     if volume.array.shape[-1] > 1:
         foot += f" Channel 1 of {volume.array.shape[-1]}."
