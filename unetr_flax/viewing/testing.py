@@ -43,7 +43,7 @@ os.dup2(pipes[0], 3)
 os.dup2(pipes[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-TIMEOUT = 60  # seconds
+TIMEOUT = 120  # seconds
 
 
 def find_browser() -> str | None:
