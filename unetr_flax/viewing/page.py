@@ -28,6 +28,7 @@ CONTROLS = (
 )
 # Room for the note about a coarser grid.
 GRID_NOTE_BYTES = 1000
+SMALLEST_SCAN_BYTES = 5_000
 
 
 def write_page(
@@ -70,7 +71,8 @@ def write_page(
 
 
 def _title(path: Path) -> str:
-    return path.name.removesuffix(".html")
+    # Names of files may hold bytes that are no text.
+    return path.name.removesuffix(".html").encode("utf-8", "replace").decode("utf-8")
 
 
 def _build(
@@ -99,6 +101,11 @@ def _build(
     texts["POLICY"] = _policy(texts["VIEWER"], texts["SCRIPT"])
     template = _asset("page.html")
     used = GRID_NOTE_BYTES + sum(len(text.encode()) for text in (template, *texts.values()))
+    if max_bytes < used + SMALLEST_SCAN_BYTES:
+        raise ValueError(
+            f"max_bytes={max_bytes}: must be at least {used + SMALLEST_SCAN_BYTES}, as the viewer "
+            "alone needs most of that"
+        )
     data = encode(
         image,
         _numbered(labels, sections.ids),

@@ -29,6 +29,7 @@ LARGEST_LEGEND_COLUMNS = 3
 BACKGROUND, TEXT, FAINT = "#14171c", "#f2f2f2", "#aab2bd"
 FILL_OPACITY = 0.4
 LONGEST_NAME = 24
+FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 def write_preview(
@@ -215,7 +216,7 @@ def _draw_legend(
     rectangle = _import("matplotlib.patches").Rectangle
     room = layout.legend_columns * layout.legend_entries
     shown = list(volumes_ml)[: room if len(volumes_ml) <= room else room - 1]
-    lines = [(_shorten(name_of(k, names)), f"{volumes_ml[k]:.1f} ml") for k in shown]
+    lines = [(_drawable(name_of(k, names)), f"{volumes_ml[k]:.1f} ml") for k in shown]
     if len(shown) < len(volumes_ml):
         lines.append((f"and {len(volumes_ml) - len(shown)} more", ""))
     for i, (name, size) in enumerate(lines):
@@ -226,13 +227,17 @@ def _draw_legend(
             corner = (left / width, (middle - 0.06) / height)
             color = [value / 255 for value in color_of(shown[i])]
             figure.add_artist(rectangle(corner, 0.16 / width, 0.12 / height, color=color))
-        style: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False}
+        style: dict[str, Any] = {"va": "center", "size": 8, "family": FONT, "parse_math": False}
         figure.text((left + 0.24) / width, middle / height, name, color=TEXT, **style)
         right = (left + ENTRY_WIDTH - 0.15) / width
         figure.text(right, middle / height, size, color=FAINT, ha="right", **style)
 
 
-def _shorten(name: str) -> str:
+def _drawable(name: str) -> str:
+    """Shortens a name, and replaces letters that the font lacks."""
+    fonts = _import("matplotlib.font_manager")
+    letters = fonts.get_font(fonts.findfont(FONT)).get_charmap()
+    name = "".join(c if ord(c) in letters else "\N{REPLACEMENT CHARACTER}" for c in name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
