@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from unetr_flax.imaging.file_grid import FileGrid
-from unetr_flax.imaging.intensity import Window
 from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.inference.segment import Segmentation
 from unetr_flax.runtime.atomic import staged, write_text
-from unetr_flax.viewing.page import write_page
-from unetr_flax.viewing.preview import write_preview
-from unetr_flax.viewing.statistics import LabelStatistics, label_statistics, to_json
+from unetr_flax.viewing import display_window, label_statistics, to_json, write_page, write_preview
+from unetr_flax.viewing.statistics import LabelStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +81,7 @@ def write_outputs(
     """
     outputs.labels.parent.mkdir(parents=True, exist_ok=True)
     volume, labels, names = segmentation.volume, segmentation.labels, segmentation.names
-    window = _window(preprocessing)
+    window = display_window(preprocessing)
     rows = []
     if extras.statistics:
         rows = label_statistics(volume, labels, names)
@@ -97,9 +95,3 @@ def write_outputs(
         segmentation.grid.write_probabilities(path, segmentation.probabilities)
     segmentation.save(outputs.labels)
     return rows
-
-
-def _window(preprocessing: Preprocessing) -> tuple[float, float] | None:
-    """Returns the window in which the model sees the first channel, if it has one."""
-    rule = preprocessing.intensity[0]
-    return (rule.low, rule.high) if isinstance(rule, Window) else None

@@ -3,9 +3,11 @@
 from unetr_flax.viewing.page import write_page
 from unetr_flax.viewing.preview import write_preview
 from unetr_flax.viewing.statistics import LabelStatistics, label_statistics, print_table, to_json
+from unetr_flax.viewing.windows import display_window
 
 __all__ = [
     "LabelStatistics",
+    "display_window",
     "label_statistics",
     "print_table",
     "to_json",

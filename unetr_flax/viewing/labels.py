@@ -66,19 +66,6 @@ def check_labels(volume: Volume, labels: np.ndarray) -> None:
         raise ValueError(f"labels: {labels.min()} to {labels.max()}, must be 0 to {LARGEST_LABEL}")
 
 
-def label_counts(labels: np.ndarray) -> dict[int, int]:
-    """Counts the voxels of each class that occurs, without the background, in ascending order.
-
-    Args:
-      labels: [X, Y, Z], integers of at least 0.
-    """
-    counts = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
-    # Slab by slab, as `bincount` makes a copy of 8 bytes per voxel.
-    for slab in labels:
-        counts += np.bincount(slab.ravel(), minlength=len(counts))
-    return {int(label): int(counts[label]) for label in np.flatnonzero(counts) if label}
-
-
 def voxel_ml(volume: Volume) -> float:
     """Returns the volume of a voxel in ml; axes need not be at right angles."""
     return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000

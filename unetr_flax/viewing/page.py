@@ -15,9 +15,10 @@ import numpy as np
 from unetr_flax.imaging.volume import Volume
 from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing import niivue
-from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
+from unetr_flax.viewing.cross_sections import CrossSections
+from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
 from unetr_flax.viewing.page_data import encode, gray_step
-from unetr_flax.viewing.planes import CONVENTION, largest_slices
+from unetr_flax.viewing.planes import CONVENTION
 from unetr_flax.viewing.windows import window_presets
 
 OPACITY = 0.5
@@ -27,6 +28,7 @@ CONTROLS = (
 )
 # Room for the note about a coarser grid.
 GRID_NOTE_BYTES = 1000
+SMALLEST_SCAN_BYTES = 5_000
 
 
 def write_page(
@@ -69,7 +71,8 @@ def write_page(
 
 
 def _title(path: Path) -> str:
-    return path.name.removesuffix(".html")
+    # Names of files may hold bytes that are no text.
+    return path.name.removesuffix(".html").encode("utf-8", "replace").decode("utf-8")
 
 
 def _build(
@@ -80,10 +83,10 @@ def _build(
     window: tuple[float, float] | None,
     max_bytes: int,
 ) -> str:
-    counts = label_counts(labels)
+    sections = CrossSections.of(labels)
     image = volume.array[..., 0]
     presets = window_presets(image, window)
-    facts = _facts(volume, labels, counts, names)
+    facts = _facts(volume, sections, names)
     facts["title"] = title
     facts["presets"] = [{"name": name, "window": window} for name, window in presets.items()]
     texts = {
@@ -98,9 +101,14 @@ def _build(
     texts["POLICY"] = _policy(texts["VIEWER"], texts["SCRIPT"])
     template = _asset("page.html")
     used = GRID_NOTE_BYTES + sum(len(text.encode()) for text in (template, *texts.values()))
+    if max_bytes < used + SMALLEST_SCAN_BYTES:
+        raise ValueError(
+            f"max_bytes={max_bytes}: must be at least {used + SMALLEST_SCAN_BYTES}, as the viewer "
+            "alone needs most of that"
+        )
     data = encode(
         image,
-        _numbered(labels, counts),
+        _numbered(labels, sections.ids),
         volume.affine,
         step=gray_step(image, next(iter(presets.values())), calibrated=window is not None),
         max_bytes=max_bytes - used,
@@ -115,28 +123,28 @@ def _build(
     return Template(template).substitute(texts, IMAGE=data.image, LABELS=data.labels)
 
 
-def _facts(
-    volume: Volume, labels: np.ndarray, counts: Mapping[int, int], names: Mapping[int, str]
-) -> dict[str, Any]:
+def _facts(volume: Volume, sections: CrossSections, names: Mapping[int, str]) -> dict[str, Any]:
     """Collects what the page's script reads; voxels are those of the scan's grid."""
-    voxels, start = largest_slices(labels, list(counts))
+    *shape, channels = volume.array.shape
     notes = [CONTROLS, CONVENTION]
-    if volume.array.shape[-1] > 1:
-        notes.append(f"Channel 1 of {volume.array.shape[-1]} is shown.")
+    if channels > 1:
+        notes.append(f"Channel 1 of {channels} is shown.")
     entries = [
         {
             "name": name_of(label, names),
             "color": color_of(label),
-            "ml": counts[label] * voxel_ml(volume),
-            "voxel": voxel,
+            "ml": voxels * voxel_ml(volume),
+            "voxel": largest,
         }
-        for label, voxel in zip(counts, voxels, strict=True)
+        for label, voxels, largest in zip(
+            sections.ids, sections.voxels.tolist(), sections.largest, strict=True
+        )
     ]
     return {
         "notes": notes,
         "opacity": OPACITY,
-        "shape": labels.shape,
-        "start": start,
+        "shape": shape,
+        "start": sections.largest_of_all,
         "labels": entries,
     }
 
@@ -146,10 +154,10 @@ def _json(facts: dict[str, Any]) -> str:
     return json.dumps(facts).replace("<", "\\u003c")
 
 
-def _numbered(labels: np.ndarray, counts: Mapping[int, int]) -> np.ndarray:
+def _numbered(labels: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
     """Replaces class ids by their position among those that occur, from 1."""
-    numbers = np.zeros(max(counts, default=0) + 1, np.min_scalar_type(len(counts)))
-    numbers[list(counts)] = np.arange(1, len(counts) + 1)
+    numbers = np.zeros(max(ids, default=0) + 1, np.min_scalar_type(len(ids)))
+    numbers[list(ids)] = np.arange(1, len(ids) + 1)
     return numbers[labels]
 
 

@@ -15,6 +15,8 @@ from unetr_flax.imaging.resampling import resample_linear, resample_nearest, res
 LEVELS = 1000
 INT16 = np.iinfo(np.int16)
 COMPRESSION = 6
+# A browser holds each voxel four times, in up to 4 bytes.
+LARGEST_VOXELS = 64_000_000
 # Slices that tell how well a scan compresses.
 PROBE_SLICES = 8
 
@@ -44,7 +46,7 @@ def encode(
     step: float,
     max_bytes: int,
 ) -> PageData:
-    """Encodes a scan and its labels, on a coarser grid if they would be too large.
+    """Encodes a scan and its labels, on a coarser grid if they would be too large for a browser.
 
     Args:
       channel: intensities [X, Y, Z], kept as whole multiples of `step`, 16 bits.
@@ -54,12 +56,12 @@ def encode(
       max_bytes: largest length of both texts together.
 
     Raises:
-      ValueError: if even a grid of a few voxels does not fit.
+      ValueError: if even a single voxel does not fit.
       VolumeError: if nibabel or scipy is not installed.
     """
     spacing = _spacing(affine)
     shape = channel.shape
-    room = _estimated_voxels(channel, step, max_bytes)
+    room = min(LARGEST_VOXELS, _estimated_voxels(channel, step, max_bytes))
     while True:
         shape = _shape_within(channel.shape, spacing, min(room, math.prod(shape)))
         data = _encode_at(shape, channel, labels, affine, step)
@@ -67,8 +69,8 @@ def encode(
         if size <= max_bytes:
             return data
         if max(shape) == 1:
-            raise ValueError(f"max_bytes={max_bytes}: too small for a page")
-        # Noise compresses less well on a coarser grid, so that the next try may be too large too.
+            raise ValueError(f"max_bytes={max_bytes}: too small for a scan of one voxel")
+        # A coarser grid has fewer smooth areas and compresses less well, so this may take tries.
         room = int(math.prod(shape) * min(0.9, 0.95 * max_bytes / size))
 
 

@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unetr_flax.viewing import page_data
 from unetr_flax.viewing.page_data import encode, gray_step
 
 AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.8, 0.3, 7], [0, 0, 3, -300], [0, 0, 0, 1]])
@@ -65,6 +66,13 @@ def test_intensities_beyond_16_bits_are_clipped():
     image = np.array([-1e6, -5, 5, 1e6], np.float32).reshape(1, 1, 4)
     data = encode(image, np.zeros((1, 1, 4), np.uint8), AFFINE, step=1, max_bytes=10**6)
     assert decode(data.image).get_fdata().ravel().tolist() == [-32768, -5, 5, 32767]
+
+
+def test_more_voxels_than_a_browser_holds(monkeypatch):
+    monkeypatch.setattr(page_data, "LARGEST_VOXELS", 1000)
+    image, labels = scan()
+    data = encode(image * 0, labels, AFFINE, step=1, max_bytes=10**6)
+    assert 700 < np.prod(data.shape) <= 1000
 
 
 def test_too_small():

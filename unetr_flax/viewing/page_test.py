@@ -85,8 +85,14 @@ def test_replaced_viewer(tmp_path, monkeypatch):
 
 def test_nothing_is_left_where_a_page_cannot_be(tmp_path):
     volume, labels = scan()
-    with pytest.raises(ValueError, match="max_bytes"):
+    with pytest.raises(ValueError, match="max_bytes=1000: must be at least 2"):
         write_page(tmp_path / "a.html", volume, labels, {}, window=None, max_bytes=1000)
     with pytest.raises(ValueError, match="labels: shape"):
         write_page(tmp_path / "a.html", volume, labels[1:], {}, window=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_file_name_that_is_no_text(tmp_path):
+    path = tmp_path / "a\udcff.html"
+    write_page(path, *scan(), {}, window=None)
+    assert elements(path.read_text(), "title")[0][1] == "a?"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unetr_flax.viewing.planes import AXIAL, CORONAL, PLANES, SAGITTAL, largest_slices
+from unetr_flax.viewing.planes import PLANES
 
 SHAPE = (4, 5, 6)
 # The direction in which each axis of the canonical grid grows, and the opposite one.
@@ -21,19 +21,3 @@ def test_letters_name_the_directions_of_the_pixels(plane):
         assert (row, column) == (0, 0)
         changes = image[0, -1] != image[0, 0], image[-1, 0] != image[0, 0]
         assert changes == (axis == plane.across, axis == plane.down)
-
-
-def test_largest_slice():
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[1, 3, 4] = labels[1, 2, 4] = 7
-    labels[3, 3, 0] = 1
-    assert [plane.largest(labels) for plane in (SAGITTAL, CORONAL, AXIAL)] == [1, 3, 4]
-    assert [plane.largest(labels * 0) for plane in (SAGITTAL, CORONAL, AXIAL)] == [2, 2, 3]
-
-
-def test_largest_slices_of_each_class():
-    labels = np.zeros(SHAPE, np.uint16)
-    labels[1, 3, 4] = labels[1, 2, 4] = 700
-    labels[3, 3, 0] = 1
-    assert largest_slices(labels, [1, 700]) == ([(3, 3, 0), (1, 2, 4)], (1, 3, 4))
-    assert largest_slices(labels * 0, []) == ([], (2, 2, 3))

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume, VolumeError
+<<<<<<< HEAD
 from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
+=======
+from unetr_flax.viewing.cross_sections import CrossSections
+from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
+>>>>>>> view
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane
 from unetr_flax.viewing.windows import window_presets
 
@@ -28,6 +33,7 @@ LARGEST_LEGEND_COLUMNS = 3
 BACKGROUND, TEXT, FAINT = "#14171c", "#f2f2f2", "#aab2bd"
 FILL_OPACITY = 0.4
 LONGEST_NAME = 24
+FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 def write_preview(
@@ -112,17 +118,18 @@ class _Layout:
 def _draw(
     volume: Volume, labels: np.ndarray, names: Mapping[int, str], window: tuple[float, float] | None
 ) -> Any:
-    counts = label_counts(labels)
+    sections = CrossSections.of(labels)
+    ml = sections.voxels * voxel_ml(volume)
     image = volume.array[..., 0]
     (low, high), *_ = window_presets(image, window).values()
     extent = np.array(labels.shape) * volume.spacing
-    layout = _Layout.of(extent, len(counts))
+    layout = _Layout.of(extent, len(sections.ids))
     width, height = layout.size
     figure = _import("matplotlib.figure").Figure(layout.size, dpi=DPI)
     # The canvas draws without a screen.
     _import("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     for column, plane in enumerate(PLANES):
-        index = plane.largest(labels)
+        index = sections.largest_of_all[plane.normal]
         across, down = extent[plane.across], extent[plane.down]
         wide, tall = across * layout.scale, down * layout.scale
         left = layout.lefts[column] + (layout.widths[column] - wide) / 2
@@ -150,9 +157,7 @@ def _draw(
         title = f"{plane.name}\nslice {index + 1} of {labels.shape[plane.normal]}"
         y = 1 - (TITLE_HEIGHT - 0.1) / height
         figure.text(middle, y, title, color=TEXT, fontsize=9, ha="center", va="bottom")
-    _draw_legend(
-        figure, layout, {label: counts[label] * voxel_ml(volume) for label in counts}, names
-    )
+    _draw_legend(figure, layout, dict(zip(sections.ids, ml.tolist(), strict=True)), names)
     foot = f"{CONVENTION} Window {low:.5g} to {high:.5g}."
     if volume.array.shape[-1] > 1:
         foot += f" Channel 1 of {volume.array.shape[-1]}."
@@ -215,7 +220,7 @@ def _draw_legend(
     rectangle = _import("matplotlib.patches").Rectangle
     room = layout.legend_columns * layout.legend_entries
     shown = list(volumes_ml)[: room if len(volumes_ml) <= room else room - 1]
-    lines = [(_shorten(name_of(k, names)), f"{volumes_ml[k]:.1f} ml") for k in shown]
+    lines = [(_drawable(name_of(k, names)), f"{volumes_ml[k]:.1f} ml") for k in shown]
     if len(shown) < len(volumes_ml):
         lines.append((f"and {len(volumes_ml) - len(shown)} more", ""))
     for i, (name, size) in enumerate(lines):
@@ -226,13 +231,17 @@ def _draw_legend(
             corner = (left / width, (middle - 0.06) / height)
             color = [value / 255 for value in color_of(shown[i])]
             figure.add_artist(rectangle(corner, 0.16 / width, 0.12 / height, color=color))
-        style: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False}
+        style: dict[str, Any] = {"va": "center", "size": 8, "family": FONT, "parse_math": False}
         figure.text((left + 0.24) / width, middle / height, name, color=TEXT, **style)
         right = (left + ENTRY_WIDTH - 0.15) / width
         figure.text(right, middle / height, size, color=FAINT, ha="right", **style)
 
 
-def _shorten(name: str) -> str:
+def _drawable(name: str) -> str:
+    """Shortens a name, and replaces letters that the font lacks."""
+    fonts = _import("matplotlib.font_manager")
+    letters = fonts.get_font(fonts.findfont(FONT)).get_charmap()
+    name = "".join(c if ord(c) in letters else "\N{REPLACEMENT CHARACTER}" for c in name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 

@@ -80,6 +80,16 @@ def test_legend_and_notes():
     assert any(np.allclose(np.array(color_of(300)) / 255, color) for color in colors)
 
 
+def test_names_beyond_the_font_and_the_legend(tmp_path):
+    volume, labels = scan()
+    labels[0, 0, 0] = 1
+    names = {1: "\N{CJK UNIFIED IDEOGRAPH-813E} Nierenlager", 300: "x" * 100}
+    # A missing letter would be a warning, which is an error in tests.
+    write_preview(tmp_path / "a.png", volume, labels, names, window=None)
+    found = texts(preview._draw(volume, labels, names, None))
+    assert {"\N{REPLACEMENT CHARACTER} Nierenlager", "x" * 23 + "…"} <= set(found)
+
+
 def test_no_labels():
     volume, labels = scan()
     assert "No labels found" in texts(preview._draw(volume, labels * 0, {300: "x"}, None))

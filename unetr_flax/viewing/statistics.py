@@ -8,9 +8,9 @@ from typing import TextIO
 
 import numpy as np
 
-from unetr_flax.imaging.extras import import_ndimage
 from unetr_flax.imaging.volume import Volume
-from unetr_flax.viewing.labels import check_labels, label_counts, name_of, voxel_ml
+from unetr_flax.viewing.cross_sections import CrossSections, row_table
+from unetr_flax.viewing.labels import check_labels, name_of, voxel_ml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def label_statistics(
 ) -> list[LabelStatistics]:
     """Measures each class that has a name or a voxel, without the background (class 0).
 
-    Time and memory do not grow with the number of classes: the scan is read twice, slab by slab.
+    Time and memory do not grow with the number of classes: scan and labels are read slice by slice.
 
     Args:
       volume: the scan, [X, Y, Z, C] on the canonical grid.
@@ -63,43 +63,39 @@ def label_statistics(
 
     Raises:
       ValueError: if the label map does not fit the scan.
-      VolumeError: if scipy is not installed.
     """
     check_labels(volume, labels)
-    counts = label_counts(labels)
-    present = np.array(list(counts), np.int64)
-    mean, std, low, high = _intensities(volume.array, labels, counts)
-    centroids = _centroids(labels, counts) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    boxes = import_ndimage().find_objects(labels)
+    sections = CrossSections.of(labels)
+    intensities = _intensities(volume.array, labels, sections)
+    centroids = sections.centroids @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     found = {}
-    for row, label in enumerate(present.tolist()):
-        box = boxes[label - 1]
-        start, stop = tuple(s.start for s in box), tuple(s.stop for s in box)
-        found[label] = {
-            "mean": _floats(mean[row]),
-            "std": _floats(std[row]),
-            "min": _floats(low[row]),
-            "max": _floats(high[row]),
-            "centroid_mm": _floats(centroids[row]),
-            "bounding_box": (start, stop),
-            "touches_border": 0 in start
-            or any(end == size for end, size in zip(stop, labels.shape, strict=True)),
-        }
-    return [
-        LabelStatistics(
-            label,
-            name_of(label, names),
-            counts.get(label, 0),
-            counts.get(label, 0) * voxel_ml(volume),
-            **found.get(label, {}),
+    for row, (label, box) in enumerate(zip(sections.ids, sections.boxes, strict=True)):
+        mean, std, low, high = (_floats(values[row]) for values in intensities)
+        voxels = int(sections.voxels[row])
+        found[label] = LabelStatistics(
+            id=label,
+            name=name_of(label, names),
+            voxels=voxels,
+            volume_ml=voxels * voxel_ml(volume),
+            mean=mean,
+            std=std,
+            min=low,
+            max=high,
+            centroid_mm=_floats(centroids[row]),
+            bounding_box=box,
+            touches_border=0 in box[0] or any(np.equal(box[1], labels.shape)),
         )
-        for label in sorted(({*names} | {*counts}) - {0})
-    ]
+    absent = {
+        label: LabelStatistics(label, name_of(label, names), voxels=0, volume_ml=0.0)
+        for label in names.keys() - found.keys() - {0}
+    }
+    return [row for _, row in sorted((absent | found).items())]
 
 
 def to_json(statistics: Sequence[LabelStatistics]) -> str:
-    """Formats measurements as a JSON list with one object per class, fields as attributes."""
-    return json.dumps([dataclasses.asdict(row) for row in statistics], indent=2) + "\n"
+    """Formats measurements as a JSON list with an object and a line per class."""
+    rows = [json.dumps(dataclasses.asdict(row)) for row in statistics]
+    return "[" + ",".join(f"\n  {row}" for row in rows) + "\n]\n"
 
 
 def print_table(statistics: Sequence[LabelStatistics], file: TextIO | None = None) -> None:
@@ -141,19 +137,12 @@ def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _rows(counts: Mapping[int, int]) -> np.ndarray:
-    """Makes a table from class id to row, the position of the class among those that occur."""
-    rows = np.zeros(max(counts, default=0) + 1, np.intp)
-    rows[list(counts)] = np.arange(len(counts))
-    return rows
-
-
 def _intensities(
-    image: np.ndarray, labels: np.ndarray, counts: Mapping[int, int]
+    image: np.ndarray, labels: np.ndarray, sections: CrossSections
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Computes mean, standard deviation, minimum and maximum, each [classes, C], float64."""
-    rows, size = _rows(counts), (len(counts), image.shape[-1])
-    number = np.array(list(counts.values()), np.float64)[:, None]
+    rows, size = row_table(sections.ids), (len(sections.ids), image.shape[-1])
+    number = sections.voxels[:, None]
     total, squares = np.zeros(size), np.zeros(size)
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
 
@@ -174,16 +163,3 @@ def _intensities(
             deviation = values[:, channel] - mean[row, channel]
             squares[:, channel] += np.bincount(row, deviation**2, size[0])
     return mean, np.sqrt(squares / number), low, high
-
-
-def _centroids(labels: np.ndarray, counts: Mapping[int, int]) -> np.ndarray:
-    """Computes the mean voxel index of each class: [classes, 3]."""
-    rows = _rows(counts)
-    total = np.zeros((len(counts), 3))
-    for x, classes in enumerate(labels):
-        y, z = np.nonzero(classes)
-        row = rows[classes[y, z]]
-        total[:, 0] += x * np.bincount(row, minlength=len(counts))
-        total[:, 1] += np.bincount(row, y, len(counts))
-        total[:, 2] += np.bincount(row, z, len(counts))
-    return total / np.array(list(counts.values()), np.float64)[:, None]

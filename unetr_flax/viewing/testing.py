@@ -43,7 +43,7 @@ os.dup2(pipes[0], 3)
 os.dup2(pipes[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-TIMEOUT = 60  # seconds
+TIMEOUT = 120  # seconds
 
 
 def find_browser() -> str | None:
@@ -81,6 +81,7 @@ class Browser:
         self._commands.write(json.dumps(message).encode() + b"\0")
         while True:
             answer = self._inbox.get(timeout=TIMEOUT)
+            assert answer is not None, "Chromium ended, or did not start"
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
@@ -171,9 +172,10 @@ def open_browser(program: str) -> Iterator[Browser]:
 
 
 def _listen(answers: io.BufferedReader, inbox: queue.Queue) -> None:
-    """Puts messages, which end in a zero byte, into a queue."""
+    """Puts messages, which end in a zero byte, into a queue, and None when there are no more."""
     buffer = b""
     while part := answers.read1(1 << 16):
         *messages, buffer = (buffer + part).split(b"\0")
         for message in messages:
             inbox.put(json.loads(message))
+    inbox.put(None)

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from unetr_flax.imaging.intensity import Window
+from unetr_flax.imaging.preprocessing import Preprocessing
+
 # Width and level as radiologists know them: 400/50, 1500/-600, 1800/400 and 80/40.
 CT_WINDOWS = {
     "Soft tissue": (-150.0, 250.0),
@@ -15,6 +18,12 @@ PERCENTILES = {
     "All intensities": (0.0, 100.0),
 }
 LARGEST_SAMPLE = 1_000_000
+
+
+def display_window(preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """Returns the window of a model's first channel, None if another rule normalizes it."""
+    rule = preprocessing.intensity[0]
+    return (rule.low, rule.high) if isinstance(rule, Window) else None
 
 
 def window_presets(

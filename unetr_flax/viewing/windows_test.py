@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from unetr_flax.viewing.windows import CT_WINDOWS, window_presets
+from unetr_flax.imaging.preprocessing import Preprocessing
+from unetr_flax.viewing.windows import CT_WINDOWS, display_window, window_presets
 
 
 def test_ct_starts_with_the_window_of_the_model():
@@ -22,3 +23,8 @@ def test_other_images_start_with_percentiles_of_the_nonzero_voxels():
 def test_constant_images_have_a_window(value):
     for low, high in window_presets(np.full((2, 3, 4), value), None).values():
         assert low < value < high
+
+
+def test_window_of_a_model():
+    assert display_window(Preprocessing.from_modalities(["CT", "PET"])) == (-175, 250)
+    assert display_window(Preprocessing.from_modalities(["T1"])) is None
