@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume, VolumeError
-<<<<<<< HEAD
-from unetr_flax.runtime.atomic import commit, staged
-from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
-=======
 from unetr_flax.viewing.cross_sections import CrossSections
 from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
->>>>>>> view
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane
 from unetr_flax.viewing.windows import window_presets
 
