@@ -114,7 +114,7 @@ class DiceCounts:
 
 
 def _count(classes: np.ndarray, num_classes: int, where: np.ndarray | None = None) -> np.ndarray:
-    """Counts the voxels of each case and class, [cases, K], int64; only those of a mask if given."""
+    """Counts the voxels of each case and class, [cases, K], int64, within `where` if given."""
     counts = np.zeros((len(classes), num_classes), np.int64)
     for i, case in enumerate(classes):
         flat = case.reshape(-1)

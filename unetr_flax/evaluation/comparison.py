@@ -1,0 +1,144 @@
+"""Pictures of a prediction beside the true labels. Needs matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from unetr_flax.evaluation.drawing import label_colors, make_figure, to_png
+
+ROWS = ("Label", "Prediction", "Difference")
+# Colors of voxels that only the label has, that only the prediction has, and of another label.
+DIFFERENCES = (
+    ("missing", (0.0, 0.9, 1.0)),
+    ("too much", (1.0, 0.2, 0.8)),
+    ("wrong label", (1.0, 0.9, 0.1)),
+)
+ROW_INCHES = 2.4
+LEGEND_INCHES = 0.22
+# Name of each plane, the axis through it, and what is at its left and at its top.
+PLANES = (("axial", 2, "R", "A"), ("coronal", 1, "R", "S"), ("sagittal", 0, "A", "S"))
+
+
+class Comparison(NamedTuple):
+    """What is shown of a case, on the canonical grid.
+
+    Attributes:
+      title: heading of the picture.
+      prediction: predicted class ids [X, Y, Z].
+      label: true class ids [X, Y, Z].
+      spacing: mm per voxel along each axis.
+      image: intensities of the scan [X, Y, Z]; None if it is not known.
+    """
+
+    title: str
+    prediction: np.ndarray
+    label: np.ndarray
+    spacing: Sequence[float]
+    image: np.ndarray | None = None
+
+
+def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
+    """Draws label, prediction and their difference in three planes, as the content of a PNG file.
+
+    Each plane is the one with the most voxels that differ; with the largest structure if none does.
+    Planes are seen in radiological convention, the patient's right on the left, voxels in their
+    physical proportions. The gray window spans the 1st to 99th percentile of the plane.
+
+    Args:
+      case: what is shown.
+      names: names of the labels that get a color, by id.
+    """
+    prediction, label = (
+        np.where(np.isin(classes, list(names)), classes, 0)
+        for classes in (case.prediction, case.label)
+    )
+    colors = dict(zip(names, label_colors(len(names)), strict=True))
+    extent = [n * mm for n, mm in zip(label.shape, case.spacing, strict=True)]
+    proportions = []
+    for _, axis, _, _ in PLANES:
+        width, height = (extent[a] for a in range(3) if a != axis)
+        proportions.append(float(np.clip(width / height, 0.5, 2.5)))
+    shown = [i for i in names if (prediction == i).any() or (label == i).any()]
+    entries = [(names[i], colors[i]) for i in shown] + list(DIFFERENCES)
+    width = ROW_INCHES * sum(proportions) + 0.5
+    # A legend entry has its patch and gaps, and about 0.07 inches per letter of 8 points.
+    columns = max(1, int(width / (0.6 + 0.07 * max(len(name) for name, _ in entries))))
+    lines = -(-len(entries) // columns)
+    figure = make_figure(width, ROW_INCHES * len(ROWS) + 0.5 + LEGEND_INCHES * lines)
+    axes = figure.subplots(len(ROWS), len(PLANES), width_ratios=proportions)
+    for column, (name, axis, left, top) in zip(axes.T, PLANES, strict=True):
+        place = _place(prediction, label, axis)
+        planes = [np.take(classes, place, axis) for classes in (label, prediction)]
+        image = None if case.image is None else np.take(case.image, place, axis)
+        spacing = [mm for a, mm in enumerate(case.spacing) if a != axis]
+        _draw_column(column, image, planes, spacing, colors)
+        column[0].set_title(f"{name}, plane {place}", fontsize=9)
+        for x, y, letter in ((0.03, 0.5, left), (0.5, 0.94, top)):
+            side = column[0].text(
+                x, y, letter, transform=column[0].transAxes, color="white", fontsize=8, va="center"
+            )
+            side.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+    for axis, name in zip(axes[:, 0], ROWS, strict=True):
+        axis.set_ylabel(name, fontsize=9)
+    figure.suptitle(case.title, fontsize=9)
+    figure.legend(
+        [Patch(color=color) for _, color in entries],
+        [name for name, _ in entries],
+        loc="outside lower center",
+        ncols=min(len(entries), columns),
+        fontsize=8,
+        frameon=False,
+    )
+    return to_png(figure)
+
+
+def _place(prediction: np.ndarray, label: np.ndarray, axis: int) -> int:
+    """Finds the plane across an axis to show."""
+    others = tuple(a for a in range(3) if a != axis)
+    for voxels in (prediction != label, label != 0):
+        area = np.count_nonzero(voxels, axis=others)
+        if area.any():
+            return int(area.argmax())
+    return label.shape[axis] // 2
+
+
+def _draw_column(
+    panels,
+    image: np.ndarray | None,
+    planes: Sequence[np.ndarray],
+    spacing: Sequence[float],
+    colors: Mapping[int, tuple[float, ...]],
+) -> None:
+    """Draws label, prediction and difference of one plane, one below the other."""
+    label, prediction = planes
+    ids = np.array([0, *colors])
+    palette = ListedColormap([(0, 0, 0), *colors.values()])
+    differing = np.select([prediction == label, prediction == 0, label == 0], [0, 1, 2], default=3)
+    differences = ListedColormap([(0, 0, 0), *(color for _, color in DIFFERENCES)])
+    overlays = [
+        (np.searchsorted(ids, label), palette),
+        (np.searchsorted(ids, prediction), palette),
+        (differing, differences),
+    ]
+    if image is None:
+        image = np.zeros(label.shape)
+    low, high = np.percentile(image, [1, 99])
+    placement = {"aspect": spacing[1] / spacing[0], "interpolation": "nearest"}
+    for panel, (overlay, cmap) in zip(panels, overlays, strict=True):
+        panel.set(xticks=[], yticks=[])
+        panel.imshow(_view(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **placement)
+        norm = BoundaryNorm(np.arange(cmap.N + 1) - 0.5, cmap.N)
+        overlay = np.ma.masked_equal(_view(overlay), 0)
+        panel.imshow(overlay, cmap=cmap, norm=norm, alpha=0.65, **placement)
+
+
+def _view(plane: np.ndarray) -> np.ndarray:
+    """Turns a plane whose axes run right or anterior, then up, into rows and columns of a picture.
+
+    The second axis runs up, and the first one to the left: the patient's right, or the front.
+    """
+    return plane[::-1, ::-1].T
