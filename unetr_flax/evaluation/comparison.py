@@ -62,20 +62,24 @@ def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
     for _, axis, _, _ in PLANES:
         width, height = (extent[a] for a in range(3) if a != axis)
         proportions.append(float(np.clip(width / height, 0.5, 2.5)))
-    shown = [i for i in names if (prediction == i).any() or (label == i).any()]
-    entries = [(names[i], colors[i]) for i in shown] + list(DIFFERENCES)
+    places = [_place(prediction, label, axis) for _, axis, _, _ in PLANES]
+    planes = [
+        [np.take(classes, place, axis) for classes in (label, prediction)]
+        for place, (_, axis, _, _) in zip(places, PLANES, strict=True)
+    ]
+    drawn = set().union(*(np.unique(plane).tolist() for pair in planes for plane in pair))
+    entries = [(names[i], colors[i]) for i in names if i in drawn] + list(DIFFERENCES)
     width = ROW_INCHES * sum(proportions) + 0.5
     # A legend entry has its patch and gaps, and about 0.07 inches per letter of 8 points.
     columns = max(1, int(width / (0.6 + 0.07 * max(len(name) for name, _ in entries))))
     lines = -(-len(entries) // columns)
     figure = make_figure(width, ROW_INCHES * len(ROWS) + 0.5 + LEGEND_INCHES * lines)
     axes = figure.subplots(len(ROWS), len(PLANES), width_ratios=proportions)
-    for column, (name, axis, left, top) in zip(axes.T, PLANES, strict=True):
-        place = _place(prediction, label, axis)
-        planes = [np.take(classes, place, axis) for classes in (label, prediction)]
+    for k, (name, axis, left, top) in enumerate(PLANES):
+        column, place = axes[:, k], places[k]
         image = None if case.image is None else np.take(case.image, place, axis)
         spacing = [mm for a, mm in enumerate(case.spacing) if a != axis]
-        _draw_column(column, image, planes, spacing, colors)
+        _draw_column(column, image, planes[k], spacing, colors)
         column[0].set_title(f"{name}, plane {place}", fontsize=9)
         for x, y, letter in ((0.03, 0.5, left), (0.5, 0.94, top)):
             side = column[0].text(
@@ -124,6 +128,8 @@ def _draw_column(
         (np.searchsorted(ids, prediction), palette),
         (differing, differences),
     ]
+    # Colors are full where there is no scan to shine through.
+    alpha = 1.0 if image is None else 0.65
     if image is None:
         image = np.zeros(label.shape)
     low, high = np.percentile(image, [1, 99])
@@ -133,7 +139,7 @@ def _draw_column(
         panel.imshow(_view(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **placement)
         norm = BoundaryNorm(np.arange(cmap.N + 1) - 0.5, cmap.N)
         overlay = np.ma.masked_equal(_view(overlay), 0)
-        panel.imshow(overlay, cmap=cmap, norm=norm, alpha=0.65, **placement)
+        panel.imshow(overlay, cmap=cmap, norm=norm, alpha=alpha, **placement)
 
 
 def _view(plane: np.ndarray) -> np.ndarray:

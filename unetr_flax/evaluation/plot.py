@@ -16,6 +16,10 @@ PANELS = (
 )
 FRACTIONS = ("dice", "iou", "surface_dice")
 LINE_INCHES = 0.34
+# Matplotlib draws no picture of more than 65535 pixels.
+MOST_INCHES = 400
+# With fewer cases only the dots are drawn.
+FEWEST_FOR_BOX = 4
 
 
 def box_plots(report: Report) -> bytes:
@@ -23,11 +27,11 @@ def box_plots(report: Report) -> bytes:
 
     A box spans the quartiles, its line is the median, the whiskers reach to the last case within
     1.5 times the height of the box; every case is a dot. Infinite values have no place on the axis:
-    their number stands at the right.
+    their number stands at the right. With less than four cases there are dots and no boxes.
     """
     ids = list(report.names)
     colors = label_colors(len(ids))
-    height = 2 * (0.8 + LINE_INCHES * max(len(ids), 2)) + 0.4
+    height = min(2 * (0.8 + LINE_INCHES * max(len(ids), 2)) + 0.4, MOST_INCHES)
     longest = max((len(report.names[i]) for i in ids), default=0)
     figure = make_figure(9.0 + 0.07 * min(longest, 40), height)
     axes = figure.subplots(len(PANELS), len(PANELS[0]), squeeze=False, sharey=True)
@@ -71,7 +75,8 @@ def _values(report: Report, label: int, metric: str) -> np.ndarray:
 def _draw(axis, place: int, values: np.ndarray, color, rng: np.random.Generator) -> None:
     """Draws the box, the dots and the number of infinite values of one label."""
     finite = values[np.isfinite(values)]
-    if len(finite):
+    few = len(finite) < FEWEST_FOR_BOX
+    if not few:
         axis.boxplot(
             finite,
             positions=[place],
@@ -85,8 +90,8 @@ def _draw(axis, place: int, values: np.ndarray, color, rng: np.random.Generator)
             capprops={"color": color},
             manage_ticks=False,
         )
-        heights = place + rng.uniform(-0.18, 0.18, len(finite))
-        axis.plot(finite, heights, ".", color=color, markersize=3, alpha=0.6)
+    heights = place + (0 if few else 1) * rng.uniform(-0.18, 0.18, len(finite))
+    axis.plot(finite, heights, "o", color=color, markersize=5 if few else 1.5, alpha=0.6)
     if len(finite) < len(values):
         axis.text(
             1.01,

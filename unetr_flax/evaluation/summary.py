@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
       mean: the mean; infinite if any value is; nan if there is no value.
       low: lower end of the 95 % bootstrap interval; nan with fewer than two values.
       high: upper end.
-      median: the middle value.
+      median: the middle value; nan with fewer than two values, and for means over labels.
     """
 
     mean: float
@@ -49,8 +49,7 @@ class Summary:
 
     Attributes:
       labels: the summary of each label, by its id.
-      over_labels: mean over labels of their means, by the metric's name; the median is that of the
-        labels' means. A label without a value is left out.
+      over_labels: mean over labels of their means, by metric; a label without a value is left out.
     """
 
     labels: dict[int, LabelSummary]
@@ -104,7 +103,7 @@ def summarize(
                     mean=float(means[k, m]),
                     low=float(low[k, m]) if known else float("nan"),
                     high=float(high[k, m]) if known else float("nan"),
-                    median=_median(values[:, k, m]),
+                    median=_median(values[:, k, m]) if known else float("nan"),
                 )
                 for m, metric in enumerate(METRICS)
             },
@@ -167,6 +166,6 @@ def _over_labels(means: np.ndarray, drawn: np.ndarray, cases: int) -> dict[str, 
             mean=float(mean),
             low=float(low[0]) if known else float("nan"),
             high=float(high[0]) if known else float("nan"),
-            median=_median(means[:, m]),
+            median=float("nan"),
         )
     return estimates

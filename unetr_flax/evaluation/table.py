@@ -90,13 +90,14 @@ def format_value(metric: str, value: float) -> str:
 def _lines(
     name: str, cases: str, estimates: dict[str, Estimate], counts: list[str]
 ) -> list[list[str]]:
-    """Returns the line of means and, with several cases, those of their intervals and medians."""
+    """Returns the line of means, and those of their intervals and medians where these are known."""
+    blank = [""] * len(counts)
     fields = {"mean": name, "low": "  95 % from", "high": "         to", "median": "  median"}
     lines = []
     for field, title in fields.items():
-        first = field == "mean"
-        values = [format_value(m.name, getattr(estimates[m.name], field)) for m in METRICS]
-        rest = counts if first else [""] * len(counts)
-        lines.append([title, cases if first else "", *values, *rest])
-    several = not all(math.isnan(estimates[m.name].low) for m in METRICS)
-    return lines if several else lines[:1]
+        values = [getattr(estimates[metric.name], field) for metric in METRICS]
+        if field == "mean" or not all(map(math.isnan, values)):
+            shown = [format_value(m.name, v) for m, v in zip(METRICS, values, strict=True)]
+            rest = [cases, *shown, *counts] if field == "mean" else ["", *shown, *blank]
+            lines.append([title, *rest])
+    return lines
