@@ -139,8 +139,11 @@ def _check(report: ReportOptions) -> None:
             raise ValueError(f"{folder}: is a file, must be a folder")
         if not report.overwrite and folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder}: is not empty; --overwrite replaces its pictures")
-    elif report.images is not None:
-        raise ValueError("--images: only with --worst")
+    if report.images is not None:
+        if report.worst is None:
+            raise ValueError("--images: only with --worst")
+        if not report.images.exists():
+            raise ValueError(f"{report.images}: no such file or folder")
     if report.plot is not None or report.worst is not None:
         try:
             import matplotlib  # noqa: F401

@@ -1,11 +1,12 @@
 """What the pictures of an evaluation share. Needs matplotlib."""
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 DPI = 150
 
@@ -20,8 +21,8 @@ def make_figure(width: float, height: float) -> Figure:
 def to_png(figure: Figure) -> bytes:
     """Draws a figure as the content of a PNG file."""
     # Names are shown as they are, even with dollar signs.
-    for text in figure.findobj(matplotlib.text.Text):
-        text.set_parse_math(False)
+    for text in figure.findobj(Text):
+        cast(Text, text).set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

@@ -45,8 +45,8 @@ def evaluate_files(
       Scores and means. A case of a folder that cannot be scored is in `failed`.
 
     Raises:
-      VolumeError: if nothing matches; if a file of names is broken; if the only case, or every
-        case of a folder, cannot be scored.
+      VolumeError: if nothing matches; if no label occurs; if a file of names is broken; if the only
+        case, or every case of a folder, cannot be scored.
       ValueError: if tolerance or resamples have no such value.
     """
     check_tolerance(tolerance)
@@ -63,6 +63,8 @@ def evaluate_files(
     if names is None:
         names = names_beside(predictions, labels)
         ids = occurring
+    if not ids:
+        raise VolumeError(f"{predictions}, {labels}: no label to score, only background")
     shown = {i: name_of(i, names) for i in sorted(ids)}
     cases = {
         name: {i: scores.get(i, Scores.both_empty()) for i in shown}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unetr_flax.evaluation.scores import LARGEST_LABEL
 from unetr_flax.imaging.volume import VolumeError
 
 FILE_NAME = "labels.json"
@@ -79,5 +80,7 @@ def _id(value: Any) -> int | None:
     """Returns an id that JSON holds as a number or as text; None if the value is no id."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
         value = int(value)
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
-    return value if valid else None
+    # In Python True is an integer.
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_LABEL:
+        return None
+    return value

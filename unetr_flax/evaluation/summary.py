@@ -75,10 +75,11 @@ def summarize(
       seed: seed of the draws.
 
     Raises:
-      ValueError: if there is no case, or `resamples` is not positive.
+      ValueError: if there is no case or no id, or `resamples` is not positive.
     """
-    if not cases:
-        raise ValueError("cases: none given, must be at least one")
+    for name, given in (("cases", cases), ("ids", ids)):
+        if not given:
+            raise ValueError(f"{name}: none given, must be at least one")
     check_resamples(resamples)
     ids = sorted(ids)
     scores = [[case.get(i, Scores.both_empty()) for i in ids] for case in cases]
@@ -159,7 +160,7 @@ def _over_labels(means: np.ndarray, drawn: np.ndarray, cases: int) -> dict[str, 
     estimates = {}
     for m, metric in enumerate(METRICS):
         ones = np.ones((1, len(means)))
-        mean = weighted_means(means[:, m : m + 1], ones)[0, 0] if len(means) else np.nan
+        mean = weighted_means(means[:, m : m + 1], ones)[0, 0]
         low, high = interval(weighted_means(drawn[:, :, m].T, ones).T)
         known = cases > 1
         estimates[metric.name] = Estimate(

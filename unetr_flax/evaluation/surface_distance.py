@@ -120,9 +120,9 @@ def _distances(source: np.ndarray, target: np.ndarray, spacing: Sequence[float])
 
 def _tree_class():
     try:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
     except ModuleNotFoundError:
         raise VolumeError(
             "surface distances need scipy: pip install 'unetr-flax[volumes]'"
         ) from None
-    return cKDTree
+    return KDTree

@@ -21,6 +21,8 @@ from unetr_flax.imaging.volume import VolumeError
 
 # Scores of this many labels stand in the title of a picture, the lowest first.
 LABELS_IN_TITLE = 4
+# Letters of a case's name that stand in the name of its picture; the rest would not fit.
+LONGEST_NAME = 120
 
 
 def write_worst(
@@ -69,7 +71,8 @@ def write_worst(
             ),
             {i: printable(label) for i, label in report.names.items()},
         )
-        write_whole(folder / f"worst_{rank:02}_{name.replace('/', '_')}.png", picture)
+        file = printable(name).replace("/", "_")[-LONGEST_NAME:]
+        write_whole(folder / f"worst_{rank:02}_{file}.png", picture)
     return complaints
 
 
