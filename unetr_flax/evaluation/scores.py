@@ -9,7 +9,7 @@ import numpy as np
 
 from unetr_flax.evaluation.dice import DiceCounts
 from unetr_flax.evaluation.surface_distance import SurfaceDistances
-from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.imaging.extras import import_ndimage
 
 LARGEST_LABEL = np.iinfo(np.uint16).max
 
@@ -134,7 +134,8 @@ def evaluate_case(
     )
     union = predicted + true - intersection
     occurring = np.flatnonzero(union)
-    boxes = _boxes(prediction), _boxes(label)
+    find_objects = import_ndimage().find_objects
+    boxes = find_objects(prediction), find_objects(label)
     ml = math.prod(spacing) / 1000
     scores = {}
     for i in sorted(set(occurring.tolist()) - {0} if ids is None else set(ids)):
@@ -173,15 +174,6 @@ def _highest(name: str, classes: np.ndarray) -> int:
     if lowest < 0 or highest > LARGEST_LABEL:
         raise ValueError(f"{name}: labels {lowest} to {highest}, must be 0 to {LARGEST_LABEL}")
     return highest
-
-
-def _boxes(classes: np.ndarray) -> list[tuple[slice, ...] | None]:
-    """Finds the bounding box of each id from 1 on; None for ids that do not occur."""
-    try:
-        from scipy.ndimage import find_objects
-    except ModuleNotFoundError:
-        raise VolumeError("bounding boxes need scipy: pip install 'unetr-flax[volumes]'") from None
-    return find_objects(classes)
 
 
 def _union_box(*boxes: tuple[slice, ...] | None) -> tuple[slice, ...]:

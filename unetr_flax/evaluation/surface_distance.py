@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.imaging.extras import import_ndimage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,24 +105,18 @@ def surface(mask: np.ndarray) -> np.ndarray:
 
 def _distances(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Computes the distance of each voxel of one surface to the closest of another one."""
-    number = int(source.sum())
+    distances = np.zeros(np.count_nonzero(source))
     if not target.any():
-        return np.full(number, np.inf)
-    distances = np.zeros(number)
-    # Voxels of both surfaces have distance 0. The time of a search tree grows with the surfaces,
-    # that of a distance transform with the box around them.
-    apart = np.argwhere(source & ~target) * np.asarray(spacing, np.float64)
-    if len(apart):
-        tree = _tree_class()(np.argwhere(target) * np.asarray(spacing, np.float64))
-        distances[: len(apart)] = tree.query(apart, workers=-1)[0]
+        return np.full(len(distances), np.inf)
+    # Voxels of both surfaces have distance 0.
+    apart = source & ~target
+    number = np.count_nonzero(apart)
+    if number:
+        # The places of the closest voxels take half of the time and a fifth of the memory of the
+        # distances of the whole box.
+        closest = import_ndimage().distance_transform_edt(
+            ~target, sampling=spacing, return_distances=False, return_indices=True
+        )
+        steps = np.argwhere(apart) - closest[:, apart].T
+        distances[:number] = np.linalg.norm(steps * np.asarray(spacing, np.float64), axis=1)
     return distances
-
-
-def _tree_class():
-    try:
-        from scipy.spatial import KDTree
-    except ModuleNotFoundError:
-        raise VolumeError(
-            "surface distances need scipy: pip install 'unetr-flax[volumes]'"
-        ) from None
-    return KDTree
