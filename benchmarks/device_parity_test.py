@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import flax.linen as nn
@@ -39,13 +40,14 @@ def test_a_device_that_rounds_as_the_cpu_does_holds():
         ("logits", "float64"),
         ("gradients", "float64"),
         ("logits", "float32"),
+        ("gradients", "float32"),
         ("logits", "bfloat16"),
         ("gradients", "bfloat16"),
     ]
     assert all(row.holds for row in rows)
     assert all(row.device < 1e-13 for row in rows[:2])
-    assert 0 < rows[2].cpu < 1e-5
-    assert all(1e-4 < row.cpu < 0.05 for row in rows[3:])
+    assert all(0 < row.cpu < 1e-5 for row in rows[2:4])
+    assert all(1e-4 < row.cpu < 0.05 for row in rows[4:])
 
 
 def test_a_device_that_computes_something_else_does_not(monkeypatch):
@@ -59,8 +61,8 @@ def test_a_device_that_computes_something_else_does_not(monkeypatch):
 
     monkeypatch.setattr(jax, "device_put", there_or_here)
     rows = compare("there", ("float64", "float32"), **SIZES)
-    assert used == ["here", "there", "there", "here"]
-    assert len(rows) == 3
+    assert [place for place, _ in itertools.groupby(used)] == ["here", "there", "here"]
+    assert len(rows) == 4
     assert not any(row.holds for row in rows)
     assert all(row.cpu < 1e-6 < 1e-4 < row.device for row in rows)
 

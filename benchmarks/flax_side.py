@@ -11,8 +11,9 @@ from benchmarks.cases import Case
 from benchmarks.roofline import Cost, cost_of
 from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
-from train.step import make_predict, make_train_step
+from train.step import make_train_step
 from unetr_flax import UNETR
+from unetr_flax.inference.predictor import make_predict
 from unetr_flax.ops import Lowering
 from unetr_flax.runtime.aot import aot_compile
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions

@@ -26,8 +26,9 @@ from rich.console import Console
 from train.losses import dice_cross_entropy_loss
 from train.sharding import AXIS, replicated
 from train.state import abstract_state
-from train.step import make_predict, make_train_step
+from train.step import make_train_step
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.inference.predictor import make_predict
 
 # Number of chips in each topology below.
 ALL_CHIPS = 4

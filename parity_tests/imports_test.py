@@ -105,6 +105,7 @@ def test_library_imports_without_its_extras():
         "monai",
         "nibabel",
         "scipy",
+        "SimpleITK",
         "optax",
         "orbax",
         "matplotlib",

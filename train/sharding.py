@@ -49,8 +49,3 @@ def local_copy(tree: Any) -> Any:
     Other processes need not take part in computations with them.
     """
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
-
-
-def windows_per_call() -> int:
-    """Returns how many windows inference gives the model at once; more than one slows a CPU."""
-    return 1 if jax.default_backend() == "cpu" else 4

@@ -127,7 +127,3 @@ def test_several_equal_one(several, one_device, tmp_path):
     assert any("batch_stats" in name and "var" in name for name in actual)
     for name, array in expected.items():
         assert np.abs(actual[name] - array).max() <= TOLERANCE * np.abs(array).max(), name
-
-
-def test_inference_gives_a_cpu_one_window_at_a_time():
-    assert sharding.windows_per_call() == (1 if jax.default_backend() == "cpu" else 4)

@@ -1,12 +1,10 @@
-"""The jitted functions: one training step, and prediction."""
+"""The jitted training step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Sharding
 
@@ -86,16 +84,3 @@ def make_train_step(
         out_shardings=sharding,
         compiler_options=compiler_options(platform),
     )
-
-
-def make_predict(
-    model: nn.Module, platform: str | None = None
-) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
-    """Builds the jitted `predict(variables, image [B, *img_size, C]) -> logits [B, *img_size, K]`.
-
-    Norms use their running statistics and nothing is dropped, so the logits of a volume do not
-    depend on the others in the batch.
-    """
-    platform = platform or jax.default_backend()
-    apply = ops.target_platform(platform)(model.apply)
-    return jax.jit(apply, compiler_options=compiler_options(platform))

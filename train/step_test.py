@@ -10,8 +10,9 @@ import pytest
 from train.losses import dice_cross_entropy_loss
 from train.stand_in import Small
 from train.state import create_state
-from train.step import make_predict, make_train_step
+from train.step import make_train_step
 from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.inference.predictor import make_predict
 
 
 @pytest.fixture(scope="module")

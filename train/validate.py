@@ -13,15 +13,15 @@ from train.data.decathlon import Case
 from train.data.preprocess import Sample
 from train.distributed import process_sum
 from train.interrupt import Interrupt
-from train.sharding import local_copy, windows_per_call
+from train.sharding import local_copy
 from train.state import TrainState
-from train.step import make_predict
 from unetr_flax import Preprocessing, sliding_window_inference
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
 from unetr_flax.imaging.intensity import background
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.nifti import read_labels, read_volume
 from unetr_flax.imaging.padding import centered_start, crop_or_pad
+from unetr_flax.inference.predictor import make_predict, windows_per_device
 
 
 class Evaluator:
@@ -90,7 +90,7 @@ class Evaluator:
                     predict,
                     overlap=self._overlap,
                     mode="gaussian",
-                    batch_size=windows_per_call(),
+                    batch_size=windows_per_device(jax.default_backend()),
                 )[0]
                 logits = crop_or_pad(logits, [-first for first in start], grid.shape)
                 yield sample, grid.restore_logits(logits).argmax(-1).astype(np.int32)

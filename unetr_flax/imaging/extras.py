@@ -1,4 +1,4 @@
-"""Packages of the extra `volumes`, imported when they are first needed."""
+"""Packages of the extras `volumes` and `dicom`, imported when they are first needed."""
 
 import importlib
 from types import ModuleType
@@ -7,12 +7,12 @@ from unetr_flax.imaging.volume import VolumeError
 
 
 def import_nibabel() -> ModuleType:
-    """Imports nibabel, which reads and writes NIfTI files.
+    """Imports nibabel, which knows the headers of NIfTI files.
 
     Raises:
       VolumeError: if it is not installed.
     """
-    return _import("nibabel", "NIfTI files need nibabel")
+    return _import("nibabel", "NIfTI files need nibabel", "volumes")
 
 
 def import_ndimage() -> ModuleType:
@@ -21,11 +21,23 @@ def import_ndimage() -> ModuleType:
     Raises:
       VolumeError: if scipy is not installed.
     """
-    return _import("scipy.ndimage", "resampling needs scipy")
+    return _import("scipy.ndimage", "resampling needs scipy", "volumes")
 
 
-def _import(name: str, need: str) -> ModuleType:
+def import_simpleitk() -> ModuleType:
+    """Imports SimpleITK, which reads DICOM, NRRD and MetaImage files, and silences its warnings.
+
+    Raises:
+      VolumeError: if it is not installed.
+    """
+    simpleitk = _import("SimpleITK", "DICOM, NRRD and MetaImage files need SimpleITK", "dicom")
+    # They are written to stderr, past Python's warnings; errors are raised all the same.
+    simpleitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return simpleitk
+
+
+def _import(name: str, need: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise VolumeError(f"{need}: pip install 'unetr-flax[volumes]'") from None
+        raise VolumeError(f"{need}: pip install 'unetr-flax[{extra}]'") from None

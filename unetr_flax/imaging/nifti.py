@@ -1,15 +1,13 @@
 """NIfTI files read onto the canonical grid, and label maps written back onto a file's own grid."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.imaging.extras import import_nibabel
+from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, check_ending, plane_slabs
+from unetr_flax.imaging.nifti_file import NiftiFile
+from unetr_flax.imaging.scan import allocate, read_scan
 from unetr_flax.imaging.volume import Volume, VolumeError
-
-ENDINGS = (".nii", ".nii.gz")
-LARGEST_LABEL = np.iinfo(np.uint16).max
 
 
 def read_volume(path: Path | str) -> Volume:
@@ -19,26 +17,19 @@ def read_volume(path: Path | str) -> Volume:
       path: a file that ends in .nii or .nii.gz.
 
     Raises:
-      VolumeError: if the file is missing, damaged or not NIfTI; if its array is not 3D or 4D, is
-        not of real numbers (colors, complex numbers) or not finite; if its affine does not place
-        voxels in space; if nibabel is not installed.
+      VolumeError: if the file is missing, damaged or not NIfTI, or claims more voxels than it can
+        hold; if its array is not 3D or 4D, is not of real numbers (colors, complex numbers) or not
+        finite; if its affine does not place voxels in space; if nibabel is not installed.
     """
-    array, affine = _read(Path(path))
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or 0 in array.shape:
-        raise VolumeError(f"{path}: shape {array.shape}, must be 3D, or 4D with channels last")
-    # Numbers beyond float32 become infinite, which the check below reports.
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, np.float32)
-    broken = int(array.size - np.isfinite(array).sum())
-    if broken:
-        raise VolumeError(f"{path}: {broken} voxels are NaN or infinite, all must be finite")
-    return Volume(array, affine)
+    check_ending(Path(path), NIFTI_ENDINGS)
+    return read_scan(path).volume
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """Reads a label map in NIfTI format onto the canonical grid.
+
+    Stored numbers that are scaled by a slope below 1 stand for the nearest whole number within
+    half a slope, which is how exactly they could be stored.
 
     Args:
       path: a file that ends in .nii or .nii.gz.
@@ -49,17 +40,17 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       VolumeError: as for `read_volume`, and if voxels are not whole numbers.
     """
-    array, affine = _read(Path(path))
-    if array.ndim == 4 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or 0 in array.shape:
-        raise VolumeError(f"{path}: shape {array.shape}, must be 3D")
-    # NaN and numbers beyond int32 become other numbers, which the comparison finds.
-    with np.errstate(invalid="ignore"):
-        labels = array.astype(np.int32)
-    if not np.array_equal(labels, array):
-        raise VolumeError(f"{path}: labels must be whole numbers")
-    return np.ascontiguousarray(labels), affine
+    path = Path(path)
+    check_ending(path, NIFTI_ENDINGS)
+    file = NiftiFile.open(path)
+    if file.channels != 1:
+        raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
+    labels = allocate(path, file.grid.canonical_shape, np.int32)
+    stored = file.read_stored()[..., 0]
+    view = file.grid.view_on_file_axes(labels)
+    for planes in plane_slabs(file.grid.shape, 8):
+        view[:, :, planes] = _whole_numbers(file, stored[:, :, planes], planes.start)
+    return labels, file.grid.canonical_affine
 
 
 def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
@@ -78,65 +69,39 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None
         or above 65535, or if `path` does not end in .nii or .nii.gz.
       OSError: if `path` cannot be written.
     """
-    nib = import_nibabel()
-    _check_ending(Path(path))
-    original = _load(Path(like))
-    to_canonical = nib.io_orientation(original.affine)
-    canonical = nib.apply_orientation(np.empty(original.shape[:3], bool), to_canonical)
-    if labels.shape != canonical.shape:
-        raise VolumeError(f"{like}: grid {canonical.shape}, labels have {labels.shape}")
-    back = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(original.affine)
+    for name in (like, path):
+        check_ending(Path(name), NIFTI_ENDINGS)
+    grid = NiftiFile.open(Path(like)).grid
+    if labels.shape != grid.canonical_shape:
+        raise VolumeError(f"{like}: grid {grid.canonical_shape}, labels have {labels.shape}")
+    grid.write_labels(path, labels)
+
+
+def _whole_numbers(file: NiftiFile, stored: np.ndarray, first_plane: int) -> np.ndarray:
+    """Converts some planes of a file to int32, if all are whole numbers."""
+    values = file.scale(stored)
+    # NaN and numbers beyond int32 become other numbers, which the comparison finds.
+    with np.errstate(all="ignore"):
+        whole = np.rint(values) if values.dtype.kind == "f" else values
+        labels = whole.astype(np.int32)
+        wrong = (labels != whole) | ~(np.abs(values - whole) <= _rounding_error(file, stored))
+    if wrong.any():
+        x, y, z = (int(i) for i in np.argwhere(wrong)[0])
+        raise VolumeError(
+            f"{file.path}: labels must be whole numbers of 32 bits, voxel "
+            f"{(x, y, first_plane + z)} of the file is {values[x, y, z]:.9g}"
+        )
+    return labels
+
+
+def _rounding_error(file: NiftiFile, stored: np.ndarray) -> np.ndarray | float:
+    """Bounds how far scaled numbers may be from those that were to be stored."""
+    if (file.slope, file.intercept) == (1, 0):
+        return 0.0
+    # Slope and intercept are themselves rounded to float32 in a header.
+    header = np.finfo(np.float32).eps * (
+        np.abs(stored.astype(np.float64) * file.slope) + abs(file.intercept)
     )
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest > LARGEST_LABEL:
-        raise VolumeError(f"{path}: labels {lowest} to {highest}, must be 0 to {LARGEST_LABEL}")
-    array = nib.apply_orientation(labels, back).astype(np.min_scalar_type(highest))
-    image = type(original)(array, original.affine, original.header)
-    image.set_data_dtype(array.dtype)
-    # These two fields are the window in which viewers show the intensities of `like`.
-    image.header["cal_min"] = image.header["cal_max"] = 0
-    nib.save(image, path)
-
-
-def _check_ending(path: Path) -> None:
-    if not path.name.lower().endswith(ENDINGS):
-        raise VolumeError(f"{path}: must end in {' or '.join(ENDINGS)}")
-
-
-def _load(path: Path):
-    """Opens an image and checks its header; the voxels are not read yet."""
-    nib = import_nibabel()
-    if not path.is_file():
-        raise VolumeError(f"{path}: no such file")
-    _check_ending(path)
-    # The errors that nibabel raises for damaged files have no class in common.
-    try:
-        image = nib.load(path)
-    except Exception as error:
-        raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
-    if not np.isfinite(image.affine).all() or np.isnan(nib.io_orientation(image.affine)).any():
-        raise VolumeError(f"{path}: affine must be finite and invertible")
-    if image.get_data_dtype().kind not in "iuf":
-        raise VolumeError(f"{path}: voxels are {image.get_data_dtype()}, must be real numbers")
-    return image
-
-
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads scaled voxels and affine, both reoriented to the canonical grid."""
-    nib = import_nibabel()
-    image = _load(path)
-    try:
-        if path.suffix.lower() == ".gz":
-            # nibabel stops reading at the last voxel, before the checksum that reveals damage.
-            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
-        image = nib.as_closest_canonical(image)
-        array = np.asanyarray(image.dataobj)
-    except Exception as error:
-        raise VolumeError(f"{path}: not a readable NIfTI file ({_line(error)})") from None
-    return array, image.affine
-
-
-def _line(error: Exception) -> str:
-    """Formats an error's message as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # From a slope of 1 on not every whole number can be stored, so none was rounded.
+    half_step = abs(file.slope) / 2 if stored.dtype.kind in "iu" and abs(file.slope) < 1 else 0.0
+    return half_step + header

@@ -6,7 +6,18 @@ import numpy as np
 
 
 class VolumeError(ValueError):
-    """A scan that cannot be used; the message is one line that names the file."""
+    """A scan that cannot be used; the message is one line that names the file.
+
+    Characters that cannot be printed, such as a line break in the name of a file, are escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(escape(message))
+
+
+def escape(text: str) -> str:
+    """Writes characters that cannot be printed, line breaks among them, as escape sequences."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_result_does_not_depend_on_the_batch_size():
     np.testing.assert_allclose(one, many, rtol=1e-6, atol=1e-6)
 
 
-def test_predictor_compiles_once_for_all_volumes():
+def test_predictor_compiles_once_for_all_volumes_of_enough_windows():
     traced = []
 
     @jax.jit
@@ -109,9 +109,58 @@ def test_predictor_compiles_once_for_all_volumes():
         traced.append(windows.shape)
         return windows
 
-    for batch, *shape in [(1, 13, 6, 9), (2, 5, 6, 4), (3, 3, 5, 11), (1, 20, 7, 3)]:
+    for batch, *shape in [(1, 13, 6, 9), (4, 5, 6, 4), (3, 3, 5, 11), (1, 20, 7, 3)]:
         sliding_window_inference(np.ones((batch, *shape, 2), np.float32), ROI, predictor)
     assert traced == [(4, *ROI, 2)]
+
+
+def test_fewer_windows_than_the_batch_are_not_filled_up():
+    seen = []
+
+    def predictor(windows):
+        seen.append(windows.shape)
+        return windows
+
+    volume = RNG.normal(size=(1, 5, 9, 4, 1)).astype(np.float32)
+    actual = sliding_window_inference(volume, ROI, predictor, batch_size=7)
+    assert seen == [(2, *ROI, 1)]
+    np.testing.assert_allclose(actual, volume, rtol=1e-6)
+
+
+def test_progress_counts_windows():
+    told = []
+    volume = np.ones((2, 5, 13, 4, 1), np.float32)
+    sliding_window_inference(
+        volume, ROI, lambda x: x, batch_size=4, progress=lambda *counts: told.append(counts)
+    )
+    assert told == [(4, 6), (6, 6)]
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.7])
+def test_device_and_host_add_up_the_same(overlap):
+    volume = RNG.normal(size=(2, 13, 6, 9, 2)).astype(np.float32)
+    predictor = jax.jit(place_dependent)
+    device, host = (
+        sliding_window_inference(
+            volume, ROI, predictor, overlap, "gaussian", batch_size=5, accumulate=place
+        )
+        for place in ("device", "host")
+    )
+    assert isinstance(device, np.ndarray)
+    np.testing.assert_allclose(device, host, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_keep_the_structure_in_which_the_predictor_returns_them():
+    volume = RNG.normal(size=(1, 9, 6, 7, 1)).astype(np.float32)
+
+    def pair(windows):
+        return windows, -windows
+
+    first, second = sliding_window_inference(volume, ROI, pair)
+    np.testing.assert_allclose(first, -second)
+    named = sliding_window_inference(volume, ROI, lambda x: {"a": x, "b": x[:, ::5, ::2, ::2]})
+    assert {k: v.shape for k, v in named.items()} == {"a": (1, 9, 6, 7, 1), "b": (1, 1, 3, 3, 1)}
+    np.testing.assert_allclose(named["a"], first)
 
 
 def test_bfloat16_logits_are_blended_in_float32():
@@ -127,21 +176,30 @@ def test_bfloat16_logits_are_blended_in_float32():
     [
         ({"volume": np.zeros((4, 2))}, r"volume: shape \(4, 2\), must be \[B, \*spatial, C\]"),
         ({"volume": np.zeros((2, 0, 6, 1))}, r"volume: shape \(2, 0, 6, 1\), must"),
-        ({"roi_size": (4, 4, 4)}, r"roi_size=\(4, 4, 4\): must be 2 positive integers"),
-        ({"roi_size": 4}, "roi_size=4: must be 2 positive integers"),
-        ({"roi_size": (4, 0)}, "roi_size: 0, must be a positive integer"),
-        ({"roi_size": (4, 2.5)}, r"roi_size: 2\.5, must be a positive integer"),
+        ({"roi_size": (4, 4, 4)}, r"roi_size=\(4, 4, 4\): must be an integer, or 2 integers"),
+        ({"roi_size": (4, 2.5)}, r"roi_size=\(4, 2\.5\): must be an integer, or 2"),
+        ({"roi_size": "96"}, "roi_size='96': must be an integer"),
         ({"overlap": 1.0}, r"overlap=1\.0: must be in \[0, 1\)"),
         ({"overlap": -0.1}, r"overlap=-0\.1: must be in \[0, 1\)"),
         ({"mode": "linear"}, 'mode=\'linear\': must be "constant" or "gaussian"'),
         ({"mode": "gaussian", "sigma_scale": 0}, "sigma_scale=0: must be above 0"),
         ({"batch_size": 0}, "batch_size: 0, must be a positive integer"),
+        ({"overlap": (0.5, 0.5, 0.5)}, r"overlap=\(0\.5, 0\.5, 0\.5\): must be in \[0, 1\), one"),
+        ({"overlap": (0.5,)}, r"overlap=\(0\.5,\): must be"),
+        ({"overlap": "half"}, "overlap='half': must be"),
+        ({"padding_mode": "edge"}, "padding_mode='edge': must be one of"),
+        ({"accumulate": "gpu"}, "accumulate='gpu': must be"),
+        ({"volume": np.zeros((2, 1, 9, 9))}, r"volume: shape \(2, 1, 9, 9\) seems to have its 1"),
+        ({"predictor": lambda x: x[..., 0]}, r"predictor: returned shape \(4, 4, 3\) and dtype"),
         (
-            {"predictor": lambda x: x[:, :2]},
-            r"predictor: returned shape \(4, 2, 3, 1\), must be \(4, 4, 3, K\)",
+            {"predictor": lambda x: x[:1]},
+            r"returned shape \(1, 4, 3, 1\) .*\[4, \*out, K",
         ),
-        ({"predictor": lambda x: x[..., 0]}, r"predictor: returned shape \(4, 4, 3\), must be"),
-        ({"predictor": lambda x: x[:1]}, r"predictor: returned shape \(1, 4, 3, 1\), must be"),
+        ({"predictor": lambda x: x > 0}, "predictor: returned .* dtype bool, must be real numbers"),
+        ({"predictor": lambda x: None}, "predictor: returned an object of type NoneType, must be"),
+        ({"predictor": lambda x: (x, "b")}, r"predictor: returned a tuple of \['ndarray', 'str'\]"),
+        ({"predictor": lambda x: {"a": [x]}}, "predictor: returned a dict of {'a': 'list'}, must"),
+        ({"predictor": lambda x: ()}, r"predictor: returned a tuple of \[\], must hold an array"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

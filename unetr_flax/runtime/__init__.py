@@ -1,1 +1,1 @@
-"""Switches of JAX, XLA, cuDNN and malloc that a program sets and a library leaves alone."""
+"""Switches of JAX, XLA, cuDNN and malloc that a program sets, and files written whole."""

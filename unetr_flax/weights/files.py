@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from unetr_flax.weights.atomic import commit, staged, sync
+from unetr_flax.runtime.atomic import commit, staged, sync
 from unetr_flax.weights.convert import to_numpy
 from unetr_flax.weights.errors import CheckpointError, first_line
 from unetr_flax.weights.torch_files import (

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.weights.atomic import commit, staged, sync
+from unetr_flax.runtime.atomic import commit, staged, sync
 from unetr_flax.weights.convert import WeightsError, check_fit, flax_shapes, plain_tree
 from unetr_flax.weights.files import FLOATS, read_arrays, read_header
 from unetr_flax.weights.unwrap import CheckpointError

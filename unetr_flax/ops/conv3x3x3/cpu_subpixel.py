@@ -63,7 +63,8 @@ def compose(up_kernel: jax.Array, up_bias: jax.Array | None, kernel: jax.Array) 
         "qrsuvwabcjkl,jklmo->qrsuvwabcmo", _SEEN.astype(kernel.dtype), kernel, **types
     )
     composed = jnp.einsum("qrsuvwabcmo,abcim->qrsiuvwo", kernel, up_kernel, **types)
-    return composed.astype(up_kernel.dtype)
+    # Without the barrier jax 0.11.2 compiles permutations of float64 kernels for minutes.
+    return lax.optimization_barrier(composed.astype(up_kernel.dtype))
 
 
 def windows(x: jax.Array, with_one: bool) -> jax.Array:

@@ -10,7 +10,8 @@ from pathlib import Path
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """Yields a new name beside `path` to write to, and removes what is still there at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    # The name does not hold that of `path`, which may be as long as the file system allows.
+    temporary = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
     finally:

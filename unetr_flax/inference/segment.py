@@ -1,0 +1,231 @@
+"""A scan to its segmentation: preprocessing, windows, and the way back to the scan's own grid."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from unetr_flax.imaging.file_grid import FileGrid
+from unetr_flax.imaging.model_grid import ModelGrid
+from unetr_flax.imaging.preprocessing import Preprocessing
+from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.scan import Scan, read_scan
+from unetr_flax.imaging.volume import Volume, VolumeError
+from unetr_flax.inference.predictor import Predictor, Weights
+from unetr_flax.inference.streaming import stream_logits
+from unetr_flax.ops.platform import Lowering
+from unetr_flax.weights.errors import CheckpointError
+from unetr_flax.weights.pretrained import load_pretrained, read_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The label map of a scan.
+
+    Attributes:
+      labels: class ids [X, Y, Z] on the scan's canonical grid, the smallest unsigned integers.
+      names: name of each class id, as far as the model knows them.
+      volume: the scan, on the same grid.
+      grid: the grid of the scan's file; None if it came as an array.
+      probabilities: softmax [X, Y, Z, K] of the logits, if they were asked for.
+    """
+
+    labels: np.ndarray
+    names: dict[int, str]
+    volume: Volume
+    grid: FileGrid | None
+    probabilities: np.ndarray | None = None
+
+    def save(self, path: Path | str) -> None:
+        """Writes the label map to a NIfTI file on the grid of the scan's file.
+
+        Raises:
+          VolumeError: if the scan came as an array, or the file has another ending.
+          OSError: if the file cannot be written.
+        """
+        if self.grid is None:
+            raise VolumeError(f"{path}: the scan came as an array, its file's grid is not known")
+        self.grid.write_labels(path, self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A scan, and what the model sees of it.
+
+    Attributes:
+      volume: the scan.
+      file_grid: the grid of its file; None if it came as an array.
+      image: [X', Y', Z', C], float32, normalized, on the model's grid.
+      grid: the model's grid.
+    """
+
+    volume: Volume
+    file_grid: FileGrid | None
+    image: np.ndarray
+    grid: ModelGrid
+
+
+class Segmenter:
+    """Segments scans with one model or several, each scan on its own grid.
+
+    The programs are compiled once, for windows; scans of all sizes use them.
+
+    Args:
+      predictor: windows to logits.
+      preprocessing: what is done to a scan before the model.
+      overlap: fraction of the window that neighbors share, in [0, 1).
+
+    Raises:
+      ValueError: if the preprocessing has another number of channels or classes than the models.
+    """
+
+    def __init__(self, predictor: Predictor, preprocessing: Preprocessing, *, overlap: float = 0.5):
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap={overlap!r}: must be in [0, 1)")
+        channels = len(preprocessing.modalities)
+        if channels != predictor.in_channels or len(predictor.roi) != 3:
+            raise ValueError(
+                f"preprocessing: {channels} modalities of 3D scans, the model takes "
+                f"{predictor.in_channels} channels of {len(predictor.roi)} axes"
+            )
+        labels = preprocessing.labels
+        if labels and len(labels) != predictor.num_classes:
+            raise ValueError(
+                f"preprocessing: {len(labels)} labels, the model has {predictor.num_classes}"
+            )
+        self.preprocessing, self.overlap = preprocessing, overlap
+        self._predictor = predictor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folders: Path | str | Sequence[Path | str],
+        *,
+        preprocessing: Preprocessing | None = None,
+        overlap: float = 0.5,
+        flips: Iterable[int] = (),
+        dtype: Any = jnp.float32,
+        devices: Sequence[Any] | None = None,
+        lowering: Lowering = "auto",
+    ) -> Self:
+        """Loads one model folder, or several whose probabilities are averaged.
+
+        Args:
+          folders: folders of `save_pretrained`.
+          preprocessing: in place of the folders' own, which must agree.
+          overlap: fraction of the window that neighbors share, in [0, 1).
+          flips: axes X, Y, Z as 0, 1, 2 along which windows are flipped; all combinations are
+            averaged. Only those that training used help.
+          dtype: dtype of the computation.
+          devices: devices that share the windows; all of this process if None.
+          lowering: see `UNETR`.
+
+        Raises:
+          CheckpointError: if a folder cannot be read, has no preprocessing, or another than the
+            first.
+          ValueError: if the models do not fit together.
+        """
+        paths = [Path(folders)] if isinstance(folders, Path | str) else [Path(f) for f in folders]
+        models, known = [], preprocessing
+        for path in paths:
+            cfg, variables = load_pretrained(path)
+            models.append(Weights(cfg, variables))
+            own = read_metadata(path)["preprocessing"]
+            if preprocessing is None:
+                known = check_preprocessing(path, own, known)
+        assert known is not None
+        predictor = Predictor(models, flips=flips, dtype=dtype, devices=devices, lowering=lowering)
+        return cls(predictor, known, overlap=overlap)
+
+    def segment(
+        self,
+        source: Volume | Scan | Path | str | Sequence[Path | str],
+        *,
+        allow_nan: bool = False,
+        probabilities: bool | np.ndarray = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Segmentation:
+        """Segments a scan.
+
+        Args:
+          source: a file, a file per channel or the folder of a DICOM series, as for `read_scan`;
+            or a scan in memory.
+          allow_nan: whether voxels of files that are NaN become the lowest intensity.
+          probabilities: whether to return the probabilities of all classes too; or an array
+            [X, Y, Z, K] of floating numbers, in memory or on disk, to fill with them.
+          progress: called with the number of windows done and of all after each batch.
+
+        Raises:
+          VolumeError: if a file cannot be read.
+          ValueError: if the scan has another number of channels than the model.
+        """
+        if isinstance(source, Volume):
+            prepared = self.prepare(source, None)
+        else:
+            if not isinstance(source, Scan):
+                source = read_scan(source, allow_nan=allow_nan)
+            prepared = self.prepare(source.volume, source.grid)
+        return self.segment_prepared(prepared, probabilities=probabilities, progress=progress)
+
+    def prepare(self, volume: Volume, file_grid: FileGrid | None) -> Prepared:
+        """Brings a scan to the model's grid; needs no device.
+
+        Raises:
+          ValueError: if the scan has another number of channels than the model.
+        """
+        image, grid = self.preprocessing.apply(volume)
+        return Prepared(volume, file_grid, image, grid)
+
+    def segment_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        probabilities: bool | np.ndarray = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Segmentation:
+        """Segments a scan that was prepared, see `segment`."""
+        grid, classes = prepared.grid, self._predictor.num_classes
+        soft = probabilities if isinstance(probabilities, np.ndarray) else None
+        if probabilities is True:
+            soft = np.zeros((*grid.scan_shape, classes), np.float32)
+        restorer = Restorer(grid, classes, soft)
+        blocks = stream_logits(
+            prepared.image,
+            self._predictor,
+            classes,
+            self._predictor.roi,
+            overlap=self.overlap,
+            batch_size=self._predictor.batch_size,
+            device=self._predictor.device,
+            progress=progress,
+        )
+        for start, logits in blocks:
+            restorer.add(start, logits)
+        names = dict(enumerate(self.preprocessing.labels))
+        return Segmentation(restorer.labels, names, prepared.volume, prepared.file_grid, soft)
+
+
+def check_preprocessing(
+    path: Path, own: Preprocessing | None, first: Preprocessing | None
+) -> Preprocessing:
+    """Returns the preprocessing of a model, which must be that of the models before it.
+
+    Raises:
+      CheckpointError: if there is none, or it differs.
+    """
+    if own is None:
+        raise CheckpointError(f"{path}: holds no preprocessing; give one, such as that of 'btcv'")
+    if first is not None and own != first:
+        different = [
+            field.name
+            for field in dataclasses.fields(own)
+            if getattr(own, field.name) != getattr(first, field.name)
+        ]
+        raise CheckpointError(
+            f"{path}: its preprocessing differs from that of the first model in "
+            f"{', '.join(different)}; models that are averaged must have the same"
+        )
+    return own
