@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.imaging.volume import VolumeError, escape
 
 if TYPE_CHECKING:
     from unetr_flax.evaluation.report import Report
@@ -148,7 +148,9 @@ def _check(report: ReportOptions) -> None:
         try:
             import matplotlib  # noqa: F401
         except ModuleNotFoundError:
-            raise ValueError("--plot and --worst need matplotlib: pip install matplotlib") from None
+            raise ValueError(
+                "--plot and --worst need matplotlib: pip install 'unetr-flax[view]'"
+            ) from None
 
 
 def _progress(done: int, total: int) -> None:
@@ -160,8 +162,6 @@ def _progress(done: int, total: int) -> None:
 
 def _tell(result: "Report", predictions: Path, truth: Path) -> None:
     """Says how the table is to be read, and what is not in it."""
-    from unetr_flax.evaluation.report import printable
-
     rule = "an agreement" if result.empty == "agree" else "left out"
     print(
         f"\nSurface Dice within {result.tolerance:g} mm; volume: prediction minus label.\n"
@@ -176,9 +176,9 @@ def _tell(result: "Report", predictions: Path, truth: Path) -> None:
         (result.only_labels, truth, predictions),
     ):
         if names:
-            some = _some([printable(name) for name in names])
+            some = _some([escape(name) for name in names])
             lines.append(f"{there}: {len(names)} without a match in {other}: {some}")
-    lines += [f"{printable(name)}: {printable(why)}" for name, why in result.failed.items()]
+    lines += [f"{escape(name)}: {escape(why)}" for name, why in result.failed.items()]
     for line in lines:
         print(f"unetr: {line}", file=sys.stderr)
 

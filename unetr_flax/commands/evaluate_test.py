@@ -226,7 +226,7 @@ def test_pictures_without_matplotlib_are_refused_first(run, folders, tmp_path, m
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, err = run(*folders, "--plot", tmp_path / "x.png")
     assert (status, out) == (2, "")
-    assert "need matplotlib: pip install matplotlib" in err
+    assert "need matplotlib: pip install 'unetr-flax[view]'" in err
 
 
 def test_help_defines_every_metric(run, capsys):

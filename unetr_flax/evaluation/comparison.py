@@ -8,7 +8,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from unetr_flax.evaluation.drawing import label_colors, make_figure, to_png
+from unetr_flax.evaluation.drawing import label_color, make_figure, to_png
+from unetr_flax.viewing.planes import PLANES, Plane
 
 ROWS = ("Label", "Prediction", "Difference")
 # Colors of voxels that only the label has, that only the prediction has, and of another label.
@@ -19,8 +20,6 @@ DIFFERENCES = (
 )
 ROW_INCHES = 2.4
 LEGEND_INCHES = 0.22
-# Name of each plane, the axis through it, and what is at its left and at its top.
-PLANES = (("axial", 2, "R", "A"), ("coronal", 1, "R", "S"), ("sagittal", 0, "A", "S"))
 
 
 class Comparison(NamedTuple):
@@ -44,9 +43,9 @@ class Comparison(NamedTuple):
 def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
     """Draws label, prediction and their difference in three planes, as the content of a PNG file.
 
-    Each plane is the one with the most voxels that differ; with the largest structure if none does.
-    Planes are seen in radiological convention, the patient's right on the left, voxels in their
-    physical proportions. The gray window spans the 1st to 99th percentile of the plane.
+    Each slice is the one with the most voxels that differ; with the most labeled ones if none does.
+    Slices are seen in radiological convention, the patient's right on the left, voxels in their
+    physical proportions. The gray window spans the 1st to 99th percentile of the slice.
 
     Args:
       case: what is shown.
@@ -56,18 +55,17 @@ def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
         np.where(np.isin(classes, list(names)), classes, 0)
         for classes in (case.prediction, case.label)
     )
-    colors = dict(zip(names, label_colors(len(names)), strict=True))
+    colors = {i: label_color(i) for i in names}
     extent = [n * mm for n, mm in zip(label.shape, case.spacing, strict=True)]
-    proportions = []
-    for _, axis, _, _ in PLANES:
-        width, height = (extent[a] for a in range(3) if a != axis)
-        proportions.append(float(np.clip(width / height, 0.5, 2.5)))
-    places = [_place(prediction, label, axis) for _, axis, _, _ in PLANES]
-    planes = [
-        [np.take(classes, place, axis) for classes in (label, prediction)]
-        for place, (_, axis, _, _) in zip(places, PLANES, strict=True)
+    proportions = [
+        float(np.clip(extent[plane.across] / extent[plane.down], 0.5, 2.5)) for plane in PLANES
     ]
-    drawn = set().union(*(np.unique(plane).tolist() for pair in planes for plane in pair))
+    places = [_place(prediction, label, plane) for plane in PLANES]
+    slices = [
+        [plane.take(classes, place) for classes in (label, prediction)]
+        for plane, place in zip(PLANES, places, strict=True)
+    ]
+    drawn = set().union(*(np.unique(one).tolist() for pair in slices for one in pair))
     entries = [(names[i], colors[i]) for i in names if i in drawn] + list(DIFFERENCES)
     width = ROW_INCHES * sum(proportions) + 0.5
     # A legend entry has its patch and gaps, and about 0.07 inches per letter of 8 points.
@@ -75,15 +73,16 @@ def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
     lines = -(-len(entries) // columns)
     figure = make_figure(width, ROW_INCHES * len(ROWS) + 0.5 + LEGEND_INCHES * lines)
     axes = figure.subplots(len(ROWS), len(PLANES), width_ratios=proportions)
-    for k, (name, axis, left, top) in enumerate(PLANES):
-        column, place = axes[:, k], places[k]
-        image = None if case.image is None else np.take(case.image, place, axis)
-        spacing = [mm for a, mm in enumerate(case.spacing) if a != axis]
-        _draw_column(column, image, planes[k], spacing, colors)
-        column[0].set_title(f"{name}, plane {place}", fontsize=9)
+    for k, (plane, place) in enumerate(zip(PLANES, places, strict=True)):
+        image = None if case.image is None else plane.take(case.image, place)
+        aspect = case.spacing[plane.down] / case.spacing[plane.across]
+        _draw_column(axes[:, k], image, slices[k], aspect, colors)
+        first = axes[0, k]
+        first.set_title(f"{plane.name}, slice {place + 1}", fontsize=9)
+        left, _, top, _ = plane.edges
         for x, y, letter in ((0.03, 0.5, left), (0.5, 0.94, top)):
-            side = column[0].text(
-                x, y, letter, transform=column[0].transAxes, color="white", fontsize=8, va="center"
+            side = first.text(
+                x, y, letter, transform=first.transAxes, color="white", fontsize=8, va="center"
             )
             side.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
     for axis, name in zip(axes[:, 0], ROWS, strict=True):
@@ -100,25 +99,25 @@ def draw_comparison(case: Comparison, names: Mapping[int, str]) -> bytes:
     return to_png(figure)
 
 
-def _place(prediction: np.ndarray, label: np.ndarray, axis: int) -> int:
-    """Finds the plane across an axis to show."""
-    others = tuple(a for a in range(3) if a != axis)
+def _place(prediction: np.ndarray, label: np.ndarray, plane: Plane) -> int:
+    """Finds the slice to show, the middle one if there is no label."""
+    others = tuple(axis for axis in range(3) if axis != plane.normal)
     for voxels in (prediction != label, label != 0):
         area = np.count_nonzero(voxels, axis=others)
         if area.any():
             return int(area.argmax())
-    return label.shape[axis] // 2
+    return label.shape[plane.normal] // 2
 
 
 def _draw_column(
     panels,
     image: np.ndarray | None,
-    planes: Sequence[np.ndarray],
-    spacing: Sequence[float],
+    slices: Sequence[np.ndarray],
+    aspect: float,
     colors: Mapping[int, tuple[float, ...]],
 ) -> None:
-    """Draws label, prediction and difference of one plane, one below the other."""
-    label, prediction = planes
+    """Draws label, prediction and difference of one slice, one below the other."""
+    label, prediction = slices
     ids = np.array([0, *colors])
     palette = ListedColormap([(0, 0, 0), *colors.values()])
     differing = np.select([prediction == label, prediction == 0, label == 0], [0, 1, 2], default=3)
@@ -133,18 +132,10 @@ def _draw_column(
     if image is None:
         image = np.zeros(label.shape)
     low, high = np.percentile(image, [1, 99])
-    placement = {"aspect": spacing[1] / spacing[0], "interpolation": "nearest"}
+    placement = {"aspect": aspect, "interpolation": "nearest"}
     for panel, (overlay, cmap) in zip(panels, overlays, strict=True):
         panel.set(xticks=[], yticks=[])
-        panel.imshow(_view(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **placement)
+        panel.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **placement)
         norm = BoundaryNorm(np.arange(cmap.N + 1) - 0.5, cmap.N)
-        overlay = np.ma.masked_equal(_view(overlay), 0)
+        overlay = np.ma.masked_equal(overlay, 0)
         panel.imshow(overlay, cmap=cmap, norm=norm, alpha=alpha, **placement)
-
-
-def _view(plane: np.ndarray) -> np.ndarray:
-    """Turns a plane whose axes run right or anterior, then up, into rows and columns of a picture.
-
-    The second axis runs up, and the first one to the left: the patient's right, or the front.
-    """
-    return plane[::-1, ::-1].T

@@ -1,12 +1,13 @@
 """What the pictures of an evaluation share. Needs matplotlib."""
 
 import io
-from typing import Any, cast
+from typing import cast
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from unetr_flax.viewing.labels import color_of
 
 DPI = 150
 
@@ -28,9 +29,7 @@ def to_png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def label_colors(number: int) -> list[tuple[float, float, float]]:
-    """Chooses distinct colors, which repeat after 18; no grays, the colors of scans."""
-    colormaps: Any = matplotlib.colormaps
-    palette = colormaps["tab10" if number <= 9 else "tab20"].colors
-    palette = [color for color in palette if len(set(color)) > 1]
-    return [palette[i % len(palette)] for i in range(number)]
+def label_color(label: int) -> tuple[float, float, float]:
+    """Returns the color of a label, the same as in all views of segmentations."""
+    red, green, blue = color_of(label)
+    return red / 255, green / 255, blue / 255

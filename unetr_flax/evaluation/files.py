@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.evaluation.label_names import name_of, names_beside
+from unetr_flax.evaluation.label_names import names_beside
 from unetr_flax.evaluation.pairs import Matches, Pair, match_files, read_pair
 from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.scores import Scores, check_tolerance, evaluate_case
 from unetr_flax.evaluation.summary import Empty, check_resamples, summarize
 from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.viewing.labels import name_of
 
 # One case is read while another one is scored.
 CASES_AT_ONCE = 2

@@ -1,7 +1,6 @@
 """Names of labels, from JSON files in the forms that are common in the field."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,6 @@ def names_beside(*paths: Path) -> dict[int, str]:
         if file.is_file():
             return read_label_names(file)
     return {}
-
-
-def name_of(label: int, names: Mapping[int, str]) -> str:
-    """Returns the name of a label, "label 3" if it has none."""
-    return names.get(label) or f"label {label}"
 
 
 def _by_id(content: Any) -> dict[int, str] | None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from unetr_flax.evaluation.label_names import name_of, names_beside, read_label_names
+from unetr_flax.evaluation.label_names import names_beside, read_label_names
 from unetr_flax.imaging.volume import VolumeError
 
 
@@ -58,5 +58,3 @@ def test_names_beside_files_and_in_folders(tmp_path):
     assert names_beside(tmp_path / "a", tmp_path / "scan.nii") == {1: "far"}
     (tmp_path / "a" / "labels.json").write_text('["", "near"]')
     assert names_beside(tmp_path / "a", tmp_path / "scan.nii") == {1: "near"}
-    assert name_of(1, {1: "near"}) == "near"
-    assert name_of(2, {1: "near"}) == "label 2"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unetr_flax.weights.atomic import commit, staged, sync
+from unetr_flax.runtime.atomic import commit, staged, sync
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:

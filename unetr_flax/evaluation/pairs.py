@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unetr_flax.imaging.file_grid import NIFTI_ENDINGS
 from unetr_flax.imaging.volume import VolumeError
 
-ENDINGS = (".nii.gz", ".nii")
 # Largest distance, in voxels, between corners of grids that are taken for the same.
 LARGEST_SHIFT = 0.1
 
@@ -93,15 +93,22 @@ def match_files(predictions: Path, labels: Path) -> Matches:
 def find_files(folder: Path) -> dict[str, Path]:
     """Finds the NIfTI files in a folder and its subfolders, by relative name without the ending.
 
-    Hidden files are left out, and links to folders are not followed.
+    Names that start with a dot are passed over; links to folders are followed, each folder once.
 
     Raises:
-      VolumeError: if two files have the same name.
+      VolumeError: if two files have the same name, or a folder cannot be read.
     """
     found: dict[str, Path] = {}
-    for parent, _, files in os.walk(folder):
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
-            if file.startswith(".") or not file.lower().endswith(ENDINGS):
+            if file.startswith(".") or not file.lower().endswith(NIFTI_ENDINGS):
                 continue
             path = Path(parent, file)
             name = path.relative_to(folder).with_name(_stem(file)).as_posix()
@@ -109,6 +116,10 @@ def find_files(folder: Path) -> dict[str, Path]:
                 raise VolumeError(f"{path}: has the name of {found[name]}, must be one per case")
             found[name] = path
     return found
+
+
+def _raise(error: OSError) -> None:
+    raise VolumeError(f"{error.filename}: cannot be read ({error.strerror})")
 
 
 def find_images(folder: Path, names: Collection[str]) -> dict[str, Path]:
@@ -178,7 +189,7 @@ def check_grids(
 
 def _stem(name: str) -> str:
     """Returns a file name without .nii or .nii.gz."""
-    for ending in ENDINGS:
+    for ending in NIFTI_ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from unetr_flax.evaluation.drawing import label_colors, make_figure, to_png
-from unetr_flax.evaluation.report import Report, printable
+from unetr_flax.evaluation.drawing import label_color, make_figure, to_png
+from unetr_flax.evaluation.report import Report
+from unetr_flax.imaging.volume import escape
 
 # Metric, heading and factor of each panel; the panels of a row share the axis of labels.
 PANELS = (
@@ -30,7 +31,6 @@ def box_plots(report: Report) -> bytes:
     their number stands at the right. With less than four cases there are dots and no boxes.
     """
     ids = list(report.names)
-    colors = label_colors(len(ids))
     height = min(2 * (0.8 + LINE_INCHES * max(len(ids), 2)) + 0.4, MOST_INCHES)
     longest = max((len(report.names[i]) for i in ids), default=0)
     figure = make_figure(9.0 + 0.07 * min(longest, 40), height)
@@ -41,7 +41,7 @@ def box_plots(report: Report) -> bytes:
             axis.set_title(heading.format(tolerance=report.tolerance), fontsize=10)
             for place, i in enumerate(ids):
                 values = factor * _values(report, i, metric)
-                _draw(axis, place, values, colors[place], rng)
+                _draw(axis, place, values, label_color(i), rng)
             if metric in FRACTIONS:
                 left = max(0, axis.get_xlim()[0])
                 axis.set_xlim(left - 0.03 * (1 - left), 1 + 0.03 * (1 - left))
@@ -53,7 +53,7 @@ def box_plots(report: Report) -> bytes:
             axis.tick_params(labelsize=8)
             axis.set_axisbelow(True)
             axis.spines[["top", "right"]].set_visible(False)
-    names = [_shorten(printable(report.names[i])) for i in ids]
+    names = [_shorten(escape(report.names[i])) for i in ids]
     axes[0, 0].set_yticks(range(len(ids)), names)
     axes[0, 0].set_ylim(len(ids) - 0.5, -0.5)
     cases = "1 case" if len(report.cases) == 1 else f"{len(report.cases)} cases"

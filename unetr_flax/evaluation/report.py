@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from unetr_flax.evaluation.bootstrap import CONFIDENCE
 from unetr_flax.evaluation.scores import METRICS, Scores
 from unetr_flax.evaluation.summary import Empty, Estimate, Summary
+from unetr_flax.imaging.volume import escape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +66,13 @@ def to_json(report: Report) -> str:
         "labels": labels,
         "mean_over_labels": _estimates(report.summary.over_labels),
         "cases": {
-            printable(name): {str(i): _case_row(scores) for i, scores in case.items()}
+            escape(name): {str(i): _case_row(scores) for i, scores in case.items()}
             for name, case in report.cases.items()
         },
         "not_scored": report.not_scored,
-        "failed": {printable(name): printable(why) for name, why in report.failed.items()},
-        "only_in_predictions": [printable(name) for name in report.only_predictions],
-        "only_in_labels": [printable(name) for name in report.only_labels],
+        "failed": {escape(name): escape(why) for name, why in report.failed.items()},
+        "only_in_predictions": [escape(name) for name in report.only_predictions],
+        "only_in_labels": [escape(name) for name in report.only_labels],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -86,13 +87,8 @@ def to_csv(report: Report) -> str:
     for name, case in report.cases.items():
         for i, scores in case.items():
             values = _case_row(scores)
-            writer.writerow([printable(name), i, report.names[i], *values.values()])
+            writer.writerow([escape(name), i, report.names[i], *values.values()])
     return text.getvalue()
-
-
-def printable(text: str) -> str:
-    """Escapes line breaks and other characters of a file name that do not print."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _case_row(scores: Scores) -> dict[str, float | str | None]:

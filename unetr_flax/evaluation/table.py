@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from unetr_flax.evaluation.report import Report, printable
+from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.scores import METRICS
 from unetr_flax.evaluation.summary import Estimate
+from unetr_flax.imaging.volume import escape
 
 # Headings of the metrics, in two lines.
 HEADINGS = {
@@ -29,7 +30,7 @@ def label_table(report: Report) -> str:
     rows = []
     for i, label in report.summary.labels.items():
         counts = [str(label.outcomes[outcome]) for outcome in OUTCOMES]
-        rows += _lines(printable(report.names[i]), str(label.cases), label.estimates, counts)
+        rows += _lines(escape(report.names[i]), str(label.cases), label.estimates, counts)
     if len(report.summary.labels) > 1:
         blank = [""] * len(OUTCOMES)
         rows += _lines("mean over labels", "", report.summary.over_labels, blank)
@@ -48,8 +49,8 @@ def case_table(report: Report) -> str:
         for k, (i, scores) in enumerate(case.items()):
             values = [format_value(m.name, getattr(scores, m.name)) for m in METRICS]
             outcome = "" if scores.outcome == "found" else scores.outcome
-            shown = printable(name) if k == 0 else ""
-            rows.append([shown, printable(report.names[i]), *values, outcome])
+            shown = escape(name) if k == 0 else ""
+            rows.append([shown, escape(report.names[i]), *values, outcome])
     return format_table(head, rows, left=2)
 
 

@@ -15,9 +15,9 @@ from unetr_flax.evaluation.pairs import (
     match_files,
     read_pair,
 )
-from unetr_flax.evaluation.report import Report, printable
+from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.summary import case_mean
-from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.imaging.volume import VolumeError, escape
 
 # Scores of this many labels stand in the title of a picture, the lowest first.
 LABELS_IN_TITLE = 4
@@ -64,14 +64,14 @@ def write_worst(
             try:
                 image = _read_image(scans.get(name), images, pairs[name], maps)
             except VolumeError as error:
-                complaints.append(f"{printable(str(error))}; drawn without the scan")
+                complaints.append(f"{escape(str(error))}; drawn without the scan")
         picture = draw_comparison(
             Comparison(
                 _title(report, rank, name), maps.prediction, maps.label, maps.spacing, image
             ),
-            {i: printable(label) for i, label in report.names.items()},
+            {i: escape(label) for i, label in report.names.items()},
         )
-        file = printable(name).replace("/", "_")[-LONGEST_NAME:]
+        file = escape(name).replace("/", "_")[-LONGEST_NAME:]
         write_whole(folder / f"worst_{rank:02}_{file}.png", picture)
     return complaints
 
@@ -103,6 +103,6 @@ def _title(report: Report, rank: int, name: str) -> str:
     case = report.cases[name]
     mean = case_mean(case, report.names, "dice", report.empty)
     lowest = sorted(case, key=lambda i: case[i].dice)[:LABELS_IN_TITLE]
-    labels = ", ".join(f"{printable(report.names[i])} {case[i].dice:.3f}" for i in lowest)
+    labels = ", ".join(f"{escape(report.names[i])} {case[i].dice:.3f}" for i in lowest)
     more = ", ..." if len(case) > LABELS_IN_TITLE else ""
-    return f"{rank}. {printable(name)}: mean Dice {mean:.3f}\n{labels}{more}"
+    return f"{rank}. {escape(name)}: mean Dice {mean:.3f}\n{labels}{more}"
