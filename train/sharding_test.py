@@ -6,11 +6,8 @@ import subprocess
 import sys
 import textwrap
 
-import jax
 import numpy as np
 import pytest
-
-from train import sharding
 
 TOLERANCE = 1e-12
 

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from unetr_flax.commands.models import CONFIG_METADATA, Model, Told, load_model
+from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model
+from unetr_flax.commands.told import Told
 from unetr_flax.weights import (
     CheckpointError,
     resize_position_embedding,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from unetr_flax.imaging.volume import VolumeError, escape
+from unetr_flax.commands.verdict import Verdict
+from unetr_flax.imaging.volume import escape
 
 if TYPE_CHECKING:
     from unetr_flax.evaluation.report import Report
@@ -92,7 +93,7 @@ def evaluate(
     Both are NIfTI files, or folders of them, which are matched by their paths without the ending.
     The two maps of a case must have the same grid. Without --labels, names of labels are read from
     a labels.json beside PREDICTIONS or LABELS. A case that cannot be scored is told, the others are
-    scored still, and the exit status is 2.
+    scored still, and the exit status is 1.
 
     Args:
       predictions: Predicted label map, or a folder of them.
@@ -121,16 +122,14 @@ def evaluate(
     _write(result, report, predictions, truth)
     if result.failed:
         number = len(result.cases) + len(result.failed)
-        raise VolumeError(f"{len(result.failed)} of {number} cases could not be scored")
+        raise Verdict(f"{len(result.failed)} of {number} cases could not be scored")
 
 
 def _check(report: ReportOptions) -> None:
     """Refuses outputs that cannot be written, before any work is done."""
-    from unetr_flax.evaluation.outputs import check_output
-
     for path in (report.csv, report.json, report.plot):
         if path is not None:
-            check_output(path, overwrite=report.overwrite)
+            _check_file(path, report.overwrite)
     if report.worst is not None:
         number, folder = report.worst
         if number < 1:
@@ -151,6 +150,16 @@ def _check(report: ReportOptions) -> None:
             raise ValueError(
                 "--plot and --worst need matplotlib: pip install 'unetr-flax[view]'"
             ) from None
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    """Refuses a path that cannot become a file, or is one that may not be replaced."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: its folder is missing")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, must be a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: is there already; --overwrite replaces it")
 
 
 def _progress(done: int, total: int) -> None:
@@ -190,17 +199,17 @@ def _some(values: Sequence[object], most: int = 5) -> str:
 
 def _write(result: "Report", report: ReportOptions, predictions: Path, truth: Path) -> None:
     """Writes the files that were asked for."""
-    from unetr_flax.evaluation.outputs import write_whole
     from unetr_flax.evaluation.report import to_csv, to_json
+    from unetr_flax.runtime.atomic import write_bytes, write_text
 
     if report.csv is not None:
-        write_whole(report.csv, to_csv(result).encode())
+        write_text(report.csv, to_csv(result))
     if report.json is not None:
-        write_whole(report.json, to_json(result).encode())
+        write_text(report.json, to_json(result))
     if report.plot is not None:
         from unetr_flax.evaluation.plot import box_plots
 
-        write_whole(report.plot, box_plots(result))
+        write_bytes(report.plot, box_plots(result))
     if report.worst is not None:
         from unetr_flax.evaluation.worst import write_worst
 

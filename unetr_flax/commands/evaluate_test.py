@@ -154,7 +154,7 @@ def test_a_bad_case_is_told_and_the_others_are_scored(run, folders, tmp_path):
     save(folders[0] / "c.nii.gz", LABEL[1:])
     (folders[0] / "a.nii.gz").write_bytes(b"nothing")
     status, out, err = run(*folders, "--json", tmp_path / "out.json")
-    assert status == 2
+    assert status == 1
     assert re.search(r"label 1 +1  0\.667 ", out)
     assert re.search(r"a: .*a\.nii\.gz: not a readable NIfTI file", err)
     assert re.search(r"c: .*c\.nii\.gz: 7 x 9 x 7 voxels, must be the 8 x 9 x 7 of .*c\.nii", err)

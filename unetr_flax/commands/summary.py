@@ -9,7 +9,8 @@ import numpy as np
 import tyro
 from flax.linen.summary import tabulate
 
-from unetr_flax.commands.models import Told, load_model
+from unetr_flax.commands.models import load_model
+from unetr_flax.commands.told import Told
 from unetr_flax.model.abstract import abstract_image, abstract_variables
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR

@@ -8,17 +8,15 @@ import numpy as np
 import tyro
 
 from unetr_flax.commands.convert import describe
-from unetr_flax.commands.models import Model, Told, load_model
+from unetr_flax.commands.models import Model, load_model
+from unetr_flax.commands.told import Told
+from unetr_flax.commands.verdict import Verdict
 from unetr_flax.imaging.intensity import ZScore, background
 from unetr_flax.imaging.nifti import read_volume
 from unetr_flax.imaging.padding import centered_start, crop_or_pad
 from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.runtime.compilation_cache import keep_for_accelerators
 from unetr_flax.weights import CheckpointError
-
-
-class ParityError(Exception):
-    """The two models differ by more than rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ def verify(
     failed = [row for row in rows if not row.ok]
     if failed:
         worst = max(failed, key=lambda row: row.relative / row.tolerance)
-        raise ParityError(
+        raise Verdict(
             f"{source}: {len(failed)} of {len(rows)} comparisons differ by more than rounding, "
             f"{worst.name} most, by {worst.relative:.1e}"
         )

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from unetr_flax.evaluation.comparison import Comparison, draw_comparison
-from unetr_flax.evaluation.outputs import write_whole
 from unetr_flax.evaluation.pairs import (
     MapPair,
     Pair,
@@ -18,6 +17,7 @@ from unetr_flax.evaluation.pairs import (
 from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.summary import case_mean
 from unetr_flax.imaging.volume import VolumeError, escape
+from unetr_flax.runtime.atomic import write_bytes
 
 # Scores of this many labels stand in the title of a picture, the lowest first.
 LABELS_IN_TITLE = 4
@@ -72,7 +72,7 @@ def write_worst(
             {i: escape(label) for i, label in report.names.items()},
         )
         file = escape(name).replace("/", "_")[-LONGEST_NAME:]
-        write_whole(folder / f"worst_{rank:02}_{file}.png", picture)
+        write_bytes(folder / f"worst_{rank:02}_{file}.png", picture)
     return complaints
 
 

@@ -78,6 +78,11 @@ class Segmenter:
       preprocessing: what is done to a scan before the model.
       overlap: fraction of the window that neighbors share, in [0, 1).
 
+    Attributes:
+      preprocessing: what is done to a scan before the model.
+      overlap: fraction of the window that neighbors share.
+      num_classes: number of classes K.
+
     Raises:
       ValueError: if the preprocessing has another number of channels or classes than the models.
     """
@@ -97,6 +102,7 @@ class Segmenter:
                 f"preprocessing: {len(labels)} labels, the model has {predictor.num_classes}"
             )
         self.preprocessing, self.overlap = preprocessing, overlap
+        self.num_classes = predictor.num_classes
         self._predictor = predictor
 
     @classmethod
@@ -187,7 +193,7 @@ class Segmenter:
         progress: Callable[[int, int], None] | None = None,
     ) -> Segmentation:
         """Segments a scan that was prepared, see `segment`."""
-        grid, classes = prepared.grid, self._predictor.num_classes
+        grid, classes = prepared.grid, self.num_classes
         soft = probabilities if isinstance(probabilities, np.ndarray) else None
         if probabilities is True:
             soft = np.zeros((*grid.scan_shape, classes), np.float32)

@@ -31,3 +31,24 @@ def commit(temporary: Path, path: Path) -> None:
     """Puts a staged file in its place, in one indivisible step."""
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    with staged(path) as temporary:
+        temporary.write_bytes(content)
+        sync(temporary)
+        commit(temporary, path)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume
+from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing import niivue
 from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
 from unetr_flax.viewing.page_data import encode, gray_step
 from unetr_flax.viewing.planes import CONVENTION, largest_slices
 from unetr_flax.viewing.windows import window_presets
-from unetr_flax.weights.atomic import commit, staged
 
 OPACITY = 0.5
 CONTROLS = (

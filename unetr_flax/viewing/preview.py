@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume, VolumeError
+from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing.labels import check_labels, color_of, label_counts, name_of, voxel_ml
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane
 from unetr_flax.viewing.windows import window_presets
-from unetr_flax.weights.atomic import commit, staged
 
 # Inches, but for DPI.
 DPI = 150

@@ -1,0 +1,82 @@
+"""The options of `unetr predict`."""
+
+import dataclasses
+from typing import Literal
+
+# The usual share of neighboring windows, and that of --fast.
+OVERLAP, FAST_OVERLAP = 0.5, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How scans are read."""
+
+    preprocessing: str | None = None
+    """btcv, spleen, hippocampus or a JSON file: what is done to a scan before the model. A model
+    folder knows this itself; for PyTorch files it must be given."""
+
+    allow_nan: bool = False
+    """Take voxels that are NaN for the lowest intensity, instead of refusing the scan."""
+
+    part: str | None = None
+    """I/N: do only the I-th of N parts of the cases, for N processes on any number of machines.
+    Taken from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX where these are set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """How the model is applied."""
+
+    overlap: float = OVERLAP
+    """Fraction of a window that neighbors share, in [0, 1)."""
+
+    flips: tuple[int, ...] = ()
+    """Axes (0, 1, 2: right, anterior, superior) along which windows are flipped, all combinations
+    averaged. Only those along which training flipped help; others are refused where the model's
+    folder tells."""
+
+    fast: bool = False
+    """Larger steps of the window (overlap 0.25), and no averaging: neither flips nor more than the
+    first model."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the computation."""
+
+    device: str | None = None
+    """cpu, gpu or tpu, or one of them such as gpu:0; all accelerators if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What is written beside each label map, and how it is changed before."""
+
+    probabilities: bool = False
+    """CASE.probabilities.nii.gz: the probability of each class, 4D."""
+
+    statistics: bool = False
+    """CASE.statistics.json: volume, intensities and place of each label; also as a table."""
+
+    preview: bool = False
+    """CASE.png: three planes through the largest cross-section, with labels and legend."""
+
+    html: bool = False
+    """CASE.html: a page to scroll through scan and labels, which needs no network."""
+
+    keep_largest: tuple[str, ...] | None = None
+    """Keep only the largest connected part of these labels (names or ids), or of all if none is
+    named."""
+
+    fill_holes: bool = False
+    """Give a label the background that it encloses."""
+
+    roi_subset: tuple[str, ...] | None = None
+    """Labels (names or ids) to write; all others become background."""
+
+    overwrite: bool = False
+    """Replace label maps that are there; without this they are skipped."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    json: bool = False
+    """Print one JSON object with the outcome of all cases, instead of text."""

@@ -1,0 +1,105 @@
+"""The files that a segmented case becomes."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from unetr_flax.imaging.file_grid import FileGrid
+from unetr_flax.imaging.intensity import Window
+from unetr_flax.imaging.preprocessing import Preprocessing
+from unetr_flax.inference.segment import Segmentation
+from unetr_flax.runtime.atomic import staged, write_text
+from unetr_flax.viewing.page import write_page
+from unetr_flax.viewing.preview import write_preview
+from unetr_flax.viewing.statistics import LabelStatistics, label_statistics, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What is written for each case beside its label map.
+
+    Attributes:
+      probabilities: CASE.probabilities.nii.gz, the probability of each class on the scan's grid.
+      statistics: CASE.statistics.json, measurements of each label.
+      preview: CASE.png, three planes through the largest cross-section.
+      html: CASE.html, a page to scroll through the scan and its labels.
+    """
+
+    probabilities: bool = False
+    statistics: bool = False
+    preview: bool = False
+    html: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseOutputs:
+    """The paths of a case's files.
+
+    Attributes:
+      labels: label map; it is written last, so that where it is there all files are.
+    """
+
+    labels: Path
+
+    @property
+    def stem(self) -> str:
+        """Path of the label map without its ending."""
+        text = str(self.labels)
+        lower = text.lower()
+        return text[: -len(".nii.gz" if lower.endswith(".nii.gz") else ".nii")]
+
+    def beside(self, ending: str) -> Path:
+        """Returns the path of another file of the case."""
+        return Path(f"{self.stem}.{ending}")
+
+    @contextlib.contextmanager
+    def probabilities_on_disk(self, grid: FileGrid, num_classes: int) -> Iterator[np.ndarray]:
+        """Makes a temporary array [X, Y, Z, K] on disk, zero, beside the case's files.
+
+        Probabilities of many classes on a scan's own grid may be more than memory holds.
+        """
+        self.labels.parent.mkdir(parents=True, exist_ok=True)
+        with staged(self.labels) as path:
+            yield np.memmap(path, np.float32, "w+", shape=(*grid.canonical_shape, num_classes))
+
+
+def write_outputs(
+    outputs: CaseOutputs,
+    extras: Extras,
+    segmentation: Segmentation,
+    preprocessing: Preprocessing,
+) -> list[LabelStatistics]:
+    """Writes the files of a case, each whole or not at all, the label map last.
+
+    Returns:
+      The statistics of each label, if they are asked for.
+
+    Raises:
+      OSError: if a file cannot be written.
+      VolumeError: if a package that is needed is not installed.
+    """
+    outputs.labels.parent.mkdir(parents=True, exist_ok=True)
+    volume, labels, names = segmentation.volume, segmentation.labels, segmentation.names
+    window = _window(preprocessing)
+    rows = []
+    if extras.statistics:
+        rows = label_statistics(volume, labels, names)
+        write_text(outputs.beside("statistics.json"), to_json(rows))
+    if extras.preview:
+        write_preview(outputs.beside("png"), volume, labels, names, window=window)
+    if extras.html:
+        write_page(outputs.beside("html"), volume, labels, names, window=window)
+    if segmentation.probabilities is not None and segmentation.grid is not None:
+        path = outputs.beside("probabilities.nii.gz")
+        segmentation.grid.write_probabilities(path, segmentation.probabilities)
+    segmentation.save(outputs.labels)
+    return rows
+
+
+def _window(preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """Returns the window in which the model sees the first channel, if it has one."""
+    rule = preprocessing.intensity[0]
+    return (rule.low, rule.high) if isinstance(rule, Window) else None
