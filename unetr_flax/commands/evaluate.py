@@ -1,6 +1,7 @@
 """`unetr evaluate`: predicted label maps against the true ones."""
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,13 +144,9 @@ def _check(report: ReportOptions) -> None:
             raise ValueError("--images: only with --worst")
         if not report.images.exists():
             raise ValueError(f"{report.images}: no such file or folder")
-    if report.plot is not None or report.worst is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ModuleNotFoundError:
-            raise ValueError(
-                "--plot and --worst need matplotlib: pip install 'unetr-flax[view]'"
-            ) from None
+    pictures = report.plot is not None or report.worst is not None
+    if pictures and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot and --worst need matplotlib: pip install 'unetr-flax[view]'")
 
 
 def _check_file(path: Path, overwrite: bool) -> None:

@@ -14,9 +14,9 @@ from unetr_flax.viewing.planes import PLANES, Plane
 ROWS = ("Label", "Prediction", "Difference")
 # Colors of voxels that only the label has, that only the prediction has, and of another label.
 DIFFERENCES = (
-    ("missing", (0.0, 0.9, 1.0)),
-    ("too much", (1.0, 0.2, 0.8)),
-    ("wrong label", (1.0, 0.9, 0.1)),
+    ("missing", (0.1, 0.3, 1.0)),
+    ("too much", (1.0, 0.1, 0.75)),
+    ("wrong label", (0.7, 1.0, 0.0)),
 )
 ROW_INCHES = 2.4
 LEGEND_INCHES = 0.22
