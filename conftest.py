@@ -27,3 +27,17 @@ def strict_promotion(monkeypatch):
     monkeypatch.setattr(optax.tree, "bias_correction", standard(optax.tree.bias_correction))
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def compiled():
+    """Names of what jax compiles during the test."""
+    names = []
+
+    def listen(event, duration, fun_name="", **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -26,20 +26,6 @@ def batch():
     return {"image": image, "label": np.digitize(image[..., 0], [-0.5, 0.5]).astype(np.int32)}
 
 
-@pytest.fixture
-def compiled():
-    """Names of what jax compiles during the test."""
-    names = []
-
-    def listen(event, duration, fun_name="", **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(fun_name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_the_real_model_learns_and_compiles_once(compiled):
     cfg = UNETRConfig.reference(
         (16, 32, 16), 1, 3, light_r=32, hidden_size=16, num_layers=4, num_heads=2
