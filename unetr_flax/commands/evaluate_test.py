@@ -150,6 +150,15 @@ def test_unmatched_files_are_told_and_hidden_files_are_not_seen(run, folders):
     assert err.count("\n") == 2
 
 
+def test_linked_folders_are_searched_once(run, folders, tmp_path):
+    (folders[0] / "sub" / "back").symlink_to(folders[0])
+    (folders[0] / "sub").rename(tmp_path / "elsewhere")
+    (folders[0] / "sub").symlink_to(tmp_path / "elsewhere")
+    status, out, err = run(*folders)
+    assert (status, err) == (0, "")
+    assert re.search(r"label 1 +3 ", out)
+
+
 def test_a_bad_case_is_told_and_the_others_are_scored(run, folders, tmp_path):
     save(folders[0] / "c.nii.gz", LABEL[1:])
     (folders[0] / "a.nii.gz").write_bytes(b"nothing")

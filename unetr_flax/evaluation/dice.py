@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+# Voxels that are counted at once, as counting makes a copy of 8 bytes for each.
 VOXELS_AT_ONCE = 2**20
 
 
@@ -119,7 +120,6 @@ def _count(classes: np.ndarray, num_classes: int, where: np.ndarray | None = Non
     for i, case in enumerate(classes):
         flat = case.reshape(-1)
         mask = None if where is None else where[i].reshape(-1)
-        # `bincount` makes a copy of 8 bytes per voxel, so one piece is counted at a time.
         for start in range(0, len(flat), VOXELS_AT_ONCE):
             piece = flat[start : start + VOXELS_AT_ONCE]
             if mask is not None:
