@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+# Voxels that are counted at once, as counting makes a copy of 8 bytes for each.
+VOXELS_AT_ONCE = 2**20
+
 
 class DiceScores(NamedTuple):
     """Mean Dice coefficients over cases.
@@ -79,16 +82,10 @@ class DiceCounts:
                     f"{name}: classes from {classes.min()} to {classes.max()}, must be in "
                     f"[0, {num_classes})"
                 )
-        confusion = np.zeros((len(label), num_classes, num_classes), np.int64)
-        for i in range(len(label)):
-            pairs = label[i].astype(np.int64) * num_classes + prediction[i].astype(np.int64)
-            confusion[i] = np.bincount(pairs.ravel(), minlength=num_classes**2).reshape(
-                num_classes, num_classes
-            )
         return cls(
-            intersection=confusion.diagonal(axis1=1, axis2=2),
-            prediction=confusion.sum(1),
-            label=confusion.sum(2),
+            intersection=_count(label, num_classes, where=prediction == label),
+            prediction=_count(prediction, num_classes),
+            label=_count(label, num_classes),
         )
 
     def merge(self, other: Self) -> Self:
@@ -115,6 +112,20 @@ class DiceCounts:
         """
         per_class = _mean_of_present(self.per_case())
         return DiceScores(per_class, float(_mean_of_present(per_class[1:])))
+
+
+def _count(classes: np.ndarray, num_classes: int, where: np.ndarray | None = None) -> np.ndarray:
+    """Counts the voxels of each case and class, [cases, K], int64, within `where` if given."""
+    counts = np.zeros((len(classes), num_classes), np.int64)
+    for i, case in enumerate(classes):
+        flat = case.reshape(-1)
+        mask = None if where is None else where[i].reshape(-1)
+        for start in range(0, len(flat), VOXELS_AT_ONCE):
+            piece = flat[start : start + VOXELS_AT_ONCE]
+            if mask is not None:
+                piece = piece[mask[start : start + VOXELS_AT_ONCE]]
+            counts[i] += np.bincount(piece.astype(np.int64), minlength=num_classes)
+    return counts
 
 
 def _mean_of_present(values: np.ndarray) -> np.ndarray:

@@ -46,6 +46,14 @@ def test_jax_arrays_are_counted_as_numpy_arrays_are():
         np.testing.assert_array_equal(a, b)
 
 
+def test_voxels_are_counted_in_pieces(monkeypatch):
+    monkeypatch.setattr("unetr_flax.evaluation.dice.VOXELS_AT_ONCE", 3)
+    state = DiceCounts.from_labels(PREDICTION, LABEL, 4)
+    np.testing.assert_array_equal(state.label, [[4, 4, 0, 0], [5, 3, 0, 0]])
+    np.testing.assert_array_equal(state.prediction, [[4, 4, 0, 0], [6, 1, 1, 0]])
+    np.testing.assert_array_equal(state.intersection, [[3, 3, 0, 0], [5, 1, 0, 0]])
+
+
 def test_merging_cases_equals_counting_them_together():
     merged = DiceCounts.empty(4).merge(counts([0])).merge(counts([1]))
     for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(counts()), strict=True):

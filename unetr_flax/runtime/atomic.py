@@ -39,7 +39,16 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       OSError: if it cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     with staged(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         sync(temporary)
         commit(temporary, path)

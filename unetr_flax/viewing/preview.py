@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unetr_flax.imaging.volume import Volume, VolumeError
+from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing.cross_sections import CrossSections
 from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane

@@ -1,0 +1,203 @@
+"""Pairs of predicted and true label maps: which files belong together, and what they hold."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unetr_flax.imaging.file_grid import NIFTI_ENDINGS
+from unetr_flax.imaging.volume import VolumeError
+
+# Largest distance, in voxels, between corners of grids that are taken for the same.
+LARGEST_SHIFT = 0.1
+
+
+class Pair(NamedTuple):
+    """The files of one case.
+
+    Attributes:
+      name: name of the case: its path within the folder, without the ending.
+      prediction: predicted label map.
+      label: true label map.
+    """
+
+    name: str
+    prediction: Path
+    label: Path
+
+
+class Matches(NamedTuple):
+    """What two folders have in common.
+
+    Attributes:
+      pairs: cases in both, by name.
+      only_predictions: names of predictions without a label map.
+      only_labels: names of label maps without a prediction.
+    """
+
+    pairs: list[Pair]
+    only_predictions: list[str]
+    only_labels: list[str]
+
+
+class MapPair(NamedTuple):
+    """The label maps of one case, on the canonical grid.
+
+    Attributes:
+      prediction: predicted class ids [X, Y, Z], int32.
+      label: true class ids [X, Y, Z], int32.
+      affine: 4 x 4, maps voxel indices to millimeters of the scanner.
+    """
+
+    prediction: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighboring voxels along each axis, in mm."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+def match_files(predictions: Path, labels: Path) -> Matches:
+    """Matches two files, or the files of two folders by their relative names.
+
+    Args:
+      predictions: file, or folder, which is searched with its subfolders for .nii and .nii.gz.
+      labels: file if `predictions` is one, else folder.
+
+    Raises:
+      VolumeError: if one is missing; if only one is a folder; if a folder has two files of one
+        name; if no name is in both.
+    """
+    for path in (predictions, labels):
+        if not path.exists():
+            raise VolumeError(f"{path}: no such file or folder")
+    if predictions.is_dir() != labels.is_dir():
+        folder, file = (predictions, labels) if predictions.is_dir() else (labels, predictions)
+        raise VolumeError(f"{folder}: is a folder and {file} is a file, must be two of a kind")
+    if not predictions.is_dir():
+        return Matches([Pair(_stem(predictions.name), predictions, labels)], [], [])
+    found, true = find_files(predictions), find_files(labels)
+    pairs = [Pair(name, found[name], true[name]) for name in sorted(found.keys() & true.keys())]
+    if not pairs:
+        raise VolumeError(
+            f"{predictions}: {_count(found)}, none with the name of one of the "
+            f"{_count(true)} in {labels}"
+        )
+    return Matches(pairs, sorted(found.keys() - true.keys()), sorted(true.keys() - found.keys()))
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """Finds the NIfTI files in a folder and its subfolders, by relative name without the ending.
+
+    Names that start with a dot are passed over; links to folders are followed, each folder once.
+
+    Raises:
+      VolumeError: if two files have the same name, or a folder cannot be read.
+    """
+    found: dict[str, Path] = {}
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in files:
+            if file.startswith(".") or not file.lower().endswith(NIFTI_ENDINGS):
+                continue
+            path = Path(parent, file)
+            name = path.relative_to(folder).with_name(_stem(file)).as_posix()
+            if name in found:
+                raise VolumeError(f"{path}: has the name of {found[name]}, must be one per case")
+            found[name] = path
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise VolumeError(f"{error.filename}: cannot be read ({error.strerror})")
+
+
+def find_images(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """Finds the scans of cases: files named as the case, or as its first channel, NAME_0000.
+
+    Raises:
+      VolumeError: if the folder is missing or has two files of one name.
+    """
+    if not folder.is_dir():
+        raise VolumeError(f"{folder}: no such folder")
+    found = find_files(folder)
+    by_case = {name: found.get(name, found.get(f"{name}_0000")) for name in names}
+    return {name: path for name, path in by_case.items() if path is not None}
+
+
+def read_pair(pair: Pair) -> MapPair:
+    """Reads the label maps of a case.
+
+    Raises:
+      VolumeError: if one cannot be read, or if their grids differ.
+    """
+    from unetr_flax.imaging.nifti import read_labels
+
+    prediction, placed = read_labels(pair.prediction)
+    label, affine = read_labels(pair.label)
+    check_grids(pair.prediction, prediction.shape, placed, pair.label, label.shape, affine)
+    return MapPair(prediction, label, affine)
+
+
+def check_grids(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    other: Path,
+    other_shape: tuple[int, ...],
+    other_affine: np.ndarray,
+) -> None:
+    """Refuses a file whose voxels lie elsewhere than those of another file.
+
+    Args:
+      path: the file.
+      shape: its voxels along each axis.
+      affine: its voxel indices to mm, 4 x 4.
+      other: the file that it must fit.
+      other_shape: as `shape`, of the other file.
+      other_affine: as `affine`, of the other file.
+
+    Raises:
+      VolumeError: if the numbers of voxels differ, or if a corner of the grid is more than a tenth
+        of a voxel away.
+    """
+    if tuple(shape) != tuple(other_shape):
+        raise VolumeError(
+            f"{path}: {_sizes(shape)} voxels, must be the {_sizes(other_shape)} of {other}"
+        )
+    ends = np.array([[0, n - 1] for n in other_shape])
+    corners = np.stack([*(grid.ravel() for grid in np.meshgrid(*ends)), np.ones(8)])
+    moved = np.linalg.solve(other_affine, affine @ corners)[:3] - corners[:3]
+    distance = float(np.abs(moved).max())
+    if not distance <= LARGEST_SHIFT:
+        mm = float(np.linalg.norm((affine - other_affine) @ corners, axis=0).max())
+        raise VolumeError(
+            f"{path}: a corner of its grid is {distance:.3g} voxels ({mm:.3g} mm) away from that "
+            f"of {other}, must be at most {LARGEST_SHIFT}"
+        )
+
+
+def _stem(name: str) -> str:
+    """Returns a file name without .nii or .nii.gz."""
+    for ending in NIFTI_ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _count(files: Collection) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
