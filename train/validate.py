@@ -15,13 +15,13 @@ from train.distributed import process_sum
 from train.interrupt import Interrupt
 from train.sharding import local_copy
 from train.state import TrainState
-from unetr_flax import Preprocessing, sliding_window_inference
+from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
-from unetr_flax.imaging.intensity import background
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.nifti import read_labels, read_volume
-from unetr_flax.imaging.padding import centered_start, crop_or_pad
+from unetr_flax.imaging.restore import Restorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
+from unetr_flax.inference.streaming import stream_logits
 
 
 class Evaluator:
@@ -71,8 +71,8 @@ class Evaluator:
         """Segments cases one after the other.
 
         Yields:
-          The normalized case and the predicted class of each voxel, int32 [X, Y, Z], both on the
-          scan's own grid.
+          The normalized case and the predicted class of each voxel [X, Y, Z], both on the scan's
+          own grid.
         """
         predict = functools.partial(self._predict, variables)
         # One case is read while the one before is segmented.
@@ -81,19 +81,19 @@ class Evaluator:
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                window = np.maximum(grid.shape, self._config.img_size).tolist()
-                start = centered_start(grid.shape, window)
-                # Small scans are filled up as training crops are, not with the zeros of inference.
-                logits = sliding_window_inference(
-                    crop_or_pad(image, start, window, fill=background(image))[None],
-                    self._config.img_size,
+                restorer = Restorer(grid, self._config.out_channels)
+                blocks = stream_logits(
+                    image,
                     predict,
+                    self._config.out_channels,
+                    self._config.img_size,
                     overlap=self._overlap,
-                    mode="gaussian",
                     batch_size=windows_per_device(jax.default_backend()),
-                )[0]
-                logits = crop_or_pad(logits, [-first for first in start], grid.shape)
-                yield sample, grid.restore_logits(logits).argmax(-1).astype(np.int32)
+                    device=jax.local_devices()[0],
+                )
+                for start, logits in blocks:
+                    restorer.add(start, logits)
+                yield sample, restorer.labels
 
     def _load(self, case: Case) -> tuple[Sample, np.ndarray, ModelGrid]:
         """Reads a case: normalized on its own grid, its image on the model's grid, and that grid.

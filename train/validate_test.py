@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from train import validate
 from train.data.decathlon import Case
 from train.validate import Evaluator
 from unetr_flax import Preprocessing
@@ -79,9 +80,10 @@ def test_cropping_to_the_foreground_is_undone(cases):
 
 
 def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
-    read, normalized = [], []
-    load, normalize = nib.load, Preprocessing.normalize
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    read, normalized, normalize = [], [], Preprocessing.normalize
+    for name in ("read_volume", "read_labels"):
+        function = getattr(validate, name)
+        monkeypatch.setattr(validate, name, lambda path, f=function: read.append(path) or f(path))
     monkeypatch.setattr(
         Preprocessing,
         "normalize",
