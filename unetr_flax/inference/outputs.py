@@ -31,6 +31,11 @@ class Extras:
     preview: bool = False
     html: bool = False
 
+    @property
+    def need_scan(self) -> bool:
+        """True if something is measured or shown of the scan itself."""
+        return self.statistics or self.preview or self.html
+
 
 @dataclasses.dataclass(frozen=True)
 class CaseOutputs:
@@ -83,13 +88,15 @@ def write_outputs(
     volume, labels, names = segmentation.volume, segmentation.labels, segmentation.names
     window = display_window(preprocessing)
     rows = []
-    if extras.statistics:
-        rows = label_statistics(volume, labels, names)
-        write_text(outputs.beside("statistics.json"), to_json(rows))
-    if extras.preview:
-        write_preview(outputs.beside("png"), volume, labels, names, window=window)
-    if extras.html:
-        write_page(outputs.beside("html"), volume, labels, names, window=window)
+    if extras.need_scan:
+        assert volume is not None
+        if extras.statistics:
+            rows = label_statistics(volume, labels, names)
+            write_text(outputs.beside("statistics.json"), to_json(rows))
+        if extras.preview:
+            write_preview(outputs.beside("png"), volume, labels, names, window=window)
+        if extras.html:
+            write_page(outputs.beside("html"), volume, labels, names, window=window)
     if segmentation.probabilities is not None and segmentation.grid is not None:
         path = outputs.beside("probabilities.nii.gz")
         segmentation.grid.write_probabilities(path, segmentation.probabilities)

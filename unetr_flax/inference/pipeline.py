@@ -83,7 +83,7 @@ def segment_cases(
     with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "write") as writing:
 
         def read(case: Case) -> Future[_Read]:
-            return reading.submit(_read, segmenter, case, allow_nan)
+            return reading.submit(_read, segmenter, case, allow_nan, extras.need_scan)
 
         def segment(case: Case, found: _Read) -> Future[Outcome]:
             with ExitStack() as stack:
@@ -124,10 +124,13 @@ class _Read:
     start: float
 
 
-def _read(segmenter: Segmenter, case: Case, allow_nan: bool) -> _Read:
+def _read(segmenter: Segmenter, case: Case, allow_nan: bool, keep_scan: bool) -> _Read:
     start = time.perf_counter()
     scan = read_scan(case.files.images, allow_nan=allow_nan)
-    return _Read(segmenter.prepare(scan.volume, scan.grid), scan.nan_voxels, start)
+    prepared = segmenter.prepare(scan.volume, scan.grid)
+    if not keep_scan:
+        prepared = dataclasses.replace(prepared, volume=None)
+    return _Read(prepared, scan.nan_voxels, start)
 
 
 def _segment(

@@ -28,14 +28,14 @@ class Segmentation:
     Attributes:
       labels: class ids [X, Y, Z] on the scan's canonical grid, the smallest unsigned integers.
       names: name of each class id, as far as the model knows them.
-      volume: the scan, on the same grid.
+      volume: the scan, on the same grid; None if it was let go.
       grid: the grid of the scan's file; None if it came as an array.
       probabilities: softmax [X, Y, Z, K] of the logits, if they were asked for.
     """
 
     labels: np.ndarray
     names: dict[int, str]
-    volume: Volume
+    volume: Volume | None
     grid: FileGrid | None
     probabilities: np.ndarray | None = None
 
@@ -56,13 +56,13 @@ class Prepared:
     """A scan, and what the model sees of it.
 
     Attributes:
-      volume: the scan.
+      volume: the scan; None if it is not needed any more.
       file_grid: the grid of its file; None if it came as an array.
       image: [X', Y', Z', C], float32, normalized, on the model's grid.
       grid: the model's grid.
     """
 
-    volume: Volume
+    volume: Volume | None
     file_grid: FileGrid | None
     image: np.ndarray
     grid: ModelGrid

@@ -82,7 +82,9 @@ def stream_logits(
         # Neighboring tiles share one voxel.
         low[axis], high[axis] = begin, min(end + 1, padded[axis])
         layer_sums = _LayerSums(low, high, roi, weights, place)
-        for batch, outputs in _predicted(image, predict, roi, batch_size, corners):
+        # On CPU the next batch would take the cores and the memory that this one's sums need.
+        ahead = 0 if device.platform == "cpu" else 1
+        for batch, outputs in _predicted(image, predict, roi, batch_size, corners, ahead):
             for x in sorted({corner[0] for corner in batch}):
                 yield from _cropped(layer_sums.blocks_before(x), offset, spatial)
                 layer_sums.add([c if c[0] == x else None for c in batch], outputs)
@@ -143,8 +145,9 @@ def _predicted(
     roi: Sequence[int],
     batch_size: int,
     corners: Sequence[Corner],
+    ahead: int,
 ) -> Iterator[tuple[Sequence[Corner], jax.Array | np.ndarray]]:
-    """Computes batches of windows; the next one is dispatched before the present one is used."""
+    """Computes batches of windows; some are dispatched before the present one is used."""
     pending: list[tuple[Sequence[Corner], jax.Array | np.ndarray]] = []
     for i in range(0, len(corners), batch_size):
         batch = corners[i : i + batch_size]
@@ -153,7 +156,7 @@ def _predicted(
         for window, start in zip(inputs, batch, strict=False):
             window[...] = crop_or_pad(image, start, roi)
         pending.append((batch, predict(inputs)))
-        if len(pending) > 1:
+        if len(pending) > ahead:
             yield pending.pop(0)
     yield from pending
 
