@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from unetr_flax.imaging.dicom import Slice, group_by_series, is_dicom
+from unetr_flax.imaging.dicom_series import group_by_series
+from unetr_flax.imaging.dicom_slice import Slice, is_dicom
 from unetr_flax.imaging.regular_file import reason
 from unetr_flax.imaging.scan import SCAN_ENDINGS
 from unetr_flax.imaging.volume import VolumeError

@@ -1,33 +1,17 @@
 """Series of DICOM slices, sorted by where they lie; gaps, doubles and tilts are told."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from unetr_flax.imaging.extras import import_simpleitk
+from unetr_flax.imaging.dicom_slice import Slice, is_dicom, read_pixels, read_slice
 from unetr_flax.imaging.file_grid import FileGrid, check_affine
-from unetr_flax.imaging.itk_file import call, pixel_size, ras_affine
-from unetr_flax.imaging.nifti_file import LARGEST_DEFLATE_RATIO
-from unetr_flax.imaging.regular_file import open_regular_file, reason
+from unetr_flax.imaging.image_file import ras_affine
+from unetr_flax.imaging.regular_file import reason
 from unetr_flax.imaging.volume import VolumeError
-
-# Kinds of DICOM objects that lie beside slices and are no images, as starts of SOP class UIDs: the
-# index of a medium, presentation states, raw data, segmentations, reports, encapsulated documents,
-# radiotherapy structures and plans.
-_NO_IMAGES = (
-    "1.2.840.10008.1.3.10",
-    "1.2.840.10008.5.1.4.1.1.11.",
-    "1.2.840.10008.5.1.4.1.1.66",
-    "1.2.840.10008.5.1.4.1.1.88.",
-    "1.2.840.10008.5.1.4.1.1.104.",
-    "1.2.840.10008.5.1.4.1.1.481.3",
-    "1.2.840.10008.5.1.4.1.1.481.5",
-)
 
 # Gaps between slices may differ by this share, as positions are rounded.
 _GAP_TOLERANCE = 0.1
@@ -36,42 +20,19 @@ _SHIFT_TOLERANCE = 0.1
 _LARGEST_TILT = 0.5  # In degrees.
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """The header of a DICOM file with one slice.
-
-    Attributes:
-      path: the file.
-      series: UID of its series.
-      number: number of its series within the study, 0 if unknown.
-      size: pixels along the rows and along the columns.
-      spacing: mm between pixels along the rows and along the columns.
-      orientation: directions of the rows and of the columns, six numbers, left-posterior-superior.
-      position: center of the first pixel in mm, left-posterior-superior.
-    """
-
-    path: Path
-    series: str
-    number: int
-    size: tuple[int, int]
-    spacing: tuple[float, ...]
-    orientation: tuple[float, ...]
-    position: tuple[float, ...]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class DicomSeries:
     """A volume of DICOM slices.
 
     Attributes:
       path: the folder.
-      files: the slices, in the order of the third axis of the grid.
+      slices: in the order of the third axis of the grid.
       grid: the voxel grid: along the rows, along the columns, from slice to slice.
       channels: always 1.
     """
 
     path: Path
-    files: tuple[Path, ...]
+    slices: tuple[Slice, ...]
     grid: FileGrid
     channels: int = 1
 
@@ -126,7 +87,7 @@ class DicomSeries:
         affine = ras_affine(steps, slices[0].position)
         check_affine(folder, affine)
         grid = FileGrid.from_affine((*slices[0].size, len(slices)), affine)
-        return cls(folder, tuple(one.path for one in slices), grid)
+        return cls(folder, tuple(slices), grid)
 
     def fill(self, image: np.ndarray) -> None:
         """Reads the slices, rescaled, into an array [X, Y, Z, 1] of the canonical grid.
@@ -134,23 +95,9 @@ class DicomSeries:
         Raises:
           VolumeError: if a slice cannot be read.
         """
-        sitk = import_simpleitk()
         view = self.grid.view_on_file_axes(image)
-        for i, path in enumerate(self.files):
-            read = call(path, _reader(path).Execute)
-            stored = sitk.GetArrayViewFromImage(read)
-            view[:, :, i, 0] = stored.reshape(self.grid.shape[1::-1]).T
-
-
-def is_dicom(path: Path) -> bool:
-    """Tells whether a file is a DICOM file of an image, by its first bytes.
-
-    Raises:
-      VolumeError: if there is no such file, or if it cannot be opened.
-    """
-    with open_regular_file(path) as file:
-        head = file.read(1024)
-    return head[128:132] == b"DICM" and not _sop_class(head).startswith(_NO_IMAGES)
+        for i, one in enumerate(self.slices):
+            view[:, :, i, 0] = read_pixels(one)
 
 
 def group_by_series(paths: Sequence[Path]) -> dict[str, list[Slice]]:
@@ -160,73 +107,9 @@ def group_by_series(paths: Sequence[Path]) -> dict[str, list[Slice]]:
       VolumeError: if a file cannot be read or is not a single slice; if SimpleITK is missing.
     """
     found: dict[str, list[Slice]] = {}
-    for one in sorted(map(_read_slice, paths), key=lambda one: (one.number, one.series)):
+    for one in sorted(map(read_slice, paths), key=lambda one: (one.number, one.series)):
         found.setdefault(one.series, []).append(one)
     return found
-
-
-def _sop_class(head: bytes) -> str:
-    """Finds the SOP class UID in the first bytes of a DICOM file; empty if there is none."""
-    at = 132
-    while head[at : at + 2] == b"\x02\x00":
-        element, kind = head[at + 2 : at + 4], head[at + 4 : at + 6]
-        is_long = kind in (b"OB", b"OW", b"UN", b"UT", b"SQ")
-        start = at + (12 if is_long else 8)
-        length = int.from_bytes(head[at + 8 : start] if is_long else head[at + 6 : start], "little")
-        if element == b"\x02\x00":
-            return head[start : start + length].decode("latin-1").rstrip("\0 ")
-        at = start + length
-    return ""
-
-
-def _reader(path: Path) -> Any:
-    reader = import_simpleitk().ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    call(path, lambda: reader.SetFileName(str(path)))
-    return reader
-
-
-def _read_slice(path: Path) -> Slice:
-    """Reads and checks the header of one slice."""
-    with open_regular_file(path) as file:
-        capacity = os.fstat(file.fileno()).st_size * LARGEST_DEFLATE_RATIO
-    reader = _reader(path)
-    call(path, reader.ReadImageInformation)
-    columns, rows, *frames = reader.GetSize()
-    if math.prod(frames) != 1:
-        raise VolumeError(f"{path}: {math.prod(frames)} frames in one file, must be one slice")
-    if not 0 < columns * rows * pixel_size(path, reader) <= capacity:
-        raise VolumeError(f"{path}: {columns} x {rows} pixels, more than the file can hold")
-    series = _text(reader, "0020|000e")
-    if not series:
-        raise VolumeError(f"{path}: no UID of a series")
-    number = _text(reader, "0020|0011")
-    row_spacing, column_spacing = _numbers(path, reader, "0028|0030", "pixel spacing", 2)
-    return Slice(
-        path=path,
-        series=series,
-        number=int(number) if number.isdecimal() and len(number) < 10 else 0,
-        size=(columns, rows),
-        # DICOM has the distance of rows first.
-        spacing=(column_spacing, row_spacing),
-        orientation=_numbers(path, reader, "0020|0037", "image orientation", 6),
-        position=_numbers(path, reader, "0020|0032", "image position", 3),
-    )
-
-
-def _text(reader: Any, tag: str) -> str:
-    return reader.GetMetaData(tag).strip("\0 ") if reader.HasMetaDataKey(tag) else ""
-
-
-def _numbers(path: Path, reader: Any, tag: str, name: str, count: int) -> tuple[float, ...]:
-    text = _text(reader, tag)
-    try:
-        numbers = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise VolumeError(f"{path}: {name} ({tag}) is {text!r}, must be {count} numbers")
-    return numbers
 
 
 def _check_alike(folder: Path, slices: list[Slice]) -> None:

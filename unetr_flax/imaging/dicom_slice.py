@@ -1,0 +1,178 @@
+"""One DICOM file with one slice: its header, checked, and its pixels."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetr_flax.imaging.extras import import_simpleitk
+from unetr_flax.imaging.regular_file import open_regular_file
+from unetr_flax.imaging.volume import VolumeError
+
+# Kinds of DICOM objects that lie beside slices and are no images, as starts of SOP class UIDs: the
+# index of a medium, presentation states, raw data, segmentations, reports, encapsulated documents,
+# radiotherapy structures and plans.
+_NO_IMAGES = (
+    "1.2.840.10008.1.3.10",
+    "1.2.840.10008.5.1.4.1.1.11.",
+    "1.2.840.10008.5.1.4.1.1.66",
+    "1.2.840.10008.5.1.4.1.1.88.",
+    "1.2.840.10008.5.1.4.1.1.104.",
+    "1.2.840.10008.5.1.4.1.1.481.3",
+    "1.2.840.10008.5.1.4.1.1.481.5",
+)
+
+# Names of SimpleITK's pixels that are one real number.
+_REAL_PIXELS = (
+    "sitkUInt8",
+    "sitkInt8",
+    "sitkUInt16",
+    "sitkInt16",
+    "sitkUInt32",
+    "sitkInt32",
+    "sitkFloat32",
+    "sitkFloat64",
+)
+
+# Pixels per byte beyond which no compressed file of a slice goes.
+_LARGEST_RATIO = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The header of a DICOM file with one slice.
+
+    Attributes:
+      path: the file.
+      series: UID of its series.
+      number: number of its series within the study, 0 if unknown.
+      size: pixels along the rows and along the columns.
+      spacing: mm between pixels along the rows and along the columns.
+      orientation: directions of the rows and of the columns, six numbers, left-posterior-superior.
+      position: center of the first pixel in mm, left-posterior-superior.
+    """
+
+    path: Path
+    series: str
+    number: int
+    size: tuple[int, int]
+    spacing: tuple[float, ...]
+    orientation: tuple[float, ...]
+    position: tuple[float, ...]
+
+
+def is_dicom(path: Path) -> bool:
+    """Tells whether a file is a DICOM file of an image, by its first bytes.
+
+    Raises:
+      VolumeError: if there is no such file, or if it cannot be opened.
+    """
+    with open_regular_file(path) as file:
+        head = file.read(1024)
+    return head[128:132] == b"DICM" and not _sop_class(head).startswith(_NO_IMAGES)
+
+
+def _sop_class(head: bytes) -> str:
+    """Finds the SOP class UID in the first bytes of a DICOM file; empty if there is none."""
+    at = 132
+    while head[at : at + 2] == b"\x02\x00":
+        element, kind = head[at + 2 : at + 4], head[at + 4 : at + 6]
+        is_long = kind in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        start = at + (12 if is_long else 8)
+        length = int.from_bytes(head[at + 8 : start] if is_long else head[at + 6 : start], "little")
+        if element == b"\x02\x00":
+            return head[start : start + length].decode("latin-1").rstrip("\0 ")
+        at = start + length
+    return ""
+
+
+def _reader(path: Path) -> Any:
+    reader = import_simpleitk().ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    _call(path, lambda: reader.SetFileName(str(path)))
+    return reader
+
+
+def read_slice(path: Path) -> Slice:
+    """Reads and checks the header of one slice.
+
+    Raises:
+      VolumeError: if the file cannot be read, is not one slice, or does not say where it lies; if
+        its pixels are not one real number each; if SimpleITK is not installed.
+    """
+    with open_regular_file(path) as file:
+        capacity = os.fstat(file.fileno()).st_size * _LARGEST_RATIO
+    reader = _reader(path)
+    _call(path, reader.ReadImageInformation)
+    columns, rows, *frames = reader.GetSize()
+    if math.prod(frames) != 1:
+        raise VolumeError(f"{path}: {math.prod(frames)} frames in one file, must be one slice")
+    _check_pixels(path, reader)
+    if not 0 < columns * rows <= capacity:
+        raise VolumeError(f"{path}: {columns} x {rows} pixels, more than the file can hold")
+    series = _text(reader, "0020|000e")
+    if not series:
+        raise VolumeError(f"{path}: no UID of a series")
+    number = _text(reader, "0020|0011")
+    row_spacing, column_spacing = _numbers(path, reader, "0028|0030", "pixel spacing", 2)
+    return Slice(
+        path=path,
+        series=series,
+        number=int(number) if number.isdecimal() and len(number) < 10 else 0,
+        size=(columns, rows),
+        # DICOM has the distance of rows first.
+        spacing=(column_spacing, row_spacing),
+        orientation=_numbers(path, reader, "0020|0037", "image orientation", 6),
+        position=_numbers(path, reader, "0020|0032", "image position", 3),
+    )
+
+
+def read_pixels(one: Slice) -> np.ndarray:
+    """Reads the rescaled pixels of a slice, along its rows and then from row to row.
+
+    Raises:
+      VolumeError: if the file cannot be read.
+    """
+    read = _call(one.path, _reader(one.path).Execute)
+    return import_simpleitk().GetArrayFromImage(read).reshape(one.size[::-1]).T
+
+
+def _text(reader: Any, tag: str) -> str:
+    return reader.GetMetaData(tag).strip("\0 ") if reader.HasMetaDataKey(tag) else ""
+
+
+def _numbers(path: Path, reader: Any, tag: str, name: str, count: int) -> tuple[float, ...]:
+    text = _text(reader, tag)
+    try:
+        numbers = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise VolumeError(f"{path}: {name} ({tag}) is {text!r}, must be {count} numbers")
+    return numbers
+
+
+def _call(path: Path, function: Callable[[], Any]) -> Any:
+    """Calls a function of SimpleITK; an error of it becomes one line."""
+    try:
+        return function()
+    except MemoryError:
+        raise VolumeError(f"{path}: its pixels are more than memory holds") from None
+    except Exception as error:
+        # The cause comes after places in the source, and may name addresses of objects.
+        text = re.sub(r"\w+\(0x[0-9a-f]+\): ", "", " ".join(str(error).split()))
+        cause = text.rsplit("ERROR: ", 1)[-1]
+        raise VolumeError(f"{path}: not a readable DICOM file ({cause})") from None
+
+
+def _check_pixels(path: Path, reader: Any) -> None:
+    """Raises if pixels are not one real number each."""
+    sitk = import_simpleitk()
+    if reader.GetPixelID() not in (getattr(sitk, name) for name in _REAL_PIXELS):
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise VolumeError(f"{path}: pixels are {kind}, must be one real number each")
