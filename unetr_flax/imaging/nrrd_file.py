@@ -25,7 +25,9 @@ _TYPES = {
     **dict.fromkeys(
         ("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"
     ),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t"), "u8"),
+    **dict.fromkeys(
+        ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"
+    ),
     "float": "f4",
     "double": "f8",
 }
@@ -40,7 +42,7 @@ _SPACES = {
 _BYTE_ORDERS = {"little": "<", "big": ">"}
 
 # What the axis of the channels may be; colors and tensors are no channels.
-_CHANNEL_KINDS = ("list", "vector", "none", "???")
+_CHANNEL_KINDS = ("list", "vector", "none", "???", "domain", "space", "time")
 
 
 def open_nrrd(path: Path) -> ImageFile:
@@ -104,11 +106,8 @@ def _choice(choices: dict[str, Any], name: str, fields: dict[str, str]) -> Any:
 
 def _dtype(fields: dict[str, str]) -> np.dtype:
     dtype = np.dtype(_choice(_TYPES, "type", fields))
-    return (
-        dtype
-        if dtype.itemsize == 1
-        else dtype.newbyteorder(_choice(_BYTE_ORDERS, "endian", fields))
-    )
+    order = "|" if dtype.itemsize == 1 else _choice(_BYTE_ORDERS, "endian", fields)
+    return dtype.newbyteorder(order)
 
 
 def _channel_axis(fields: dict[str, str], axes: int) -> int | None:
@@ -127,12 +126,14 @@ def _channel_axis(fields: dict[str, str], axes: int) -> int | None:
 def _affine(fields: dict[str, str], channel_axis: int | None) -> np.ndarray:
     columns, origin = np.eye(3), np.zeros(3)
     if "space directions" in fields:
-        columns = np.array([v for v in _vectors(fields["space directions"]) if v is not None]).T
+        vectors = enumerate(_vectors(fields["space directions"]))
+        # Four axes may lie in a space of four dimensions.
+        columns = np.array([v[:3] for axis, v in vectors if v and axis != channel_axis]).T
     elif "spacings" in fields:
         spacings = [float(mm) for mm in fields["spacings"].split()]
         columns = np.diag([mm for axis, mm in enumerate(spacings) if axis != channel_axis])
     if "space origin" in fields:
-        (origin,) = (np.array(v) for v in _vectors(fields["space origin"]) if v is not None)
+        (origin,) = (np.array(v[:3]) for v in _vectors(fields["space origin"]) if v)
     if columns.shape != (3, 3) or origin.shape != (3,):
         raise ValueError("directions and origin must have three numbers for each of three axes")
     signs = np.array(_choice(_SPACES, "space", fields))
