@@ -9,6 +9,7 @@ import pytest
 from train.data.decathlon import Case
 from train.validate import Evaluator
 from unetr_flax import Preprocessing
+from unetr_flax.imaging.stored_voxels import StoredVoxels
 
 WINDOW = (16, 8, 8)
 NOBODY = types.SimpleNamespace(requested=False)
@@ -80,8 +81,8 @@ def test_cropping_to_the_foreground_is_undone(cases):
 
 def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
     read, normalized = [], []
-    load, normalize = nib.load, Preprocessing.normalize
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    load, normalize = StoredVoxels.read, Preprocessing.normalize
+    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
     monkeypatch.setattr(
         Preprocessing,
         "normalize",

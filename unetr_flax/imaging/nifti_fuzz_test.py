@@ -161,7 +161,7 @@ def main(folder, count):
             print(f"file {number} is {path}")
             raise
     for text, times in said.most_common():
-        print(f"{times:4} {text}")
+        print(f"{times:4} {ascii(text)[1:-1]}")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
