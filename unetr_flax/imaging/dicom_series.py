@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.imaging.dicom_slice import Slice, is_dicom, read_pixels, read_slice
+from unetr_flax.imaging.dicom_slice import (
+    SeriesFile,
+    Slice,
+    is_dicom,
+    read_pixels,
+    read_series_file,
+    read_slice,
+)
 from unetr_flax.imaging.file_grid import FileGrid, check_affine
 from unetr_flax.imaging.image_file import ras_affine
 from unetr_flax.imaging.regular_file import reason
@@ -41,39 +48,36 @@ class DicomSeries:
         """Reads the headers of the only series in a folder.
 
         Raises:
-          VolumeError: as for `open`, and if there is no series or more than one.
+          VolumeError: as for `open`, and if there is no series.
         """
         try:
             files = sorted(folder / name for name in os.listdir(folder) if name[0] != ".")
         except OSError as error:
             raise VolumeError(f"{folder}: cannot be read ({reason(error)})") from None
-        found = group_by_series([path for path in files if path.is_file() and is_dicom(path)])
-        if not found:
+        paths = [path for path in files if path.is_file() and is_dicom(path)]
+        if not paths:
             raise VolumeError(f"{folder}: a folder without DICOM slices")
-        if len(found) > 1:
-            sizes = ", ".join(str(len(slices)) for slices in found.values())
-            raise VolumeError(
-                f"{folder}: {len(found)} DICOM series (of {sizes} slices), must be one"
-            )
-        return cls._from_slices(*found.values())
+        return cls.open(paths)
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> "DicomSeries":
         """Reads and checks the headers of the slices of a series, given in any order.
 
+        Single images beside them are passed over, see `group_by_series`.
+
         Raises:
-          VolumeError: if a file cannot be read, holds several slices or colors, or belongs to
-            another series; if slices are missing, doubled, shifted, or differ in size, spacing or
-            orientation; if the gantry was tilted; if SimpleITK is not installed.
+          VolumeError: if a file cannot be read, or holds several slices or colors; if the files
+            belong to several series; if slices are missing, doubled, shifted, or differ in size,
+            spacing or orientation; if the gantry was tilted; if SimpleITK is not installed.
         """
+        folder = paths[0].parent
         found = group_by_series(paths)
         if len(found) != 1:
-            raise VolumeError(f"{paths[0]}: {len(paths)} files of {len(found)} DICOM series")
-        return cls._from_slices(*found.values())
-
-    @classmethod
-    def _from_slices(cls, slices: list[Slice]) -> "DicomSeries":
-        folder = slices[0].path.parent
+            sizes = ", ".join(str(len(files)) for files in found)
+            raise VolumeError(
+                f"{folder}: {len(found)} DICOM series (of {sizes} slices), must be one"
+            )
+        slices = [read_slice(file.path) for file in found[0]]
         _check_alike(folder, slices)
         rows, columns = np.reshape(slices[0].orientation, (2, 3))
         normal = np.cross(rows, columns)
@@ -100,16 +104,20 @@ class DicomSeries:
             view[:, :, i, 0] = read_pixels(one)
 
 
-def group_by_series(paths: Sequence[Path]) -> dict[str, list[Slice]]:
-    """Reads the headers of slices and groups them by the UID of their series, in sorted order.
+def group_by_series(paths: Sequence[Path]) -> list[list[SeriesFile]]:
+    """Groups DICOM files by the UID of their series, in the order of the series' numbers.
+
+    Beside series of several files those of a single one are left out: pictures that show where the
+    slices of another series lie, and reports that were saved as a picture.
 
     Raises:
-      VolumeError: if a file cannot be read or is not a single slice; if SimpleITK is missing.
+      VolumeError: if a file cannot be read or names no series; if SimpleITK is not installed.
     """
-    found: dict[str, list[Slice]] = {}
-    for one in sorted(map(read_slice, paths), key=lambda one: (one.number, one.series)):
-        found.setdefault(one.series, []).append(one)
-    return found
+    found: dict[str, list[SeriesFile]] = {}
+    for file in sorted(map(read_series_file, paths), key=lambda file: (file.number, file.series)):
+        found.setdefault(file.series, []).append(file)
+    groups = list(found.values())
+    return [group for group in groups if len(group) > 1] or groups
 
 
 def _check_alike(folder: Path, slices: list[Slice]) -> None:

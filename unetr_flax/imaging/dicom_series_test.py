@@ -202,7 +202,7 @@ def test_series_of_a_folder_are_cases_of_their_own(tmp_path):
     write_series(folder, STORED, names=["a1", "b1", "c1", "d1"], series="1.2.3", number="4")
     write_series(folder, -STORED, names=["a2", "b2", "c2", "d2"], series="1.2.4", number="5")
     assert refusal(folder) == ": 2 DICOM series (of 4, 4 slices), must be one"
-    with pytest.raises(VolumeError, match="2 files of 2 DICOM series"):
+    with pytest.raises(VolumeError, match=r"2 DICOM series \(of 1, 1 slices\), must be one"):
         read_scan([folder / "a1.dcm", folder / "a2.dcm"])
     first, second = find_cases(tmp_path, 1)
     assert (first.name, second.name) == ("study/series_004", "study/series_005")
@@ -214,6 +214,32 @@ def test_series_of_a_folder_are_cases_of_their_own(tmp_path):
     assert names[0] == "study/series_004"
     assert len(set(names)) == 3
     assert all(len(name) == len("study/series_005_01234567") for name in names[1:])
+
+
+def test_pictures_beside_a_series_are_passed_over(tmp_path):
+    folder = write_series(tmp_path / "ct")
+    # As a console saves the doses of a scan.
+    colors = sitk.GetImageFromArray(np.zeros((1, 5, 6, 3), np.uint8), isVector=True)
+    colors.SetMetaData("0020|000e", "1.2.9")
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(folder / "doses.dcm"))
+    writer.Execute(colors)
+    write_slice(folder / "localizer.dcm", STORED[:, :, 0], (0, 0, 0), series="1.2.8")
+    (case,) = find_cases(tmp_path, 1)
+    assert case.name == "ct"
+    assert len(case.images) == SHAPE[2]
+    for images in (case.images, folder):
+        np.testing.assert_array_equal(read_scan(images).volume.array[::-1, ::-1, :, 0], STORED)
+
+
+def test_a_series_that_is_no_volume_spoils_no_other(tmp_path):
+    folder = write_series(tmp_path / "study", number="4")
+    write_series(folder, -STORED, names="wxyz", step=(0, 0, 0), series="1.2.9", number="5")
+    good, bad = find_cases(tmp_path, 1)
+    np.testing.assert_array_equal(read_scan(good.images).volume.array[::-1, ::-1, :, 0], STORED)
+    with pytest.raises(VolumeError, match="3 of 4 slices are doubled"):
+        read_scan(bad.images)
 
 
 def test_cases_of_series_have_the_names_of_their_folders(tmp_path):

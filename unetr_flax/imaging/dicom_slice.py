@@ -14,17 +14,16 @@ from unetr_flax.imaging.extras import import_simpleitk
 from unetr_flax.imaging.regular_file import open_regular_file
 from unetr_flax.imaging.volume import VolumeError
 
-# Kinds of DICOM objects that lie beside slices and are no images, as starts of SOP class UIDs: the
-# index of a medium, presentation states, raw data, segmentations, reports, encapsulated documents,
-# radiotherapy structures and plans.
-_NO_IMAGES = (
+# Kinds of DICOM objects that lie beside slices and are none, as starts of SOP class UIDs: the index
+# of a medium, presentation states, raw data, segmentations, reports, encapsulated documents, and
+# doses, structures and plans of radiotherapy.
+_NO_SLICES = (
     "1.2.840.10008.1.3.10",
     "1.2.840.10008.5.1.4.1.1.11.",
     "1.2.840.10008.5.1.4.1.1.66",
     "1.2.840.10008.5.1.4.1.1.88.",
     "1.2.840.10008.5.1.4.1.1.104.",
-    "1.2.840.10008.5.1.4.1.1.481.3",
-    "1.2.840.10008.5.1.4.1.1.481.5",
+    "1.2.840.10008.5.1.4.1.1.481.",
 )
 
 # Names of SimpleITK's pixels that are one real number.
@@ -44,13 +43,26 @@ _LARGEST_RATIO = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-    """The header of a DICOM file with one slice.
+class SeriesFile:
+    """A DICOM file, and the series that it belongs to.
 
     Attributes:
       path: the file.
       series: UID of its series.
       number: number of its series within the study, 0 if unknown.
+    """
+
+    path: Path
+    series: str
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The header of a DICOM file with one slice.
+
+    Attributes:
+      path: the file.
       size: pixels along the rows and along the columns.
       spacing: mm between pixels along the rows and along the columns.
       orientation: directions of the rows and of the columns, six numbers, left-posterior-superior.
@@ -58,8 +70,6 @@ class Slice:
     """
 
     path: Path
-    series: str
-    number: int
     size: tuple[int, int]
     spacing: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -74,7 +84,7 @@ def is_dicom(path: Path) -> bool:
     """
     with open_regular_file(path) as file:
         head = file.read(1024)
-    return head[128:132] == b"DICM" and not _sop_class(head).startswith(_NO_IMAGES)
+    return head[128:132] == b"DICM" and not _sop_class(head).startswith(_NO_SLICES)
 
 
 def _sop_class(head: bytes) -> str:
@@ -98,6 +108,21 @@ def _reader(path: Path) -> Any:
     return reader
 
 
+def read_series_file(path: Path) -> SeriesFile:
+    """Reads which series a DICOM file belongs to.
+
+    Raises:
+      VolumeError: if the file cannot be read or does not say; if SimpleITK is not installed.
+    """
+    with open_regular_file(path):
+        reader = _reader(path)
+        _call(path, reader.ReadImageInformation)
+    series, number = _text(reader, "0020|000e"), _text(reader, "0020|0011")
+    if not series:
+        raise VolumeError(f"{path}: no UID of a series (0020|000e)")
+    return SeriesFile(path, series, int(number) if re.fullmatch("[0-9]{1,9}", number) else 0)
+
+
 def read_slice(path: Path) -> Slice:
     """Reads and checks the header of one slice.
 
@@ -115,15 +140,9 @@ def read_slice(path: Path) -> Slice:
     _check_pixels(path, reader)
     if not 0 < columns * rows <= capacity:
         raise VolumeError(f"{path}: {columns} x {rows} pixels, more than the file can hold")
-    series = _text(reader, "0020|000e")
-    if not series:
-        raise VolumeError(f"{path}: no UID of a series")
-    number = _text(reader, "0020|0011")
     row_spacing, column_spacing = _numbers(path, reader, "0028|0030", "pixel spacing", 2)
     return Slice(
         path=path,
-        series=series,
-        number=int(number) if number.isdecimal() and len(number) < 10 else 0,
         size=(columns, rows),
         # DICOM has the distance of rows first.
         spacing=(column_spacing, row_spacing),
