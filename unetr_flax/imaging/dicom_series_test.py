@@ -1,3 +1,5 @@
+import collections
+import random
 import subprocess
 import sys
 
@@ -182,8 +184,43 @@ def test_damaged_slices_are_told_and_others_are_passed_over(tmp_path):
     data = (folder / "a.dcm").read_bytes()
     (folder / "DICOMDIR").write_bytes(data.replace(CT.encode(), b"1.2.840.10008.1.3.10\0\0\0\0\0"))
     assert read_scan(folder).volume.array.shape == (*SHAPE, 1)
-    (folder / "b.dcm").write_bytes(data[:300])
+    (folder / "b.dcm").write_bytes(data[:500])
     assert refusal(folder) == "/b.dcm: not a readable DICOM file (Cannot read requested file)"
+
+
+@pytest.mark.parametrize("at", [132, 148, 155])
+def test_the_file_meta_information_is_checked(tmp_path, at):
+    folder = write_series(tmp_path / "ct", names="abcd")
+    data = bytearray((folder / "b.dcm").read_bytes())
+    # Another group than the second; an unknown kind of element; an element of 256 MiB.
+    data[at] = 0x10
+    (folder / "b.dcm").write_bytes(data)
+    assert refusal(folder) == "/b.dcm: not a readable DICOM file (damaged file meta information)"
+
+
+def test_mutated_slices_are_read_or_refused(tmp_path):
+    folder = write_series(tmp_path / "ct", names="abcd")
+    good = (folder / "b.dcm").read_bytes()
+    rng = random.Random(0)
+    said = collections.Counter()
+    for _ in range(200):
+        data = bytearray(good)
+        for _ in range(rng.choice((1, 2, 4))):
+            at = rng.randrange(128, len(data) - 64)
+            data[at : at + 4] = rng.choice(
+                (rng.randbytes(4), b"\xff\xff\xff\x7f", data[at : at + 3])
+            )
+        (folder / "b.dcm").write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
+        try:
+            scan = read_scan(folder)
+        except VolumeError as error:
+            message = str(error)
+            said[message.startswith(str(folder)) and "\n" not in message] += 1
+        else:
+            assert scan.volume.array.shape == (*SHAPE, 1)
+            said["read"] += 1
+    assert set(said) == {True, "read"}
+    assert min(said.values()) > 20
 
 
 def test_colors_and_several_frames_are_refused(tmp_path):

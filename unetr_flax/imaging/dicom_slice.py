@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,10 @@ _NO_SLICES = (
     "1.2.840.10008.5.1.4.1.1.104.",
     "1.2.840.10008.5.1.4.1.1.481.",
 )
+
+_SOP_CLASS = 2
+_LARGEST_META = 1 << 16
+_META_KINDS = (b"UL", b"OB", b"UI", b"SH", b"AE", b"UR")
 
 # Names of SimpleITK's pixels that are one real number.
 _REAL_PIXELS = (
@@ -82,26 +85,41 @@ def is_dicom(path: Path) -> bool:
     Raises:
       VolumeError: if there is no such file, or if it cannot be opened.
     """
+    head = _head(path)
+    # What is damaged counts as a slice, so that reading it tells.
+    return head[128:132] == b"DICM" and not _meta(head).get(_SOP_CLASS, "").startswith(_NO_SLICES)
+
+
+def _head(path: Path) -> bytes:
     with open_regular_file(path) as file:
-        head = file.read(1024)
-    return head[128:132] == b"DICM" and not _sop_class(head).startswith(_NO_SLICES)
+        return file.read(_LARGEST_META)
 
 
-def _sop_class(head: bytes) -> str:
-    """Finds the SOP class UID in the first bytes of a DICOM file; empty if there is none."""
-    at = 132
+def _meta(head: bytes) -> dict[int, str]:
+    """Parses the file meta information, texts by element of group 2; empty if it is damaged."""
+    found, at = {}, 132
     while head[at : at + 2] == b"\x02\x00":
-        element, kind = head[at + 2 : at + 4], head[at + 4 : at + 6]
-        is_long = kind in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        element, kind = int.from_bytes(head[at + 2 : at + 4], "little"), head[at + 4 : at + 6]
+        if kind not in _META_KINDS:
+            return {}
+        is_long = kind in (b"OB", b"UR")
         start = at + (12 if is_long else 8)
         length = int.from_bytes(head[at + 8 : start] if is_long else head[at + 6 : start], "little")
-        if element == b"\x02\x00":
-            return head[start : start + length].decode("latin-1").rstrip("\0 ")
         at = start + length
-    return ""
+        if at > len(head):
+            return {}
+        found[element] = head[start:at].decode("latin-1").rstrip("\0 ")
+    return found
 
 
 def _reader(path: Path) -> Any:
+    """Makes a reader of a DICOM file.
+
+    The file meta information is checked first: SimpleITK allocates what lengths in it claim,
+    while it compares those of all other elements with the size of the file.
+    """
+    if not _meta(_head(path)):
+        raise VolumeError(f"{path}: not a readable DICOM file (damaged file meta information)")
     reader = import_simpleitk().ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     _call(path, lambda: reader.SetFileName(str(path)))
@@ -114,9 +132,8 @@ def read_series_file(path: Path) -> SeriesFile:
     Raises:
       VolumeError: if the file cannot be read or does not say; if SimpleITK is not installed.
     """
-    with open_regular_file(path):
-        reader = _reader(path)
-        _call(path, reader.ReadImageInformation)
+    reader = _reader(path)
+    _call(path, reader.ReadImageInformation)
     series, number = _text(reader, "0020|000e"), _text(reader, "0020|0011")
     if not series:
         raise VolumeError(f"{path}: no UID of a series (0020|000e)")
@@ -130,10 +147,9 @@ def read_slice(path: Path) -> Slice:
       VolumeError: if the file cannot be read, is not one slice, or does not say where it lies; if
         its pixels are not one real number each; if SimpleITK is not installed.
     """
-    with open_regular_file(path) as file:
-        capacity = os.fstat(file.fileno()).st_size * _LARGEST_RATIO
     reader = _reader(path)
     _call(path, reader.ReadImageInformation)
+    capacity = path.stat().st_size * _LARGEST_RATIO
     columns, rows, *frames = reader.GetSize()
     if math.prod(frames) != 1:
         raise VolumeError(f"{path}: {math.prod(frames)} frames in one file, must be one slice")
