@@ -15,7 +15,7 @@ from unetr_flax.imaging.dicom_slice import (
     read_series_file,
     read_slice,
 )
-from unetr_flax.imaging.file_grid import FileGrid, check_affine
+from unetr_flax.imaging.file_grid import FileGrid, check_affine, plane_slabs
 from unetr_flax.imaging.image_file import ras_affine
 from unetr_flax.imaging.regular_file import reason
 from unetr_flax.imaging.volume import VolumeError
@@ -100,8 +100,10 @@ class DicomSeries:
           VolumeError: if a slice cannot be read.
         """
         view = self.grid.view_on_file_axes(image)
-        for i, one in enumerate(self.slices):
-            view[:, :, i, 0] = read_pixels(one)
+        # Neighbors along the third axis may be neighbors in memory, which single slices would visit
+        # one at a time.
+        for planes in plane_slabs(self.grid.shape, 4):
+            view[:, :, planes, 0] = np.stack([read_pixels(one) for one in self.slices[planes]]).T
 
 
 def group_by_series(paths: Sequence[Path]) -> list[list[SeriesFile]]:

@@ -168,13 +168,13 @@ def read_slice(path: Path) -> Slice:
 
 
 def read_pixels(one: Slice) -> np.ndarray:
-    """Reads the rescaled pixels of a slice, along its rows and then from row to row.
+    """Reads the rescaled pixels of a slice, [rows, columns].
 
     Raises:
       VolumeError: if the file cannot be read.
     """
     read = _call(one.path, _reader(one.path).Execute)
-    return import_simpleitk().GetArrayFromImage(read).reshape(one.size[::-1]).T
+    return import_simpleitk().GetArrayFromImage(read).reshape(one.size[::-1])
 
 
 def _text(reader: Any, tag: str) -> str:
