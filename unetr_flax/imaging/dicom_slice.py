@@ -1,4 +1,4 @@
-"""One DICOM file with one slice: its header, checked, and its pixels."""
+"""A DICOM file with one slice: its header, checked, and its pixels."""
 
 import dataclasses
 import math
@@ -25,9 +25,11 @@ _NO_SLICES = (
     "1.2.840.10008.5.1.4.1.1.481.",
 )
 
+# Elements of the file meta information (DICOM part 10, section 7.1): the number of the one with the
+# SOP class, their value representations, and more bytes than all of them take.
 _SOP_CLASS = 2
-_LARGEST_META = 1 << 16
 _META_KINDS = (b"UL", b"OB", b"UI", b"SH", b"AE", b"UR")
+_LARGEST_META = 1 << 16
 
 # Names of SimpleITK's pixels that are one real number.
 _REAL_PIXELS = (

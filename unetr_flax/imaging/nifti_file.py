@@ -90,5 +90,7 @@ def _parse_header(head: bytes) -> Any:
                 if not 1 <= header["dim"][0] <= 7:
                     raise ValueError(f"{header['dim'][0]} axes, must be 1 to 7")
                 header.check_fix(_SILENT, error_level=40)
+                if not header["vox_offset"]:
+                    raise ValueError("its header says that voxels begin at byte 0")
                 return header
     raise ValueError("no header of NIfTI-1 or NIfTI-2")

@@ -114,6 +114,7 @@ def test_the_content_tells_whether_a_file_is_compressed(tmp_path):
         (content(dim=[5, 5, 6, 2, 1, 2, 1, 1]), r"shape \(5, 6, 2, 1, 2\), must be 3D"),
         (content(vox_offset=np.nan), "not a readable NIfTI file"),
         (content(vox_offset=np.inf), "not a readable NIfTI file"),
+        (content(vox_offset=0), "its header says that voxels begin at byte 0"),
         (content(vox_offset=-4), "not a readable NIfTI file"),
         (content(scl_slope=2, scl_inter=np.inf), "Valid slope but invalid intercept inf"),
         (content(datatype=128, bitpix=24), r"voxels are colors \(R, G, B\), must be real"),
