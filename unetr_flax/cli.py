@@ -5,11 +5,12 @@ import sys
 import tyro
 
 from unetr_flax.commands.convert import convert
+from unetr_flax.commands.export import export
 from unetr_flax.commands.summary import summary
 from unetr_flax.commands.verify import ParityError, verify
 
 app = tyro.extras.SubcommandApp()
-for verb in (convert, verify, summary):
+for verb in (convert, verify, summary, export):
     app.command(verb)
 
 
