@@ -87,18 +87,21 @@ def _write(
     # PyTorch takes a dimension of size 1 in the example for a constant.
     image = torch.zeros(2, cfg.in_channels, *cfg.img_size)
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (image,),
-            path,
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=external_data,
             verbose=False,
         )
+        assert program is not None
+        # The exporter notes stack traces, with the paths of this machine's source files.
+        for node in program.model.graph:
+            node.metadata_props.clear()
+        program.save(path, external_data=external_data)
 
 
 def _relative_error(path: Path, cfg: UNETRConfig, variables: Mapping[str, Any]) -> float:

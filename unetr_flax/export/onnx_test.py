@@ -49,6 +49,10 @@ def test_onnx_runtime_computes_the_models_logits(case):
         assert relative_error(logits, expected[:batch]) < onnx.TOLERANCE
 
 
+def test_the_graph_names_no_source_files(case):
+    assert b".py" not in (case.out / "model.onnx").read_bytes()
+
+
 def test_export_json_says_what_users_need(case):
     about, cfg = case.about, case.cfg
     (image,), (logits,) = about["inputs"], about["outputs"]

@@ -1,9 +1,10 @@
 """A model's forward pass as StableHLO, by `jax.export`."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,11 +113,23 @@ def _export(
     (batch,) = export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
-    with ops.exportable():
+    with ops.exportable(), _without_source_locations():
         if with_weights:
             function = jax.jit(lambda image: forward(weights, image))
             return export.export(function, platforms=platforms)(image)
         return export.export(jax.jit(forward), platforms=platforms)(shapes, image)
+
+
+@contextlib.contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Keeps the paths of this machine's source files out of programs."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def _array(name: str, aval: Any, channels: str) -> dict[str, Any]:

@@ -96,6 +96,10 @@ def test_export_json_says_what_users_need(case):
     assert about["write_anew"] == f"unetr export {given} --overwrite"
 
 
+def test_the_program_names_no_source_files(case):
+    assert b".py" not in (case.out / "model.stablehlo").read_bytes()
+
+
 def test_the_program_is_for_all_platforms(case):
     program = case.program()
     assert program.platforms == ("cpu", "cuda", "tpu") == tuple(case.about["platforms"])
