@@ -16,6 +16,7 @@ from unetr_flax.export.errors import ExportError
 from unetr_flax.export.folder import ONNX, ONNX_WEIGHTS
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
+from unetr_flax.runtime.garbage import collector_paused
 from unetr_flax.weights import to_torch
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -86,7 +87,7 @@ def _write(
     model.eval().requires_grad_(False)
     # PyTorch takes a dimension of size 1 in the example for a constant.
     image = torch.zeros(2, cfg.in_channels, *cfg.img_size)
-    with _quiet():
+    with _quiet(), collector_paused():
         program = torch.onnx.export(
             model,
             (image,),

@@ -21,6 +21,7 @@ from unetr_flax.export.errors import ExportError
 from unetr_flax.export.folder import STABLEHLO, WEIGHTS
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
+from unetr_flax.runtime.garbage import collector_paused
 
 Platform = Literal["cpu", "cuda", "tpu"]
 Dtype = Literal["float32", "bfloat16"]
@@ -113,7 +114,7 @@ def _export(
     (batch,) = export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
-    with ops.exportable(), _without_source_locations():
+    with ops.exportable(), _without_source_locations(), collector_paused():
         if with_weights:
             function = jax.jit(lambda image: forward(weights, image))
             return export.export(function, platforms=platforms)(image)
