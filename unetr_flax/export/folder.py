@@ -64,8 +64,10 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         raise ExportError(f"{path}: is there already; --overwrite replaces it")
     if not path.is_dir():
         raise ExportError(f"{path}: is a file, must be a folder")
-    for file in sorted(path.iterdir()):
-        if file.name not in FILES:
-            raise ExportError(
-                f"{path}: holds {file.name!r}, which no export wrote; nothing there is replaced"
-            )
+    names = sorted(file.name for file in path.iterdir())
+    # A model folder can consist of model.safetensors alone.
+    others = [name for name in names if name not in FILES or MANIFEST not in names]
+    if others:
+        raise ExportError(
+            f"{path}: holds {others[0]!r}, which no export wrote; nothing there is replaced"
+        )

@@ -73,9 +73,15 @@ def test_files_of_others_are_never_replaced(tmp_path):
     with pytest.raises(ExportError, match=r"holds 'thesis.txt', which no export wrote"):
         write(out, overwrite=True)
     assert names(out) == ["export.json", "thesis.txt"]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    with pytest.raises(ExportError, match=r"holds 'model.safetensors', which no export wrote"):
+        write(model, overwrite=True)
+    assert names(model) == ["model.safetensors"]
     with pytest.raises(ExportError, match="is a file, must be a folder"):
         write(out / "thesis.txt", overwrite=True)
-    assert names(tmp_path) == ["out"]
+    assert names(tmp_path) == ["model", "out"]
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
