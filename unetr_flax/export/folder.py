@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unetr_flax.export.errors import ExportError
-from unetr_flax.weights.atomic import sync
+from unetr_flax.runtime.atomic import sync
 
 MANIFEST = "export.json"
 STABLEHLO = "model.stablehlo"
