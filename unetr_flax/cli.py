@@ -12,7 +12,7 @@ from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
 
 # Each is a function of the same name in a module of the same name in `commands`.
-VERBS = ("predict", "evaluate", "convert", "verify", "summary")
+VERBS = ("predict", "evaluate", "convert", "verify", "summary", "export")
 
 
 def main() -> int:
