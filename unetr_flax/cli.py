@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import tyro
 
+from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
 
 # Each is a function of the same name in a module of the same name in `commands`.
@@ -26,10 +27,11 @@ def main() -> int:
     try:
         if args and args[0] in VERBS:
             # The other verbs are not imported: some take a second.
+            verb = _load(args[0])
             tyro.cli(
-                _load(args[0]),
+                verb,
                 prog=f"unetr {args[0]}",
-                args=args[1:],
+                args=positionals_first(verb, args[1:]),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
         else:
