@@ -47,7 +47,7 @@ def convert(
     output: ConvertOptions,
     told: Annotated[Told, tyro.conf.arg(name="model")],
 ) -> None:
-    """Convert PyTorch weights to a folder that every command takes, or such a folder back.
+    """Convert PyTorch weights to a folder that every command takes, or back.
 
     Files of torch.save and safetensors are read, of this project's reference, of MONAI's UNETR
     from 0.7 on, and of github.com/tamasino52/UNETR, with any prefix that a wrapper such as DDP,
