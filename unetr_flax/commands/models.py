@@ -31,7 +31,7 @@ class Model:
     Attributes:
       cfg: its configuration.
       variables: its Flax variables, numpy arrays.
-      state_dict: its PyTorch weights, as in the file; converted back for folders.
+      file_weights: the state dict in its PyTorch file; None for folders.
       held: container of the weights and removed parts, in words; None for folders.
       dropped: keys of the PyTorch file that the model never applies.
       cube_assumed: whether the window is a cube only because its number of tokens allows it.
@@ -41,12 +41,19 @@ class Model:
 
     cfg: UNETRConfig
     variables: dict[str, Any]
-    state_dict: dict[str, Any]
+    file_weights: dict[str, Any] | None
     held: str | None
     dropped: list[str]
     cube_assumed: bool
     preprocessing: Preprocessing | None
     provenance: Any
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """Its PyTorch weights, as in the file; converted back for folders."""
+        return (
+            to_torch(self.variables, self.cfg) if self.file_weights is None else self.file_weights
+        )
 
 
 def load_model(path: Path, told: Told) -> Model:
@@ -68,7 +75,7 @@ def load_model(path: Path, told: Told) -> Model:
         return Model(
             cfg,
             variables,
-            state_dict=to_torch(variables, cfg),
+            file_weights=None,
             held=None,
             dropped=[],
             cube_assumed=False,
@@ -97,7 +104,7 @@ def load_model(path: Path, told: Told) -> Model:
     return Model(
         cfg,
         variables,
-        state_dict=file.state_dict,
+        file_weights=file.state_dict,
         held=file.description,
         dropped=dropped,
         cube_assumed=cube_assumed,
