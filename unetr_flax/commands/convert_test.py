@@ -193,3 +193,29 @@ def test_a_folder_keeps_its_preprocessing(monkeypatch, tmp_path):
     save_pretrained(tmp_path / "a", MONAI, variables, preprocessing=preprocessing)
     assert run(monkeypatch, "convert", tmp_path / "a", tmp_path / "b") == 0
     assert read_metadata(tmp_path / "b")["preprocessing"] == preprocessing
+
+
+def test_preprocessing_is_stored_in_the_folder(monkeypatch, says, tmp_path, file):
+    given = Preprocessing.from_modalities(["CT", "T1"], labels=["background", "a", "b"])
+    told = tmp_path / "told.json"
+    told.write_text(json.dumps(given.to_dict()))
+    folder = tmp_path / "model"
+    assert run(monkeypatch, "convert", file, *TOLD, "--preprocessing", told, folder) == 0
+    assert read_metadata(folder)["preprocessing"] == given
+    other = Preprocessing.from_modalities(["T2", "T1"])
+    told.write_text(json.dumps(other.to_dict()))
+    assert run(monkeypatch, "convert", folder, tmp_path / "b", "--preprocessing", told) == 0
+    assert read_metadata(tmp_path / "b")["preprocessing"] == other
+
+    out = tmp_path / "none"
+    line = says("convert", file, out, *TOLD, "--preprocessing", "spleen")
+    assert "modalities=('CT',): must be 2, one per input channel of the model" in line
+    assert "preprocessing: must be one of btcv, spleen, hippocampus" in says(
+        "convert", file, out, *TOLD, "--preprocessing", "preprocessing"
+    )
+    told.write_text(json.dumps({**other.to_dict(), "spacing": 0}))
+    line = says("convert", file, out, *TOLD, "--preprocessing", told)
+    assert f"--preprocessing {told}: preprocessing: spacing=0: must be" in line
+    line = says("convert", folder, tmp_path / "a.pt", "--to", "torch", "--preprocessing", told)
+    assert "--preprocessing: only for a model folder, not with --to torch" in line
+    assert not out.exists()

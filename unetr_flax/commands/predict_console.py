@@ -1,10 +1,11 @@
 """What `unetr predict` prints."""
 
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unetr_flax.commands.predict_options import Outputs
 
@@ -18,7 +19,7 @@ class Console:
     def __init__(self, outputs: Outputs):
         self._silent = outputs.quiet or outputs.json
         self._json = outputs.json
-        self._table = outputs.statistics
+        self._statistics = outputs.statistics
         self._line = 0
         self._started: tuple[str, float] = ("", 0.0)
 
@@ -60,7 +61,7 @@ class Console:
             f"[{number}/{count}] {case.outputs.labels}: {', '.join(found) or 'no labels'} voxels, "
             f"{outcome.seconds:.1f} s"
         )
-        if self._table and count == 1 and not self._silent:
+        if self._statistics and count == 1 and not self._silent:
             from unetr_flax.viewing.statistics import print_table
 
             print_table(outcome.statistics)
@@ -69,8 +70,9 @@ class Console:
         """Prints all outcomes as JSON, if that is wanted."""
         if not self._json:
             return
-        rows = [
-            {
+        rows: list[dict[str, Any]] = []
+        for outcome in outcomes:
+            row = {
                 "name": outcome.case.name,
                 "status": outcome.status,
                 "labels": str(outcome.case.outputs.labels),
@@ -79,8 +81,9 @@ class Console:
                 "voxels": outcome.voxels,
                 "nan_voxels": outcome.nan_voxels,
             }
-            for outcome in outcomes
-        ]
+            if self._statistics:
+                row["statistics"] = [dataclasses.asdict(label) for label in outcome.statistics]
+            rows.append(row)
         rows += [
             {"name": case.name, "status": "skipped", "labels": str(case.outputs.labels)}
             for case in skipped

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Literal
 
+import jax
 import numpy as np
 
 from unetr_flax.imaging.case_files import CaseFiles
@@ -15,6 +16,10 @@ from unetr_flax.imaging.scan import read_scan
 from unetr_flax.inference.outputs import CaseOutputs, Extras, write_outputs
 from unetr_flax.inference.segment import Prepared, Segmentation, Segmenter
 from unetr_flax.viewing.statistics import LabelStatistics
+
+# What makes a case fail, but not the others: JaxRuntimeError is what a device runs out of memory
+# with.
+FAILURES = (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +108,7 @@ def segment_cases(
                 ahead = [read(following) for following in cases[i + 1 : i + 2]]
                 try:
                     behind.append((case, segment(case, present.result()).result))
-                except (ValueError, OSError, MemoryError) as error:
+                except FAILURES as error:
                     behind.append((case, functools.partial(_fail, error)))
                 del present
                 if len(behind) > 1:
@@ -178,6 +183,6 @@ def _outcome(case: Case, result: Callable[[], Outcome]) -> Outcome:
     try:
         return result()
     except MemoryError:
-        return Outcome(case, "failed", f"{case.name}: is more than memory holds")
-    except (ValueError, OSError) as error:
+        return Outcome(case, "failed", "more than memory holds")
+    except FAILURES as error:
         return Outcome(case, "failed", " ".join(str(error).split()) or type(error).__name__)
