@@ -22,6 +22,7 @@ MAY_IMPORT = {
 
 # Packages that functions may import when called, and only then.
 LATE = {
+    "unetr_flax/export/onnx.py": "torch",
     "unetr_flax/weights/torch_files.py": "torch",
     "unetr_flax/weights/families/reference.py": "unetr_torch_ref",
     "unetr_flax/weights/families/monai.py": "monai",
@@ -109,6 +110,10 @@ def test_library_imports_without_its_extras():
         "optax",
         "orbax",
         "matplotlib",
+        "flatbuffers",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
         "train",
     )
     hide = f"import sys; sys.modules.update(dict.fromkeys({extras}))"

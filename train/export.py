@@ -44,6 +44,8 @@ def save_model(
             "dataset": dataset["name"],
             "fingerprint": dataset["fingerprint"],
             "step": step,
+            # Axes along which prediction may flip: no augmentation flips scans.
+            "flips": [],
         },
     )
 

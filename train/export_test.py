@@ -52,6 +52,7 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
         ("CT",), (Window(-175, 250),), labels=("background", "a", "b"), spacing=(1, 1.5, 2)
     )
     assert metadata["provenance"]["step"] == 12
+    assert metadata["provenance"]["flips"] == []
     # A second export replaces the folder.
     assert export(run, folder) == 12
 

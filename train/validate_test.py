@@ -6,10 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from train import validate
 from train.data.decathlon import Case
 from train.validate import Evaluator
 from unetr_flax import Preprocessing
+from unetr_flax.imaging.stored_voxels import StoredVoxels
 
 WINDOW = (16, 8, 8)
 NOBODY = types.SimpleNamespace(requested=False)
@@ -80,10 +80,9 @@ def test_cropping_to_the_foreground_is_undone(cases):
 
 
 def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
-    read, normalized, normalize = [], [], Preprocessing.normalize
-    for name in ("read_volume", "read_labels"):
-        function = getattr(validate, name)
-        monkeypatch.setattr(validate, name, lambda path, f=function: read.append(path) or f(path))
+    read, normalized = [], []
+    load, normalize = StoredVoxels.read, Preprocessing.normalize
+    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
     monkeypatch.setattr(
         Preprocessing,
         "normalize",

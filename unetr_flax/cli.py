@@ -8,10 +8,18 @@ from collections.abc import Callable
 
 import tyro
 
+from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
 
 # Each is a function of the same name in a module of the same name in `commands`.
-VERBS = ("predict", "evaluate", "convert", "verify", "summary")
+VERBS = {
+    "predict": "Segment scans: label maps on exactly the grid of each scan.",
+    "evaluate": "Score predicted label maps against true ones: overlap, surface distances, volume.",
+    "convert": "Convert PyTorch weights to a folder that every command takes, or back.",
+    "verify": "Run a checkpoint's PyTorch original and its Flax port, and compare every module.",
+    "summary": "Print every module with the shapes and numbers of its outputs, and costs.",
+    "export": "Export a model's forward pass as a program that runs without this package.",
+}
 
 
 def main() -> int:
@@ -22,25 +30,23 @@ def main() -> int:
       says how two models differ, or how many cases failed; or 130 after Ctrl-C.
     """
     _silence_loader()
-    args = sys.argv[1:]
+    name, *args = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
     try:
-        if args and args[0] in VERBS:
-            # The other verbs are not imported: some take a second.
-            tyro.cli(
-                _load(args[0]),
-                prog=f"unetr {args[0]}",
-                args=args[1:],
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-        else:
-            app = tyro.extras.SubcommandApp()
-            for verb in VERBS:
-                app.command(_load(verb))
-            app.cli(
-                prog="unetr",
-                description="UNETR for volumetric segmentation in JAX/Flax.",
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+        if name not in VERBS:
+            raise ValueError(f"{name}: must be one of {', '.join(VERBS)}; unetr --help tells more")
+        # Only this verb is imported: some take a second.
+        verb: Callable[..., None] = getattr(
+            importlib.import_module(f"unetr_flax.commands.{name}"), name
+        )
+        tyro.cli(
+            verb,
+            prog=f"unetr {name}",
+            args=positionals_first(verb, args),
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
     except KeyboardInterrupt:
         print("unetr: interrupted", file=sys.stderr)
         return 130
@@ -53,8 +59,13 @@ def main() -> int:
     return 0
 
 
-def _load(verb: str) -> Callable[..., None]:
-    return getattr(importlib.import_module(f"unetr_flax.commands.{verb}"), verb)
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<9} {line}" for name, line in VERBS.items())
+    return (
+        "usage: unetr VERB [OPTIONS] ...\n\n"
+        "UNETR for volumetric segmentation in JAX/Flax.\n\n"
+        f"{verbs}\n\nunetr VERB --help tells what a verb takes."
+    )
 
 
 def _silence_loader() -> None:

@@ -10,6 +10,27 @@ def run(monkeypatch, *args):
     return cli.main()
 
 
+@pytest.mark.parametrize("args", [(), ("--help",)])
+def test_help_names_every_verb_without_importing_it(monkeypatch, capsys, args):
+    monkeypatch.setattr("importlib.import_module", None)
+    assert run(monkeypatch, *args) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_a_help_and_begins_it_as_the_list_does(monkeypatch, capsys, verb):
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, verb, "--help")
+    assert left.value.code == 0
+    assert " ".join(cli.VERBS[verb].split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_unknown_verb_is_one_line(monkeypatch, capsys):
+    assert run(monkeypatch, "segment", "a") == 2
+    assert capsys.readouterr().err.startswith("unetr: segment: must be one of predict, evaluate, ")
+
+
 def test_summary_has_every_module_and_the_article_s_count(monkeypatch, capsys):
     assert run(monkeypatch, "summary") == 0
     table = capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 
 from train.data.decathlon import BadCasesError, DataError, read_cases, read_dataset, split
 from train.data.phantoms import make_phantoms
+from unetr_flax.imaging.stored_voxels import StoredVoxels
 
 
 def write(path, array, affine=None):
@@ -72,16 +73,16 @@ def test_reads_what_real_folders_have(folder):
 def test_good_cases_are_handed_over_in_order_from_one_read_of_each_file(folder, monkeypatch):
     dataset = read_dataset(folder)
     read = []
-    load = nib.load
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    load = StoredVoxels.read
+    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
     done = []
     results = read_cases(dataset, dataset.cases[1:], lambda *case: case, done.append)
     assert done == [1, 2]
     assert [case for case, _, _ in results] == list(dataset.cases[1:])
     assert sorted(read) == sorted(p for case in dataset.cases[1:] for p in (case.image, case.label))
     for case, volume, labels in results:
-        np.testing.assert_array_equal(volume.array[..., 0], load(case.image).dataobj)
-        np.testing.assert_array_equal(labels, load(case.label).dataobj)
+        np.testing.assert_array_equal(volume.array[..., 0], nib.load(case.image).dataobj)
+        np.testing.assert_array_equal(labels, nib.load(case.label).dataobj)
 
 
 def test_bad_cases_are_not_handed_over(folder):

@@ -1,4 +1,3 @@
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -6,6 +5,7 @@ from train.data.decathlon import BadCasesError, read_dataset
 from train.data.phantoms import LABELS, make_phantoms
 from train.data.preprocess import make_sample, read_samples
 from unetr_flax import Preprocessing
+from unetr_flax.imaging.stored_voxels import StoredVoxels
 from unetr_flax.imaging.volume import Volume
 
 SHAPE = (9, 7, 6)
@@ -76,8 +76,8 @@ def test_resampling_changes_the_grid_and_keeps_the_anatomy(dataset):
 
 def test_training_cases_become_samples_from_the_only_read_of_each_file(dataset, monkeypatch):
     read, normalized = [], []
-    load, normalize = nib.load, Preprocessing.normalize
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    load, normalize = StoredVoxels.read, Preprocessing.normalize
+    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
     monkeypatch.setattr(
         Preprocessing,
         "normalize",
@@ -100,8 +100,8 @@ def test_bad_validation_cases_are_found_too(dataset):
 
 def test_other_processes_read_their_training_cases_after_the_check(dataset, monkeypatch):
     checks, read = [], []
-    load = nib.load
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    load = StoredVoxels.read
+    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
     monkeypatch.setattr("train.data.preprocess.is_main", lambda: False)
     monkeypatch.setattr("train.data.preprocess.run_on_main", checks.append)
     (sample,) = read_samples(dataset, dataset.cases[1:2], Preprocessing.from_modalities(["CT"]))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model
+from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model, read_preprocessing
 from unetr_flax.commands.told import Told
 from unetr_flax.weights import (
     CheckpointError,
@@ -33,6 +33,10 @@ class ConvertOptions:
     resize_to: tuple[int, ...] | None = None
     """Voxels per axis of another window, to which the position embeddings are interpolated."""
 
+    preprocessing: str | None = None
+    """btcv, spleen, hippocampus or a JSON file: what is done to a scan before the model, stored in
+    the model folder for `unetr predict`."""
+
     overwrite: bool = False
     """Whether to replace OUT if it is there."""
 
@@ -43,7 +47,7 @@ def convert(
     output: ConvertOptions,
     told: Annotated[Told, tyro.conf.arg(name="model")],
 ) -> None:
-    """Convert PyTorch weights to a folder that every command takes, or such a folder back.
+    """Convert PyTorch weights to a folder that every command takes, or back.
 
     Files of torch.save and safetensors are read, of this project's reference, of MONAI's UNETR
     from 0.7 on, and of github.com/tamasino52/UNETR, with any prefix that a wrapper such as DDP,
@@ -59,6 +63,11 @@ def convert(
         raise CheckpointError(f"{target}: is there already; --overwrite replaces it")
     if output.monai is not None and output.to != "torch":
         raise CheckpointError("--monai: only with --to torch")
+    if output.preprocessing is not None and output.to != "flax":
+        raise CheckpointError("--preprocessing: only for a model folder, not with --to torch")
+    preprocessing = (
+        None if output.preprocessing is None else read_preprocessing(output.preprocessing)
+    )
     model = load_model(source, told)
     cfg, variables = model.cfg, model.variables
     if output.resize_to is not None:
@@ -70,7 +79,7 @@ def convert(
             target,
             cfg,
             variables,
-            preprocessing=model.preprocessing,
+            preprocessing=preprocessing or model.preprocessing,
             provenance=model.provenance,
         )
     else:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unetr_flax.commands.told import Told
+from unetr_flax.imaging.preprocessing import Preprocessing
+from unetr_flax.imaging.presets import find_preprocessing
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.weights import (
     CheckpointError,
@@ -43,7 +45,7 @@ class Model:
     held: str | None
     dropped: list[str]
     cube_assumed: bool
-    preprocessing: Any
+    preprocessing: Preprocessing | None
     provenance: Any
 
 
@@ -102,6 +104,18 @@ def load_model(path: Path, told: Told) -> Model:
         preprocessing=None,
         provenance=provenance,
     )
+
+
+def read_preprocessing(option: str) -> Preprocessing:
+    """Reads the value of the option --preprocessing: the name of a preset or a JSON file.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    try:
+        return find_preprocessing(option)
+    except ValueError as error:
+        raise ValueError(f"--preprocessing {error}") from None
 
 
 def _parsed(path: Path, text: str) -> UNETRConfig:

@@ -13,7 +13,7 @@ class Inputs:
 
     preprocessing: str | None = None
     """btcv, spleen, hippocampus or a JSON file: what is done to a scan before the model. A model
-    folder knows this itself; for PyTorch files it must be given."""
+    folder tells this itself; PyTorch files do not."""
 
     allow_nan: bool = False
     """Take voxels that are NaN for the lowest intensity, instead of refusing the scan."""
@@ -45,6 +45,10 @@ class Computation:
     device: str | None = None
     """cpu, gpu or tpu, or one of them such as gpu:0; all accelerators if not given."""
 
+    ray: str | None = None
+    """local, or the address of a Ray cluster: a worker per GPU, or per node without GPUs, shares
+    the cases; those of a worker that is lost are done again. Needs the extra ray."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
@@ -54,7 +58,8 @@ class Outputs:
     """CASE.probabilities.nii.gz: the probability of each class, 4D."""
 
     statistics: bool = False
-    """CASE.statistics.json: volume, intensities and place of each label; also as a table."""
+    """CASE.statistics.json: volume, intensities and place of each label; a single case is also
+    printed as a table."""
 
     preview: bool = False
     """CASE.png: three planes through the largest cross-section, with labels and legend."""
@@ -63,8 +68,8 @@ class Outputs:
     """CASE.html: a page to scroll through scan and labels, which needs no network."""
 
     keep_largest: tuple[str, ...] | None = None
-    """Keep only the largest connected part of these labels (names or ids), or of all if none is
-    named."""
+    """Keep only the largest connected part of each of these labels (names or ids), or of all labels
+    if none is named."""
 
     fill_holes: bool = False
     """Give a label the background that it encloses."""

@@ -58,7 +58,7 @@ def summary(
     fresh: Annotated[Sizes, tyro.conf.arg(name="fresh model")],
     model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
 ) -> None:
-    """Print every module with the shapes and numbers of its outputs and parameters, and costs.
+    """Print every module with the shapes and numbers of its outputs, and costs.
 
     Without --batch nothing is computed, so it needs neither time nor the memory of a model.
 

@@ -38,7 +38,7 @@ def verify(
     volumes: VerifyOptions,
     told: Annotated[Told, tyro.conf.arg(name="model")],
 ) -> None:
-    """Run the PyTorch original and the Flax port of a checkpoint, and compare every module.
+    """Run a checkpoint's PyTorch original and its Flax port, and compare every module.
 
     Both get the checkpoint's own weights and the same input, in float64 and in float32. The exit
     status is 0 if all differences are rounding and 1 if not. Needs torch, and for MONAI's models

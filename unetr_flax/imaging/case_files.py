@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from unetr_flax.imaging.dicom import Slice, group_by_series, is_dicom
+from unetr_flax.imaging.dicom_series import group_by_series
+from unetr_flax.imaging.dicom_slice import SeriesFile, is_dicom
 from unetr_flax.imaging.regular_file import reason
 from unetr_flax.imaging.scan import SCAN_ENDINGS
 from unetr_flax.imaging.volume import VolumeError
@@ -134,23 +135,24 @@ def _may_be_slice(path: Path) -> bool:
 
 def _dicom_cases(source: Path, folder: Path, paths: list[Path]) -> Iterator[CaseFiles]:
     try:
-        found = group_by_series(paths) if paths else {}
+        found = group_by_series(paths) if paths else []
     except VolumeError:
         # Reading this case will tell what is wrong with it; others can still be read.
         yield CaseFiles(_relative(source, folder), tuple(paths))
         return
-    for slices in found.values():
+    for files in found:
         name = _relative(source, folder)
         if len(found) > 1:
-            name = f"{name}/{_series_name(slices[0], found)}"
-        yield CaseFiles(name, tuple(sorted(one.path for one in slices)))
+            name = f"{name}/{_series_name(files[0], found)}"
+        yield CaseFiles(name, tuple(sorted(file.path for file in files)))
 
 
-def _series_name(one: Slice, found: dict[str, list[Slice]]) -> str:
+def _series_name(file: SeriesFile, found: list[list[SeriesFile]]) -> str:
     """Names a series by its number, and by a digest of its UID where others have the number."""
-    same = sum(slices[0].number == one.number for slices in found.values())
-    digest = hashlib.sha256(one.series.encode()).hexdigest()[:8]
-    return f"series_{one.number:03d}" if same == 1 else f"series_{one.number:03d}_{digest}"
+    name = f"series_{file.number:03d}"
+    if sum(files[0].number == file.number for files in found) == 1:
+        return name
+    return f"{name}_{hashlib.sha256(file.series.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _relative(source: Path, path: Path) -> str:

@@ -25,12 +25,12 @@ def import_ndimage() -> ModuleType:
 
 
 def import_simpleitk() -> ModuleType:
-    """Imports SimpleITK, which reads DICOM, NRRD and MetaImage files, and silences its warnings.
+    """Imports SimpleITK, which reads DICOM files, and silences its warnings.
 
     Raises:
       VolumeError: if it is not installed.
     """
-    simpleitk = _import("SimpleITK", "DICOM, NRRD and MetaImage files need SimpleITK", "dicom")
+    simpleitk = _import("SimpleITK", "DICOM files need SimpleITK", "dicom")
     # They are written to stderr, past Python's warnings; errors are raised all the same.
     simpleitk.ProcessObject.SetGlobalWarningDisplay(False)
     return simpleitk

@@ -1,6 +1,9 @@
 import itertools
 import os
 import resource
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -235,6 +238,21 @@ def test_an_interrupted_write_keeps_the_file_that_was_there(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         GRID.write_labels(tmp_path / "out.nii", LABELS * 2)
     assert os.listdir(tmp_path) == ["out.nii"]
+    assert (tmp_path / "out.nii").read_bytes() == before
+
+
+def test_a_killed_write_keeps_the_file_that_was_there(tmp_path):
+    GRID.write_labels(tmp_path / "out.nii", LABELS)
+    before = (tmp_path / "out.nii").read_bytes()
+    code = (
+        "import os, signal, sys, numpy as np\n"
+        "from unetr_flax.imaging import FileGrid\n"
+        f"grid = FileGrid.from_affine({SHAPE}, np.eye(4))\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"grid.write_labels(sys.argv[1], np.ones({SHAPE}, int))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "out.nii"], check=False)
+    assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "out.nii").read_bytes() == before
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, check_ending, plane_slabs
-from unetr_flax.imaging.nifti_file import NiftiFile
+from unetr_flax.imaging.image_file import ImageFile
+from unetr_flax.imaging.nifti_file import open_nifti
 from unetr_flax.imaging.scan import allocate, read_scan
 from unetr_flax.imaging.volume import Volume, VolumeError
 
@@ -42,7 +43,7 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     check_ending(path, NIFTI_ENDINGS)
-    file = NiftiFile.open(path)
+    file = open_nifti(path)
     if file.channels != 1:
         raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
     labels = allocate(path, file.grid.canonical_shape, np.int32)
@@ -71,13 +72,13 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None
     """
     for name in (like, path):
         check_ending(Path(name), NIFTI_ENDINGS)
-    grid = NiftiFile.open(Path(like)).grid
+    grid = open_nifti(Path(like)).grid
     if labels.shape != grid.canonical_shape:
         raise VolumeError(f"{like}: grid {grid.canonical_shape}, labels have {labels.shape}")
     grid.write_labels(path, labels)
 
 
-def _whole_numbers(file: NiftiFile, stored: np.ndarray, first_plane: int) -> np.ndarray:
+def _whole_numbers(file: ImageFile, stored: np.ndarray, first_plane: int) -> np.ndarray:
     """Converts some planes of a file to int32, if all are whole numbers."""
     values = file.scale(stored)
     # NaN and numbers beyond int32 become other numbers, which the comparison finds.
@@ -94,7 +95,7 @@ def _whole_numbers(file: NiftiFile, stored: np.ndarray, first_plane: int) -> np.
     return labels
 
 
-def _rounding_error(file: NiftiFile, stored: np.ndarray) -> np.ndarray | float:
+def _rounding_error(file: ImageFile, stored: np.ndarray) -> np.ndarray | float:
     """Bounds how far scaled numbers may be from those that were to be stored."""
     if (file.slope, file.intercept) == (1, 0):
         return 0.0

@@ -4,12 +4,13 @@ import os
 import socket
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unetr_flax.imaging import VolumeError, nifti_file, read_labels, read_scan, write_labels
-from unetr_flax.imaging.nifti_file import NiftiFile
+from unetr_flax.imaging import VolumeError, read_labels, read_scan, stored_voxels, write_labels
+from unetr_flax.imaging.nifti_file import open_nifti
 
 nib = pytest.importorskip("nibabel")
 
@@ -77,7 +78,7 @@ def test_one_byte_less_than_the_header_claims(tmp_path):
 
 
 def test_a_compressed_file_that_goes_on_is_not_decompressed_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(nifti_file, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(stored_voxels, "_CHUNK", 1 << 16)
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(gzip.compress(content() + bytes(1 << 25), 6))
     with peak_memory_below(1 << 23):
@@ -113,6 +114,7 @@ def test_the_content_tells_whether_a_file_is_compressed(tmp_path):
         (content(dim=[5, 5, 6, 2, 1, 2, 1, 1]), r"shape \(5, 6, 2, 1, 2\), must be 3D"),
         (content(vox_offset=np.nan), "not a readable NIfTI file"),
         (content(vox_offset=np.inf), "not a readable NIfTI file"),
+        (content(vox_offset=0), "its header says that voxels begin at byte 0"),
         (content(vox_offset=-4), "not a readable NIfTI file"),
         (content(scl_slope=2, scl_inter=np.inf), "Valid slope but invalid intercept inf"),
         (content(datatype=128, bitpix=24), r"voxels are colors \(R, G, B\), must be real"),
@@ -167,7 +169,7 @@ def _socket(path):
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, monkeypatch, make, message):
     # Names of sockets are short.
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "scan.nii.gz") if make is not _socket else make(nifti_file.Path("scan.nii.gz"))
+    make(tmp_path / "scan.nii.gz") if make is not _socket else make(Path("scan.nii.gz"))
     assert_refused(tmp_path / "scan.nii.gz", rf"scan\.nii\.gz: {message}")
 
 
@@ -250,7 +252,7 @@ def test_headers_are_read_without_the_voxels(tmp_path):
     # The last voxels are missing, which only reading them shows.
     stored = np.random.default_rng(0).integers(0, 9, (40, 40, 40)).astype(np.int16)
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content(stored))[:-3000])
-    file = NiftiFile.open(tmp_path / "scan.nii.gz")
+    file = open_nifti(tmp_path / "scan.nii.gz")
     assert file.grid.shape == (40, 40, 40)
     with pytest.raises(VolumeError, match="not a readable NIfTI file"):
         file.read_stored()

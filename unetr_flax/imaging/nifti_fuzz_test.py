@@ -19,7 +19,7 @@ import pytest
 
 from unetr_flax.imaging import VolumeError, read_labels, read_scan, write_labels
 
-COUNT = 900
+COUNT = 700
 # Bytes of address space beyond what the imports take.
 MEMORY = 300 << 20
 SHAPE = (4, 3, 5)
@@ -102,7 +102,10 @@ def refusal(path, read):
 
 
 def check(nib, path, out):
-    """Reads a file in all ways and compares with nibabel; returns what is said of it."""
+    """Reads a file in all ways, compares with nibabel, and returns what is said of it.
+
+    Labels on its grid are written to `out`, unless this is None.
+    """
     said = refusal(path, lambda path: read_scan(path, allow_nan=True))
     if said is not None:
         assert refusal(path, read_labels)
@@ -112,18 +115,22 @@ def check(nib, path, out):
         warnings.simplefilter("ignore")
         kind = nib.Nifti1Image if scan.grid.header.sizeof_hdr == 348 else nib.Nifti2Image
         data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        image = nib.as_closest_canonical(kind.from_bytes(data))
+        data = bytearray(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        # nibabel refuses damaged extensions, which are of no use here.
+        end = scan.grid.header.sizeof_hdr
+        data[end : end + 4] = bytes(4)
+        image = nib.as_closest_canonical(kind.from_bytes(bytes(data)))
         expected = np.asarray(image.dataobj).astype(np.float32)
         expected = expected.reshape(scan.volume.array.shape)
         finite = np.isfinite(expected)
     assert scan.nan_voxels == (~finite).sum()
     np.testing.assert_array_equal(scan.volume.array[finite], expected[finite])
     np.testing.assert_array_equal(scan.volume.affine, image.affine)
-    labels = (scan.volume.array[..., 0] > 3).astype(np.uint8)
-    write_labels(out, labels, like=path)
-    np.testing.assert_array_equal(read_labels(out)[0], labels)
-    np.testing.assert_array_equal(nib.load(out).affine, scan.grid.affine)
+    if out is not None:
+        labels = (scan.volume.array[..., 0] > 3).astype(np.uint8)
+        write_labels(out, labels, like=path)
+        np.testing.assert_array_equal(read_labels(out)[0], labels)
+        np.testing.assert_array_equal(nib.load(out).affine, scan.grid.affine)
     if refusal(path, read_labels) is None:
         np.testing.assert_allclose(read_labels(path)[0], scan.volume.array[..., 0], atol=0.5)
     return "read"
@@ -147,12 +154,14 @@ def main(folder, count):
         path = folder / f"scan.nii{rng.choice(('', '.gz'))}"
         path.write_bytes(mutated(rng, *files[number % len(files)]))
         try:
-            said[check(nib, path, folder / "out.nii")] += 1
+            # Each write waits for the disk.
+            out = None if number % 10 else folder / "out.nii"
+            said[check(nib, path, out)] += 1
         except BaseException:
             print(f"file {number} is {path}")
             raise
     for text, times in said.most_common():
-        print(f"{times:4} {text}")
+        print(f"{times:4} {ascii(text)[1:-1]}")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")

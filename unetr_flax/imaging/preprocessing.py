@@ -1,6 +1,7 @@
 """Preprocessing: what is done to a scan before the model sees it, and how it is undone."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -16,6 +17,9 @@ from unetr_flax.imaging.intensity import (
 from unetr_flax.imaging.model_grid import ModelGrid, foreground_box
 from unetr_flax.imaging.resampling import resampled_shape
 from unetr_flax.imaging.volume import Volume
+
+# A scan of more voxels, 8 GiB per channel, must not be made by resampling.
+MOST_VOXELS = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Preprocessing:
           maps along and takes label maps and logits back to [X, Y, Z].
 
         Raises:
-          ValueError: if the scan has another number of channels.
+          ValueError: if the scan has another number of channels, or its grid would be too large.
           VolumeError: if the scan must be resampled and scipy is not installed.
         """
         image = self.normalize(volume)
@@ -144,6 +148,9 @@ class Preprocessing:
         Args:
           image: the normalized scan, [X, Y, Z, C].
           spacing: mm per voxel of the scan.
+
+        Raises:
+          ValueError: if the grid would have more than `MOST_VOXELS` voxels.
         """
         start, size = (0, 0, 0), image.shape[:-1]
         if self.crop_foreground:
@@ -151,6 +158,13 @@ class Preprocessing:
         if self.spacing is None:
             return ModelGrid(image.shape[:-1], start, size, size, tuple(spacing))
         shape = resampled_shape(size, spacing, self.spacing)
+        if math.prod(shape) > MOST_VOXELS:
+            raise ValueError(
+                f"image: {' x '.join(map(str, size))} voxels of "
+                f"{' x '.join(f'{mm:.4g}' for mm in spacing)} mm would become "
+                f"{' x '.join(map(str, shape))} of {' x '.join(f'{mm:g}' for mm in self.spacing)} "
+                f"mm, more than {MOST_VOXELS:,} voxels"
+            )
         return ModelGrid(image.shape[:-1], start, size, shape, self.spacing)
 
     def to_dict(self) -> dict[str, Any]:

@@ -141,3 +141,10 @@ def test_something_else_than_an_object_is_refused(values):
 def test_a_rule_must_be_one():
     with pytest.raises(ValueError, match=r"^intensity=\('window',\): must be a list of intensity"):
         Preprocessing(("CT",), ("window",))
+
+
+def test_a_grid_that_no_memory_holds_is_refused():
+    preprocessing = Preprocessing.from_modalities(["CT"], spacing=(1.5, 1.5, 2.0))
+    volume = Volume(np.zeros((9, 8, 7, 1), np.float32), np.diag([9000.0, 9000.0, 9000.0, 1.0]))
+    with pytest.raises(ValueError, match=r"9 x 8 x 7 voxels of 9000 .* 54000 x 48000 x 31500 of"):
+        preprocessing.apply(volume)

@@ -4,17 +4,27 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from unetr_flax.imaging.dicom import DicomSeries, is_dicom
+from unetr_flax.imaging.dicom_series import DicomSeries
+from unetr_flax.imaging.dicom_slice import is_dicom
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, FileGrid
-from unetr_flax.imaging.itk_file import ITK_ENDINGS, ItkFile
-from unetr_flax.imaging.nifti_file import NiftiFile
+from unetr_flax.imaging.image_file import ImageFile
+from unetr_flax.imaging.metaimage_file import open_metaimage
+from unetr_flax.imaging.nifti_file import open_nifti
+from unetr_flax.imaging.nrrd_file import open_nrrd
 from unetr_flax.imaging.volume import Volume, VolumeError
 
-SCAN_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+_OPENERS = {
+    **dict.fromkeys(NIFTI_ENDINGS, open_nifti),
+    ".nrrd": open_nrrd,
+    ".mha": open_metaimage,
+    ".mhd": open_metaimage,
+}
+SCAN_ENDINGS = tuple(_OPENERS)
+
+_Opened = ImageFile | DicomSeries
 
 # In voxels: how far the grids of two channels may be apart.
 _TOLERANCE = 0.1
@@ -33,22 +43,6 @@ class Scan:
     volume: Volume
     grid: FileGrid
     nan_voxels: int
-
-
-class _ScanFile(Protocol):
-    """A file, or a series of files, whose header has been read and checked."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def grid(self) -> FileGrid: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    def fill(self, image: np.ndarray) -> None:
-        """Reads the voxels into an array [X, Y, Z, channels] of the canonical grid."""
 
 
 def read_scan(images: Path | str | Sequence[Path | str], *, allow_nan: bool = False) -> Scan:
@@ -98,7 +92,7 @@ def allocate(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.
         raise VolumeError(f"{path}: its voxels are more than memory holds") from None
 
 
-def _open(paths: list[Path]) -> list[_ScanFile]:
+def _open(paths: list[Path]) -> Sequence[_Opened]:
     """Opens the file of each channel, or a series of slices as the only one."""
     if not paths:
         raise VolumeError("no files of a scan are given")
@@ -113,19 +107,18 @@ def _open(paths: list[Path]) -> list[_ScanFile]:
     return files
 
 
-def _open_file(path: Path) -> _ScanFile:
+def _open_file(path: Path) -> ImageFile:
     name = path.name.lower()
-    if name.endswith(NIFTI_ENDINGS):
-        return NiftiFile.open(path)
-    if name.endswith(ITK_ENDINGS):
-        return ItkFile.open(path)
+    for ending, opener in _OPENERS.items():
+        if name.endswith(ending):
+            return opener(path)
     pair = "; pairs .hdr and .img must be converted" if name.endswith((".hdr", ".img")) else ""
     raise VolumeError(
         f"{path}: must end in {', '.join(SCAN_ENDINGS)}, or be the folder of a DICOM series{pair}"
     )
 
 
-def _check_same_grid(first: _ScanFile, other: _ScanFile) -> None:
+def _check_same_grid(first: _Opened, other: _Opened) -> None:
     """Raises if two files are not on one grid; their axes may lie on disk in different orders."""
     shape, shape_of_first = other.grid.canonical_shape, first.grid.canonical_shape
     if shape != shape_of_first:

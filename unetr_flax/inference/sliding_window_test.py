@@ -1,5 +1,6 @@
 import itertools
 import math
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,23 @@ def test_bfloat16_logits_are_blended_in_float32():
     assert logits.dtype == np.float32
     expected = np.asarray(jnp.asarray(volume, jnp.bfloat16), np.float32)
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+def test_memory_is_what_the_docstring_says():
+    volume = np.ones((1, 40, 36, 44, 1), np.float32)
+    roi, classes, batch = (16, 16, 16), 5, 2
+
+    def predictor(windows):
+        return np.repeat(windows, classes, axis=-1)
+
+    tracemalloc.start()
+    sliding_window_inference(volume, roi, predictor, 0.5, "gaussian", batch_size=batch)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    batches = 2 * batch * math.prod(roi) * (1 + classes)
+    sums = (classes + 1) * volume.size
+    # The weights of a window in float64, and what Python needs.
+    assert peak <= 4 * (batches + sums) + 8 * 3 * math.prod(roi) + 2**17
 
 
 @pytest.mark.parametrize(

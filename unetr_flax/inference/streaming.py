@@ -88,6 +88,7 @@ def stream_logits(
             for x in sorted({corner[0] for corner in batch}):
                 yield from _cropped(layer_sums.blocks_before(x), offset, spatial)
                 layer_sums.add([c if c[0] == x else None for c in batch], outputs)
+            del outputs  # before the next ones are computed
             done += len(batch)
             if progress is not None:
                 progress(done, count)

@@ -1,4 +1,6 @@
 import itertools
+import math
+import tracemalloc
 
 import jax
 import numpy as np
@@ -103,3 +105,37 @@ def test_labels_from_blocks_are_those_of_interpolated_logits(monkeypatch, box):
         clear = ordered[..., -1] - ordered[..., -2] > 1e-4
         assert clear.mean() > 0.99
         np.testing.assert_array_equal(plain.labels[clear], restored.argmax(-1)[clear])
+
+
+def test_memory_is_that_of_one_layer_of_windows(monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2**16)
+    image = np.ones((96, 36, 44, 1), np.float32)
+    roi, classes = (16, 16, 16), 20
+
+    def predictor(windows):
+        return np.repeat(windows, classes, axis=-1)
+
+    def peak(max_bytes):
+        tracemalloc.start()
+        for _ in stream_logits(
+            image,
+            predictor,
+            classes,
+            roi,
+            overlap=0.5,
+            batch_size=1,
+            device=CPU,
+            max_bytes=max_bytes,
+        ):
+            pass
+        _, found = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return found
+
+    layer = 4 * (classes + 1) * roi[0] * 36 * 44
+    window = 4 * math.prod(roi) * (1 + classes)
+    # Blocks are copied with the plane that they share, of which one is kept; weights of a window
+    # are in float64 and float32.
+    rest = window + 4 * classes * 3 * 36 * 44 + 12 * math.prod(roi) + 2 * 2**16 + 2**18
+    assert peak(2**30) <= layer + rest
+    assert peak(layer // 3) <= layer // 3 + rest

@@ -10,7 +10,7 @@ from unetr_flax.ops.materialize import add
 from unetr_flax.ops.norm.api import normalize
 from unetr_flax.ops.norm.residual import add_leaky_relu
 from unetr_flax.ops.norm.xla import leaky_relu
-from unetr_flax.ops.platform import Lowering, target_platform
+from unetr_flax.ops.platform import Lowering, exportable, target_platform
 from unetr_flax.ops.recompute import recompute
 from unetr_flax.ops.reductions import global_norm
 
@@ -24,6 +24,7 @@ __all__ = [
     "concatenate",
     "dot_general",
     "dot_product_attention",
+    "exportable",
     "global_norm",
     "leaky_relu",
     "normalize",

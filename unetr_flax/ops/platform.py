@@ -12,6 +12,7 @@ from jax import lax
 Lowering = Literal["auto", "xla"]
 
 _TARGET = jax.make_user_context()
+_EXPORTABLE = jax.make_user_context(False)
 
 # "gpu" stands for several of XLA's platforms, so all branches stay for it.
 _SINGLE_PLATFORMS = ("cpu", "tpu")
@@ -39,3 +40,18 @@ def target_platform(platform: str) -> Iterator[None]:
     """
     with _TARGET(platform):
         yield
+
+
+@contextlib.contextmanager
+def exportable() -> Iterator[None]:
+    """Keeps kernels that `jax.export` refuses out of the programs traced within it.
+
+    Those are cuDNN's: which of them a process traces depends on its GPUs and its version of cuDNN.
+    """
+    with _EXPORTABLE(True):
+        yield
+
+
+def must_be_exportable() -> bool:
+    """Tells whether the program that is being traced is one of `exportable`."""
+    return _EXPORTABLE.value

@@ -1,13 +1,13 @@
 """Compiling a jitted function ahead of its first call, in the foreground or in the background."""
 
 import functools
-import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
 
+from unetr_flax.runtime.garbage import collector_paused
 from unetr_flax.runtime.malloc import return_freed_memory
 
 R = TypeVar("R")
@@ -16,9 +16,8 @@ R = TypeVar("R")
 def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
     """Does `function.lower(*args).compile()` faster, and returns the memory used on the way.
 
-    Tracing makes about a million objects, none of them garbage, which Python's collector would
-    search again and again, so the collector is off meanwhile. Afterwards freed memory goes back to
-    the kernel: getting some of it again is cheap.
+    The garbage collector is off meanwhile, see `garbage.collector_paused`. Afterwards freed memory
+    goes back to the kernel: getting some of it again is cheap.
 
     Args:
       function: a function of `jax.jit`.
@@ -27,13 +26,8 @@ def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     Returns:
       The compiled program, which takes arrays of these shapes and dtypes only.
     """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         compiled = function.lower(*args).compile()
-    finally:
-        if collecting:
-            gc.enable()
     return_freed_memory()
     return compiled
 

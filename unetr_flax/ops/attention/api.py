@@ -23,8 +23,7 @@ def dot_product_attention(
     With "auto", cuDNN computes attention in bfloat16 or float16 if all CUDA devices of the process
     support it and there is no mask (cuDNN would add a mask as a bias, whose gradient is as large as
     the weights). That form has reverse-mode derivatives only. `jax.export` refuses cuDNN's kernels,
-    since it cannot promise that later versions run them: export from a process without CUDA
-    (JAX_PLATFORMS=cpu), for any platform.
+    since it cannot promise that later versions run them: trace within `ops.exportable()`.
 
     Args:
       query: [B, N, H, D].

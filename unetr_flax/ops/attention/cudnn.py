@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from unetr_flax.ops.attention import xla
 from unetr_flax.ops.derivatives import custom_vjp
-from unetr_flax.ops.platform import by_platform
+from unetr_flax.ops.platform import by_platform, must_be_exportable
 from unetr_flax.runtime.cudnn import cuda_devices, cudnn_version
 
 # Longer heads have cuDNN kernels on Hopper and later GPUs only.
@@ -19,7 +19,12 @@ MAX_HEAD_SIZE = 128
 
 
 def is_available(query: jax.Array) -> bool:
-    """Tells whether cuDNN has a kernel for [B, N, H, D] on all GPUs of this process, if any."""
+    """Tells whether cuDNN has a kernel for [B, N, H, D] on all GPUs of this process, if any.
+
+    It has none for programs of `ops.exportable`.
+    """
+    if must_be_exportable():
+        return False
     size = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16) or size % 8 or size > MAX_HEAD_SIZE:
         return False

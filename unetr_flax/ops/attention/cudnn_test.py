@@ -88,6 +88,9 @@ def test_cudnn_is_chosen_only_where_it_can(cuda, monkeypatch):
     assert not chosen(version=None)
     assert not chosen(capability="7.5")
     assert not chosen(capability="10.3", version=(9, 10, 2))
+    with ops.exportable():
+        assert not chosen()
+    assert chosen()
     monkeypatch.setattr(cudnn, "cuda_devices", lambda: [])
     assert not chosen()
 
@@ -118,3 +121,5 @@ def test_masks_weights_and_dropout_do_without_cudnn():
     assert "cudnn" not in program(cfg, return_attention=True)
     assert "cudnn" not in program(cfg, mask=jnp.ones((1, 1, 2, 2), bool))
     assert "cudnn" not in program(cfg, lowering="xla")
+    with ops.exportable():
+        assert "cudnn" not in program(cfg)

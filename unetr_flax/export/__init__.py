@@ -1,0 +1,1 @@
+"""Models as programs for other software: StableHLO for JAX without Flax, and ONNX."""
