@@ -1,8 +1,8 @@
-"""Scans and a model for the race of whole predictions: a CT-like phantom, weights that find spleens.
+"""Scans and a model for the race of whole predictions.
 
-The phantom and its surroundings are those of `train.data.phantoms`. All weights are random but for
-the last 1 x 1 x 1 convolution, which is fitted to the phantom's spleen: labels of random weights
-would be noise, whose resampling says nothing about that of organs.
+The scans are CT-like phantoms of `train.data.phantoms`. All weights are random but for those of the
+last 1 x 1 x 1 convolution, which is fitted to the phantom's spleen: labels of random weights would
+be noise, whose resampling says nothing about that of organs.
 """
 
 import dataclasses

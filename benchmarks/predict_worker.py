@@ -5,6 +5,7 @@ It runs once, from the start of Python to the written file, and prints one line 
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -25,22 +26,24 @@ ROI = (96, 96, 96)
 def main() -> int:
     """Segments the scans and prints seconds by stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=("ours", "monai"))
+    parser.add_argument("side", choices=("ours", "sliding", "monai"))
     parser.add_argument("model", type=Path)
     parser.add_argument("scan", type=Path, help="a file, for ours also a folder of files")
     parser.add_argument("out", type=Path, help="folder for label maps")
     parser.add_argument("--batch", type=int, default=1, help="windows at a time, monai's only")
     options = parser.parse_args()
-    began = time.perf_counter()
+    # As the command does, which imports JAX later.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stages = Stages()
     if options.side == "ours":
         status, more = run_ours(stages, options.model, options.scan, options.out)
+    elif options.side == "sliding":
+        status, more = run_sliding_window(stages, options.model)
     else:
         status, more = run_monai(stages, options.model, options.scan, options.out, options.batch)
     windows = stages.calls[NETWORK]
     answer = {
         "seconds": dict(stages.seconds),
-        "began": began,
         "first_window": windows[0],
         "windows": len(windows),
         "written": stages.calls[WRITE],
@@ -104,6 +107,26 @@ def run_ours(stages: Stages, model: Path, scan: Path, out: Path) -> tuple[int, d
     return cli.main(), {"programs": programs}
 
 
+def run_sliding_window(stages: Stages, model: Path) -> tuple[int, dict[str, Any]]:
+    """Runs `sliding_window_inference` by itself; all but the network counts as adding up."""
+    import jax
+    import numpy as np
+
+    from unetr_flax import sliding_window_inference
+    from unetr_flax.inference.predictor import Predictor, Weights
+    from unetr_flax.weights import load_pretrained
+
+    predictor = Predictor([Weights(*load_pretrained(model))])
+    volume = np.random.default_rng(0).random((1, 144, 144, 144, 1), np.float32)
+    jax.block_until_ready(predictor(volume[:, :96, :96, :96]))
+    stages.measure(Predictor, "__call__", NETWORK, jax.block_until_ready)
+    with stages.stage(SUMS):
+        sliding_window_inference(
+            volume, ROI, predictor, overlap=0.5, mode="gaussian", batch_size=predictor.batch_size
+        )
+    return 0, {}
+
+
 def run_monai(
     stages: Stages, model: Path, scan: Path, out: Path, batch: int
 ) -> tuple[int, dict[str, Any]]:
@@ -115,7 +138,7 @@ def run_monai(
         from monai.inferers import SlidingWindowInferer
         from monai.networks.nets.unetr import UNETR
 
-        net = UNETR(in_channels=1, out_channels=2, img_size=ROI).eval()
+        net: Any = UNETR(in_channels=1, out_channels=2, img_size=ROI).eval()
         net.load_state_dict(torch.load(model, weights_only=True))
     prepare = T.Compose(
         [
@@ -149,7 +172,7 @@ def run_monai(
 
     with torch.no_grad():
         with stages.stage(READ):
-            data = T.LoadImaged("image")({"image": str(scan)})
+            data: Any = T.LoadImaged("image")({"image": str(scan)})
         with stages.stage(PREPROCESS):
             # A batch of one, as a data loader makes it.
             data = list_data_collate([prepare(data)])
