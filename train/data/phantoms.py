@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ LABELS = ("background", "liver", "spleen", "kidneys")
 # vessels are as bright as kidneys, so a model has to tell them apart by their positions.
 AIR, FAT, MUSCLE, BOWEL, VESSEL, BONE = -1000, -100, 55, 40, 165, 400
 ORGAN_HU = {1: 105, 2: 115, 3: 170}
+
+# Half axes of the average body in mm.
+BODY = (135, 110, 105)
 
 # Class, center and half axes of each organ, in units of the body's half axes; x points to the
 # patient's right, y to the front, z to the head.
@@ -50,36 +54,46 @@ def make_phantoms(folder: Path, num_cases: int, seed: int) -> None:
         complete.rename(folder)
 
 
-def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_phantom(
+    rng: np.random.Generator,
+    grid: tuple[Sequence[int], Sequence[float]] | None = None,
+    body: Sequence[float] = BODY,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Makes one phantom on the canonical grid.
 
     Args:
       rng: source of all random numbers.
+      grid: voxels per axis, and mm per voxel and axis; small and random if None.
+      body: half axes of the average body in mm.
 
     Returns:
       Hounsfield units [X, Y, Z], int16; class ids [X, Y, Z], uint8; and the affine, 4 x 4.
     """
-    shape = rng.integers((44, 37, 18), (49, 41, 25))
-    spacing = np.array([*[rng.uniform(6.0, 6.6)] * 2, rng.uniform(8.5, 10.0)])  # mm
-    half_axes = rng.uniform(0.92, 1.08, 3) * (135, 110, 105)  # mm
-    grid = [
+    if grid is None:
+        shape = rng.integers((44, 37, 18), (49, 41, 25))
+        spacing = np.array([*[rng.uniform(6.0, 6.6)] * 2, rng.uniform(8.5, 10.0)])
+    else:
+        shape, spacing = map(np.array, grid)
+    half_axes = rng.uniform(0.92, 1.08, 3) * body
+    axes = [
         (np.arange(n) - (n - 1) / 2) * mm / half
         for n, mm, half in zip(shape, spacing, half_axes, strict=True)
     ]
     shift = rng.uniform(-0.08, 0.08, 3)
-    x, y, z = np.meshgrid(*(axis - s for axis, s in zip(grid, shift, strict=True)), indexing="ij")
+    # Arrays of axes that broadcast take less memory than those of all voxels.
+    x, y, z = np.ix_(*(axis - s for axis, s in zip(axes, shift, strict=True)))
     tilt = rng.uniform(-0.12, 0.12)
     x, y = np.cos(tilt) * x - np.sin(tilt) * y, np.sin(tilt) * x + np.cos(tilt) * y
 
     radius = np.hypot(x, y)
     image = np.full(shape, AIR, np.float32)
-    image[radius < 1] = FAT
-    image[radius < 0.93] = MUSCLE + rng.normal(0, 5)
-    image[radius < 0.80] = FAT
+    image[radius[..., 0] < 1] = FAT
+    image[radius[..., 0] < 0.93] = MUSCLE + rng.normal(0, 5)
+    image[radius[..., 0] < 0.80] = FAT
     for _ in range(12):
         center = rng.uniform((-0.6, -0.1, -0.9), (0.5, 0.6, 0.6))
         image[_ellipsoid(x, y, z, center, rng.uniform(0.08, 0.2, 3))] = BOWEL + rng.normal(0, 15)
-    vessel = np.hypot(x + 0.08, y + 0.30) < 0.09
+    vessel = np.hypot(x + 0.08, y + 0.30)[..., 0] < 0.09
     image[vessel] = VESSEL + rng.normal(0, 10)
     label = np.zeros(shape, np.uint8)
     for class_id, center, half_axes in ORGANS:
@@ -88,7 +102,7 @@ def make_phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
         inside = _ellipsoid(x, y, z, center, half_axes) & (radius < 0.80) & (label == 0)
         label[inside] = class_id
         image[inside] = ORGAN_HU[class_id] + rng.normal(0, 6)
-    spine = np.hypot(x, y + 0.62) < 0.16
+    spine = np.hypot(x, y + 0.62)[..., 0] < 0.16
     label[spine] = 0
     image[spine] = BONE + rng.normal(0, 40)
     # The filter stands for the partial-volume effect at edges, the noise for the scanner's.
