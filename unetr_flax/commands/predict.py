@@ -32,10 +32,10 @@ def predict(
     """Segment scans: label maps on exactly the grid of each scan.
 
     MODEL is a model folder, or several, whose probabilities are averaged, or a PyTorch file with
-    --preprocessing. INPUT is a scan (NIfTI; NRRD, MetaImage and DICOM with SimpleITK), or a folder
-    of scans with all below it. OUTPUT is a file that ends in .nii.gz or .nii, or a folder, which
-    gets a label map for each case, and labels.json with the names of the labels. What is there is
-    skipped, so a run that was stopped goes on with the same command.
+    --preprocessing. INPUT is a scan (NIfTI, NRRD, MetaImage, or a DICOM series with SimpleITK), or
+    a folder of scans with all below it. OUTPUT is a file that ends in .nii.gz or .nii, or a folder,
+    which gets a label map for each case, and labels.json with the names of the labels. What is
+    there is skipped, so a run that was stopped goes on with the same command.
 
     Exit status: 0 if all cases are done, 1 if some could not be segmented (each is reported, the
     others are done), 2 if nothing could be started, 130 after Ctrl-C.

@@ -58,8 +58,8 @@ class Console:
             if label
         ]
         self.say(
-            f"[{number}/{count}] {case.outputs.labels}: {', '.join(found) or 'no labels'} voxels, "
-            f"{outcome.seconds:.1f} s"
+            f"[{number}/{count}] {case.outputs.labels}: "
+            f"{', '.join(found) + ' voxels' if found else 'no label'}, {outcome.seconds:.1f} s"
         )
         if self._statistics and count == 1 and not self._silent:
             from unetr_flax.viewing.statistics import print_table

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -214,9 +215,13 @@ def _connect(ray: Any, address: str) -> None:
     # Ray sends statistics of its usage unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal() and "/" not in host:
+            # Ray itself tries for minutes, and prints each of its attempts.
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--ray {address}: cannot be reached: {reason}") from None
 

@@ -1,6 +1,7 @@
 import _thread
 import functools
 import os
+import socket
 import sys
 import threading
 import time
@@ -137,6 +138,10 @@ def test_cases_of_a_lost_node_are_done_again(cluster, tmp_path):
 def test_a_case_that_ends_its_workers_is_given_up(tmp_path):
     pytest.importorskip("ray")
     cases = make_cases(tmp_path, 3)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(ValueError, match=f"--ray {address}: cannot be reached: "):
+        RayPool(address, None, 3, print)
     with pytest.raises(ValueError, match="no node has a GPU"):
         RayPool("local", "gpu", 3, print)
     with RayPool("local", None, 3, print) as pool:
