@@ -138,7 +138,8 @@ class Report:
                 seconds = median(runs, lambda run, stage=stage: run.stage(stage))
                 wall = median(runs, lambda run: run.wall)
                 cells.append(f"{seconds:.1f} s, {seconds / wall:.0%}" if seconds else "")
-            lines.append(f"| {stage} | {' | '.join(cells)} |")
+            if any(cells):
+                lines.append(f"| {stage} | {' | '.join(cells)} |")
         return lines
 
     def _latencies(self) -> list[str]:
