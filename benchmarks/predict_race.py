@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+POLL_SECONDS = 0.01
+
 
 class PredictionError(Exception):
     """A process failed; the message is the last line that it printed."""
@@ -59,7 +61,12 @@ def run(arguments: Sequence[str | Path], cache: Path, log: Path) -> Run:
             stderr=output,
             env=environment,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        peak = 0
+        # Its usage would not do: a process inherits the peak of the one that started it.
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, _peak(process.pid))
+            time.sleep(POLL_SECONDS)
+        _, status, usage = ended
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -67,9 +74,16 @@ def run(arguments: Sequence[str | Path], cache: Path, log: Path) -> Run:
     if process.returncode:
         raise PredictionError(f"{arguments[0]}: failed, {log} says why: {last}")
     answer = json.loads(last) if last.startswith('{"seconds"') else {}
-    # Linux counts in KiB, macOS in bytes.
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(wall, usage.ru_utime + usage.ru_stime, peak, start, answer)
+
+
+def _peak(pid: int) -> int:
+    """Returns the most bytes that a process had so far; 0 if it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def median(runs: Sequence[Run], value: Any) -> float:
