@@ -40,15 +40,23 @@ def read_label_names(path: Path) -> dict[int, str]:
 
 
 def names_beside(*paths: Path) -> dict[int, str]:
-    """Reads the file `labels.json` in the first of some folders, or beside files, that has it.
+    """Reads the names that `unetr predict` wrote with the first of some folders or files.
+
+    They are in `labels.json` in a folder, and for one file `NAME.nii.gz` in `NAME.labels.json` or
+    in `labels.json` beside it.
 
     Raises:
       VolumeError: if the file cannot be read or has another form.
     """
     for path in paths:
-        file = (path if path.is_dir() else path.parent) / FILE_NAME
-        if file.is_file():
-            return read_label_names(file)
+        if path.is_dir():
+            files = [path / FILE_NAME]
+        else:
+            name = path.name.removesuffix(".gz").removesuffix(".nii")
+            files = [path.with_name(f"{name}.{FILE_NAME}"), path.with_name(FILE_NAME)]
+        for file in files:
+            if file.is_file():
+                return read_label_names(file)
     return {}
 
 

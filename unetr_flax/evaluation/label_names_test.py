@@ -58,3 +58,10 @@ def test_names_beside_files_and_in_folders(tmp_path):
     assert names_beside(tmp_path / "a", tmp_path / "scan.nii") == {1: "far"}
     (tmp_path / "a" / "labels.json").write_text('["", "near"]')
     assert names_beside(tmp_path / "a", tmp_path / "scan.nii") == {1: "near"}
+
+
+def test_names_of_one_file_come_before_those_of_its_folder(tmp_path):
+    (tmp_path / "labels.json").write_text('["", "all"]')
+    (tmp_path / "scan.labels.json").write_text('["", "own"]')
+    assert names_beside(tmp_path / "scan.nii.gz") == {1: "own"}
+    assert names_beside(tmp_path / "other.nii.gz") == {1: "all"}
