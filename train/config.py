@@ -109,6 +109,7 @@ class Config:
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
+        _require(run, "workers", lambda x: x is None or x > 0, "must be above 0")
         for name in ("weight_decay", "seed"):
             _require(training, name, lambda x: x >= 0, "must not be negative")
         for name in ("warmup_fraction", "overlap"):

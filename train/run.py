@@ -19,6 +19,7 @@ from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.losses import LOSSES
+from train.memory import check_size, check_step
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
 from train.run_dir import OptionError, refuse_taken, resume_command, run_file, write_run_file
@@ -50,6 +51,7 @@ def run(cfg: Config) -> bool:
             f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
             f"{jax.device_count()}"
         )
+    check_size(cfg)
     if not cfg.run.resume:
         distributed.run_on_main(lambda: refuse_taken(cfg.out))
     with _phantoms_removed_on_failure(cfg):
@@ -81,6 +83,7 @@ def _train(cfg: Config, task: Task) -> bool:
         make_train_step(model, tx, LOSSES[training.loss], replicated),
         abstract,
         abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
+        check=lambda program: console.print(check_step(program), soft_wrap=True),
     )
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(

@@ -32,18 +32,30 @@ def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     return compiled
 
 
-def compile_in_background(function: Callable[..., R], *args: Any) -> Callable[..., R]:
+def compile_in_background(
+    function: Callable[..., R],
+    *args: Any,
+    check: Callable[[jax.stages.Compiled], None] = lambda compiled: None,
+) -> Callable[..., R]:
     """Starts to compile a jitted function and returns one that calls the compiled program.
 
-    A call of the result waits until compiling is done and raises the error that compiling raised.
+    A call of the result waits until compiling is done and raises the error that compiling or
+    `check` raised.
     Settings of JAX that a context manager makes for this thread do not hold in the background.
 
     Args:
       function: a function of `jax.jit`.
       *args: its arguments, as arrays or as their shapes, dtypes and shardings.
+      check: called with the compiled program in the background, before its first call.
     """
+
+    def compile_and_check() -> jax.stages.Compiled:
+        program = aot_compile(function, *args)
+        check(program)
+        return program
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-    compiled = pool.submit(aot_compile, function, *args)
+    compiled = pool.submit(compile_and_check)
     pool.shutdown(wait=False)
 
     @functools.wraps(function)
