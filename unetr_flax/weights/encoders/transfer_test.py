@@ -138,7 +138,8 @@ def test_what_became_of_the_keys_is_told():
     _, transfer = load_encoder(source("selfmedmae")[0], MONAI, variables(MONAI))
     assert transfer.describe().splitlines() == [
         "encoder from SelfMedMAE's encoder",
-        "  149 keys loaded, 4 skipped (encoder.cls_token, encoder_to_decoder, mask_token), 0 resized",
+        "  149 keys loaded, 4 skipped (encoder.cls_token, encoder_to_decoder, mask_token), "
+        "0 resized",
         "  class token left out",
         "  norms add 1e-05 to variances, in the source 1e-06",
     ]
