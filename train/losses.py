@@ -1,7 +1,7 @@
 """Losses of segmentation: cross-entropy, soft Dice, focal loss, and sums of them.
 
 A loss is one function `(logits, labels, **options) -> scalar`; a new one is such a function and an
-entry in `LOSSES`. All take the same options, see `LossOptions`.
+entry in `LOSSES`. All take the same options, see `LossKeywords`.
 """
 
 import functools
@@ -21,7 +21,7 @@ SMOOTH = 1e-5
 FOCAL_GAMMA = 2.0
 
 
-class LossOptions(TypedDict, total=False):
+class LossKeywords(TypedDict, total=False):
     """The options of every loss; names and defaults are those of `monai.losses.DiceCELoss`.
 
     Attributes:
@@ -52,7 +52,7 @@ class LossOptions(TypedDict, total=False):
 
 
 def dice_cross_entropy_loss(
-    logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptions]
+    logits: jax.Array, labels: jax.Array, **options: Unpack[LossKeywords]
 ) -> jax.Array:
     """Computes soft Dice loss + cross-entropy, both with weight 1.
 
@@ -67,7 +67,7 @@ def dice_cross_entropy_loss(
         this range that is not `ignore_label` belongs to no class: it adds nothing to the
         cross-entropy, but counts as a voxel of the mean. For sigmoid, whether each voxel is in each
         region, booleans or integers [B, *spatial, K], each 0, 1 or `ignore_label`.
-      **options: see `LossOptions`.
+      **options: see `LossKeywords`.
 
     Returns:
       Scalar.
@@ -79,7 +79,7 @@ def dice_cross_entropy_loss(
 
 
 def dice_focal_loss(
-    logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptions]
+    logits: jax.Array, labels: jax.Array, **options: Unpack[LossKeywords]
 ) -> jax.Array:
     """Computes soft Dice loss + focal loss, both with weight 1.
 
@@ -89,7 +89,7 @@ def dice_focal_loss(
 
 
 def cross_entropy_loss(
-    logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptions]
+    logits: jax.Array, labels: jax.Array, **options: Unpack[LossKeywords]
 ) -> jax.Array:
     """Computes the mean over voxels of -log softmax(logits)[label], or of its binary counterpart.
 
@@ -109,7 +109,7 @@ def cross_entropy_loss(
     return -jnp.where(members, weights * log_probabilities, 0).sum() / _not_zero(total)
 
 
-def focal_loss(logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptions]) -> jax.Array:
+def focal_loss(logits: jax.Array, labels: jax.Array, **options: Unpack[LossKeywords]) -> jax.Array:
     """Computes the mean over voxels and channels of (1 - p)^2 times the cross-entropy -log p.
 
     This is Lin et al. 2017 (equation 4) and `monai.losses.FocalLoss`, with p the probability that
@@ -128,7 +128,7 @@ def focal_loss(logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptio
 
 
 def soft_dice_loss(
-    logits: jax.Array, labels: jax.Array, **options: Unpack[LossOptions]
+    logits: jax.Array, labels: jax.Array, **options: Unpack[LossKeywords]
 ) -> jax.Array:
     """Computes the mean of 1 - soft Dice over volumes and channels.
 
@@ -166,7 +166,7 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def make_loss(name: str, **options: Unpack[LossOptions]) -> Loss:
+def make_loss(name: str, **options: Unpack[LossKeywords]) -> Loss:
     """Returns the loss of a name in `LOSSES` with options filled in."""
     return functools.partial(LOSSES[name], **options)
 
@@ -187,7 +187,7 @@ class _Operands(NamedTuple):
     weights: jax.Array | None
 
 
-def _prepare(logits: jax.Array, labels: jax.Array, options: LossOptions) -> _Operands:
+def _prepare(logits: jax.Array, labels: jax.Array, options: LossKeywords) -> _Operands:
     """Checks the arguments and compares the labels with each class.
 
     Classes are picked by comparison rather than by index: the gradient of a gather is a scatter,
