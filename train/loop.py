@@ -145,8 +145,13 @@ def fit(
     while True:
         validated = False
         if schedule.validates_at(step) and progress.validated_step != step:
-            compared = [(kind, s, evaluate(s)) for kind, s in candidates(state).items()]
-            if all(scores is not None for *_, scores in compared):
+            compared = []
+            for kind, candidate in candidates(state).items():
+                scores = evaluate(candidate)
+                if scores is None:
+                    break
+                compared.append((kind, candidate, scores))
+            else:
                 validated = True
                 progress.validated_step = step
                 for kind, _, scores in compared:
