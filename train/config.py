@@ -130,7 +130,16 @@ class Config:
             lambda x: x is None or (len(x) > 0 and min(x) >= 0),
             "must not be negative",
         )
-        _require(data, "val_fraction", lambda x: 0 < x < 1, "must be in (0, 1)")
+        _require(data, "val_fraction", lambda x: 0 <= x < 1, "must be in [0, 1)")
+        _require(data, "num_folds", lambda x: x is None or x >= 2, "must be at least 2")
+        _require(data, "fold", lambda x: x >= 0, "must not be negative")
+        if data.num_folds is not None:
+            rule = f"must be below --num-folds {data.num_folds}"
+            _require(data, "fold", lambda x: x < data.num_folds, rule)
+        elif data.splits is None:
+            _require(data, "fold", lambda x: x == 0, "needs --num-folds or --splits")
+        rule = "excludes --num-folds; the file decides"
+        _require(data, "splits", lambda x: x is None or data.num_folds is None, rule)
         _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
         _require(
             data,
@@ -211,6 +220,12 @@ OPTIONS_BEFORE_NAMES = {
     "accumulate": 1,
     "ema_decay": 0.0,
     "stochastic_depth": 0.0,
+    "modalities": None,
+    "regions": None,
+    "allow_grid_mismatch": False,
+    "num_folds": None,
+    "fold": 0,
+    "splits": None,
 }
 
 PHANTOMS = Config()
@@ -286,6 +301,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    if name == "data" and value is not None:
+    if name in ("data", "splits") and value is not None:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value

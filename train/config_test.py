@@ -81,7 +81,7 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
     ("args", "message"),
     [
         ("--epochs 0", "--epochs 0: must be above 0"),
-        ("--val-fraction 1", "--val-fraction 1.0: must be in (0, 1)"),
+        ("--val-fraction 1", "--val-fraction 1.0: must be in [0, 1)"),
         ("--overlap 1", "--overlap 1.0: must be in [0, 1)"),
         ("--seed -1", "--seed -1: must not be negative"),
         ("--spacing 1 0 1", "--spacing 1.0 0.0 1.0: each must be from 0.001 to 1000 mm"),

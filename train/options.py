@@ -10,13 +10,31 @@ class DataOptions:
     """The data, and how they are cut."""
 
     data: Path | None = None
-    """Folder in the layout of the Medical Segmentation Decathlon; phantoms are made if None."""
+    """Folder of images and label maps, or a JSON list of them; phantoms are made if None."""
+
+    modalities: tuple[str, ...] | None = None
+    """Names of the images' channels, such as CT or MRI; those that the data declare if None."""
+
+    regions: tuple[str, ...] | None = None
+    """Overlapping regions to segment instead of classes, such as WT=1,2,3 TC=2,3 ET=3."""
+
+    allow_grid_mismatch: bool = False
+    """Take a label map that does not lie on its image's grid voxel by voxel."""
 
     num_phantoms: int = 20
     """Number of phantoms to make if there is no --data."""
 
     val_fraction: float = 0.2
-    """Share of the cases that is kept for validation."""
+    """Share of the cases that is kept for validation; 0 trains on all of them."""
+
+    num_folds: int | None = None
+    """Folds of a cross-validation, of which --fold is kept for validation; none if None."""
+
+    fold: int = 0
+    """Which fold, or which split of --splits, is kept for validation, from 0."""
+
+    splits: Path | None = None
+    """File with lists of training and validation cases, as nnU-Net's splits_final.json."""
 
     spacing: tuple[float, float, float] | None = None
     """Millimeters per voxel and axis to resample to; each volume keeps its own if None."""

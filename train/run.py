@@ -40,8 +40,8 @@ def run(cfg: Config) -> bool:
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
-      train.data.decathlon.BadCasesError: if files of the data cannot be trained on.
-      train.data.decathlon.DataError: if the data set as a whole cannot be read.
+      train.data.dataset.BadCasesError: if files of the data cannot be trained on.
+      train.data.dataset.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
     """
     refuse_wrong_convolutions(cfg.model.dtype)
@@ -98,7 +98,7 @@ def _train(cfg: Config, task: Task) -> bool:
         abstract,
         abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
     )
-    evaluator = Evaluator(model, task.val_cases, task.preprocessing, training.overlap)
+    evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
         AUGMENTATIONS[training.augmentation](task.model_config.img_size),
