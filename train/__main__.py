@@ -5,7 +5,7 @@ import sys
 
 from train import distributed
 from train.console import make_console
-from train.data.decathlon import BadCasesError, DataError
+from train.data.dataset import BadCasesError, DataError
 from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
 from train.run import run
