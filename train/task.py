@@ -14,7 +14,7 @@ from train.data.loader import auto_roi
 from train.data.phantoms import make_phantoms
 from train.data.preprocess import Sample, read_samples
 from train.distributed import run_on_main
-from train.run_dir import OptionError
+from train.run_dir import PHANTOMS_NAME, OptionError
 from unetr_flax import Preprocessing, UNETRConfig
 
 
@@ -47,7 +47,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     """
     folder = cfg.data.data
     if folder is None:
-        folder = cfg.out / "data"
+        folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
     dataset = read_dataset(folder)
     channels = {"in_channels": len(dataset.modalities), "out_channels": len(dataset.labels)}
