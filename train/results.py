@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from train.data.targets import drawn_classes
 from train.loop import Progress
 from train.task import Task
 from train.validate import Evaluator
 from train.visualize import Column, save_predictions
 from unetr_flax.evaluation.dice import DiceScores
 
+PICTURE = "predictions.png"
 PICTURED_CASES = 4
 
 
@@ -35,23 +37,43 @@ def show_results(
       variables: "params" and "batch_stats" of the best model.
       progress: knows the best validation.
     """
+    if task.val_cases:
+        _show_validation(out / PICTURE, console, task, evaluator, variables, progress)
+    else:
+        console.print(f"Trained on all cases; the model is that of step {progress.best_step}")
+    for name, path in (
+        ("picture", out / PICTURE),
+        ("metrics", out / "metrics.jsonl"),
+        ("TensorBoard", out / "tensorboard"),
+        ("best model", out / "model"),
+    ):
+        if path.exists():
+            console.print(f"{name}: {path}", soft_wrap=True)
+
+
+def _show_validation(
+    picture: Path,
+    console: Console,
+    task: Task,
+    evaluator: Evaluator,
+    variables: dict[str, Any],
+    progress: Progress,
+) -> None:
     columns = [
-        Column(sample.name, sample.image[..., 0], sample.label, prediction, sample.spacing)
+        Column(
+            sample.name,
+            sample.image[..., 0],
+            drawn_classes(task.dataset, sample.label),
+            drawn_classes(task.dataset, prediction),
+            sample.spacing,
+        )
         for sample, prediction in evaluator.segment(variables, task.val_cases[:PICTURED_CASES])
     ]
-    picture = out / "predictions.png"
     save_predictions(picture, columns, task.dataset.labels)
     console.print(
         f"Best on the {len(task.val_cases)} validation cases, at step {progress.best_step}:"
     )
     console.print(results_table(progress.best, task.dataset.labels))
-    for name, path in (
-        ("picture", picture),
-        ("metrics", out / "metrics.jsonl"),
-        ("TensorBoard", out / "tensorboard"),
-        ("best model", out / "model"),
-    ):
-        console.print(f"{name}: {path}", soft_wrap=True)
 
 
 def results_table(scores: DiceScores, classes: Sequence[str]) -> Table:

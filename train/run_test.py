@@ -173,7 +173,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
     assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("[bold]Boxes[/]: 4 cases")
+    assert "[bold]Boxes[/]: 4 cases" in shown
     assert f"{out} starts at step 0" in shown
     assert f"  {label} " in shown  # the line of the validation
     assert f"│ {label} │" in shown  # the table
@@ -183,6 +183,45 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     (folder / "dataset.json").write_text(json.dumps(description))
     assert main([*options[:-1], str(tmp_path / "other")]) == 1
     assert str(folder / "imagesTr" / "[nothing].nii.gz") in capsys.readouterr().err
+
+
+def test_regions_of_one_fold(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--regions", "whole=1", "--num-folds", "5", "--fold", "1", "--epochs", "20"]
+    args += ["--learning-rate", "0.3", "--data", str(data), "--out", str(out)]
+    assert main([*TINY, "--eval-every", "20", *args]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert record["model"]["out_channels"] == 1
+    assert record["dataset"]["labels"] == ["background", "whole"]
+    assert records(out)[-1]["whole"] > 0.5
+    assert "│ whole │" in capsys.readouterr().out
+
+
+def test_a_run_on_all_cases_keeps_its_last_model(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--val-fraction", "0", "--epochs", "2", "--eval-every", "1", "--data", str(data)]
+    assert main([*TINY, *args, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert "picture" not in shown
+
+
+def test_data_without_foreground_are_refused(data, tmp_path, capsys):
+    folder = tmp_path / "empty"
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "imagesTr").symlink_to(data / "imagesTr")
+    (folder / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    for path in (data / "labelsTr").iterdir():
+        label = nib.load(path)
+        empty = nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+        nib.save(empty, folder / "labelsTr" / path.name)
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(folder), "--out", str(out)]) == 1
+    line = "Boxes: no voxel of the 4 training cases is labeled as box; all are background, so there"
+    assert capsys.readouterr().err.startswith(line)
+    assert not out.exists()
 
 
 def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
@@ -199,6 +238,60 @@ def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
     capsys.readouterr()
     assert main(["--out", out, "--resume"]) == 2
     assert "cases, labels or files have changed" in capsys.readouterr().err
+
+
+def test_one_command_starts_a_run_and_goes_on_with_it(data, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    out = tmp_path / "run"
+    args = [*TINY, "--resume", "auto", "--out", str(out)]
+    # What is left of a run that was killed before it began.
+    (out / "data").mkdir(parents=True)
+    (out / "run.lock").touch()
+    assert main([*args, "--data", str(data), "--epochs", "2"]) == 0
+    assert "starts at step 0" in capsys.readouterr().out
+    assert not (out / "data").exists()
+    assert main([*args, "--data", str(data), "--epochs", "2"]) == 0
+    assert "starts at step 4" in capsys.readouterr().out
+
+    # The data have moved, and the run becomes longer but never shorter.
+    for path in data.iterdir():
+        (moved / path.name).symlink_to(path)
+    assert main([*args, "--data", str(moved), "--epochs", "3"]) == 0
+    assert "6 steps in 3 epochs; " in capsys.readouterr().out
+    options = json.loads((out / "run.json").read_text())["options"]
+    assert (options["data"], options["epochs"]) == (str(moved), 3)
+    assert [r["step"] for r in records(out) if r["kind"] == "train"] == [2, 4, 6]
+    assert main([*args, "--epochs", "2"]) == 2
+    line = capsys.readouterr().err
+    assert line == (
+        f"--epochs 2: the run in {out} was started with 3, which may grow but not shrink\n"
+    )
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(out)]
+    code = "import sys; from pathlib import Path; from train.run_lock import locked\n"
+    code += "with locked(Path(sys.argv[1])): print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        owner.stdout.readline()
+        before = snapshot(out)
+        assert main(args) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"--out {out}: is in use by process {owner.pid} on ")
+        assert line.count("\n") == 1
+        assert snapshot(out) == before
+        owner.communicate(b"\n")
+    assert main(args) == 0
+    capsys.readouterr()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(data, capsys):
+    assert main([*TINY, "--data", str(data), "--out", "/proc/run"]) == 1
+    assert capsys.readouterr().err == "/proc/run: No such file or directory\n"
 
 
 def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, capsys):
@@ -232,6 +325,10 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
+        (["--roi-size", "1024", "1024", "1024"], 2, "--roi-size 1024 1024 1024"),
+        (["--hidden-size", "1000000"], 2, "--hidden-size 1000000 --num-layers 4"),
+        (["--batch-size", "1000000000"], 2, "--batch-size 1000000000: a step takes over"),
+        (["--fold", "3"], 2, "--fold 3: needs --num-folds or --splits"),
         (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],

@@ -21,7 +21,7 @@ from train.data.split import split_dataset
 from train.distributed import is_main, run_on_main
 from train.memory import check_roi
 from train.options import DataOptions
-from train.run_dir import OptionError
+from train.run_dir import PHANTOMS_NAME, OptionError
 from unetr_flax import Preprocessing, UNETRConfig
 from unetr_flax.runtime.compilation_cache import default_folder
 from unetr_flax.runtime.memory import show_bytes
@@ -56,7 +56,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     """
     folder = cfg.data.data
     if folder is None:
-        folder = cfg.out / "data"
+        folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
     dataset = _read_dataset(folder, cfg.data)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}

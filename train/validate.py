@@ -12,6 +12,7 @@ import numpy as np
 from train.data.cases import read_case
 from train.data.dataset import Case, Dataset
 from train.data.preprocess import Sample
+from train.data.targets import IGNORED, region_masks
 from train.distributed import process_sum
 from train.interrupt import Interrupt
 from train.sharding import local_copy
@@ -20,6 +21,7 @@ from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
@@ -52,15 +54,14 @@ class Evaluator:
 
     def __call__(self, state: TrainState, interrupt: Interrupt) -> DiceScores | None:
         """Computes the Dice over all cases, each process doing its share; None if interrupted."""
-        num_classes = self._config.out_channels
+        num_labels = len(self._dataset.labels)
         mine = range(jax.process_index(), len(self._cases), jax.process_count())
         # Every process fills in the rows of its own cases, so that the sum has all rows.
-        rows = np.zeros((3, len(self._cases), num_classes), np.int64)
+        rows = np.zeros((3, len(self._cases), num_labels), np.int64)
         stopped = np.zeros((), np.int64)
         pairs = self.segment(local_copy(state.variables), [self._cases[i] for i in mine])
         for i, (sample, prediction) in zip(mine, pairs, strict=False):
-            counts = DiceCounts.from_labels(prediction[None], sample.label[None], num_classes)
-            rows[:, i] = counts.intersection[0], counts.prediction[0], counts.label[0]
+            rows[:, i] = _count(self._dataset, prediction, sample.label)
             if interrupt.requested:
                 stopped += 1
                 break
@@ -74,17 +75,18 @@ class Evaluator:
         """Segments cases one after the other.
 
         Yields:
-          The normalized case and the predicted class of each voxel [X, Y, Z], both on the scan's
-          own grid.
+          The normalized case and the prediction of each voxel [X, Y, Z], both on the scan's own
+          grid; a prediction is a class or the code of regions, as targets are.
         """
         predict = functools.partial(self._predict, variables)
+        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                restorer = Restorer(grid, self._config.out_channels)
+                restorer = restorer_of(grid, self._config.out_channels)
                 blocks = stream_logits(
                     image,
                     predict,
@@ -109,3 +111,21 @@ class Evaluator:
         grid = self._preprocessing.grid(image, volume.spacing)
         sample = Sample(case.name, image, labels, volume.spacing)
         return sample, grid.sample_image(image), grid
+
+
+def _count(dataset: Dataset, prediction: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+    """Counts the voxels of each label that count: in both, in the prediction, in the target.
+
+    Regions are counted one by one, and have no background.
+    """
+    judged = targets != IGNORED
+    if not judged.all():
+        prediction, targets = prediction[judged], targets[judged]
+    if not dataset.has_regions:
+        counts = DiceCounts.from_labels(prediction[None], targets[None], len(dataset.labels))
+        return [counts.intersection[0], counts.prediction[0], counts.label[0]]
+    predicted, true = (
+        region_masks(array.ravel(), dataset.num_outputs).astype(bool)
+        for array in (prediction, targets)
+    )
+    return [np.r_[0, mask.sum(0)] for mask in (predicted & true, predicted, true)]
