@@ -19,6 +19,8 @@ MAX_STEPS = 2**31 - 1
 MAX_NUMBER = 2**32 - 1
 # Millimeters; finer or coarser voxels than these are no medical scan.
 MIN_SPACING, MAX_SPACING = 0.001, 1000.0
+# A phantom takes half a megabyte and a tenth of a second.
+MAX_PHANTOMS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Config:
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
+        rule = f"must be at most {MAX_PHANTOMS}"
+        _require(data, "num_phantoms", lambda x: x <= MAX_PHANTOMS, rule)
         _require(run, "workers", lambda x: x is None or x > 0, "must be above 0")
         for record, names in (
             (training, ("weight_decay", "seed")),

@@ -80,6 +80,12 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ("--num-phantoms 10001", "--num-phantoms 10001: must be at most 10000"),
+        ("--num-folds 1", "--num-folds 1: must be at least 2"),
+        ("--num-folds 5 --fold 5", "--fold 5: must be below --num-folds 5"),
+        ("--fold 1", "--fold 1: needs --num-folds or --splits"),
+        ("--splits a.json --num-folds 5", "--splits a.json: excludes --num-folds"),
+        ("--workers 0", "--workers 0: must be above 0"),
         ("--epochs 0", "--epochs 0: must be above 0"),
         ("--val-fraction 1", "--val-fraction 1.0: must be in [0, 1)"),
         ("--overlap 1", "--overlap 1.0: must be in [0, 1)"),

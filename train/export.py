@@ -44,6 +44,8 @@ def save_model(
             "dataset": dataset["name"],
             "fingerprint": dataset["fingerprint"],
             "step": step,
+            # Outputs of overlapping regions have no softmax and no background.
+            **({"regions": dataset["labels"][1:]} if _has_regions(record) else {}),
             # Axes along which prediction may flip: no augmentation flips scans.
             "flips": [],
         },
@@ -54,8 +56,15 @@ def run_preprocessing(record: dict[str, Any]) -> Preprocessing:
     """Builds the preprocessing of a run from the content of its `run.json`."""
     dataset = record["dataset"]
     return Preprocessing.from_modalities(
-        dataset["modalities"], labels=dataset["labels"], spacing=record["options"]["spacing"]
+        dataset["modalities"],
+        labels=() if _has_regions(record) else dataset["labels"],
+        spacing=record["options"]["spacing"],
     )
+
+
+def _has_regions(record: dict[str, Any]) -> bool:
+    """Returns whether the model of a run has outputs for regions, without the background."""
+    return record["model"]["out_channels"] < len(record["dataset"]["labels"])
 
 
 def export(run: Path, folder: Path) -> int:

@@ -7,12 +7,12 @@ import pytest
 
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.export import export, main
+from train.export import export, main, save_model
 from train.options import DataOptions
 from train.state import create_state
-from unetr_flax import UNETR, Preprocessing, UNETRConfig
+from unetr_flax import UNETR, Preprocessing, Segmenter, UNETRConfig
 from unetr_flax.imaging.intensity import Window
-from unetr_flax.weights import load_pretrained, read_metadata
+from unetr_flax.weights import CheckpointError, load_pretrained, read_metadata
 
 CFG = UNETRConfig.reference(
     (16, 8, 16), 1, 3, 32, patch_size=(16, 8, 16), hidden_size=8, num_layers=4, num_heads=2
@@ -55,6 +55,18 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
     assert metadata["provenance"]["flips"] == []
     # A second export replaces the folder.
     assert export(run, folder) == 12
+
+
+def test_a_model_of_regions_says_so(tmp_path, run, state):
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"]["labels"] = ["background", "WT", "TC", "ET"]
+    folder = tmp_path / "model"
+    save_model(folder, dict(state.variables), record, 12)
+    metadata = read_metadata(folder)
+    assert metadata["provenance"]["regions"] == ["WT", "TC", "ET"]
+    assert metadata["preprocessing"].labels == ()
+    with pytest.raises(CheckpointError, match=r"predicts overlapping regions \(WT, TC, ET\)"):
+        Segmenter.from_pretrained(folder)
 
 
 def test_a_run_that_has_its_options_in_config_json_is_exported(tmp_path, run):

@@ -18,7 +18,7 @@ from unetr_flax.imaging.presets import PRESETS
 from unetr_flax.inference import postprocess, predictor
 from unetr_flax.inference.outputs import Extras
 from unetr_flax.inference.pipeline import Outcome, segment_cases
-from unetr_flax.inference.segment import Segmenter, check_preprocessing
+from unetr_flax.inference.segment import Segmenter, check_preprocessing, refuse_regions
 from unetr_flax.runtime.compilation_cache import keep_compiled_programs
 from unetr_flax.runtime.malloc import keep_freed_memory
 from unetr_flax.weights.pretrained import read_metadata
@@ -80,6 +80,7 @@ class Setup:
             if self.inputs.preprocessing is None:
                 check_preprocessing(path, model.preprocessing, self.preprocessing)
             _check_flips(path, model, flips)
+            refuse_regions(path, model.provenance)
         windows_to_logits = predictor.Predictor(
             [predictor.Weights(model.cfg, model.variables) for model in models],
             flips=flips,

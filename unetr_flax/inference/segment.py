@@ -131,7 +131,7 @@ class Segmenter:
 
         Raises:
           CheckpointError: if a folder cannot be read, has no preprocessing, or another than the
-            first.
+            first; if a model predicts overlapping regions.
           ValueError: if the models do not fit together.
         """
         paths = [Path(folders)] if isinstance(folders, Path | str) else [Path(f) for f in folders]
@@ -139,7 +139,9 @@ class Segmenter:
         for path in paths:
             cfg, variables = load_pretrained(path)
             models.append(Weights(cfg, variables))
-            own = read_metadata(path)["preprocessing"]
+            metadata = read_metadata(path)
+            own = metadata["preprocessing"]
+            refuse_regions(path, metadata["provenance"])
             if preprocessing is None:
                 known = check_preprocessing(path, own, known)
         assert known is not None
@@ -212,6 +214,15 @@ class Segmenter:
             restorer.add(start, logits)
         names = dict(enumerate(self.preprocessing.labels))
         return Segmentation(restorer.labels, names, prepared.volume, prepared.file_grid, soft)
+
+
+def refuse_regions(path: Path, provenance: Any) -> None:
+    """Raises CheckpointError for a model of overlapping regions, whose logits are no classes'."""
+    if isinstance(provenance, dict) and (regions := provenance.get("regions")):
+        raise CheckpointError(
+            f"{path}: predicts overlapping regions ({', '.join(map(str, regions))}), each by a "
+            "sigmoid; a label map holds one class per voxel. Use `load_pretrained` and its logits"
+        )
 
 
 def check_preprocessing(
