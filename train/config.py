@@ -1,16 +1,23 @@
 """The configuration of a run: all of its options, checked, from the command line or run.json."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import tyro
 
-from train.data.transforms import AUGMENTATIONS
+from train.data.augment import AUGMENTATIONS
 from train.losses import LOSSES
 from train.optim import SCHEDULES
-from train.options import DataOptions, LossOptions, ModelOptions, RunOptions, TrainingOptions
+from train.options import (
+    AugmentationOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    RunOptions,
+    TrainingOptions,
+)
 from unetr_flax import UNETRConfig
 
 # Steps are counted in int32 on the device.
@@ -31,6 +38,7 @@ class Config:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     loss: LossOptions = dataclasses.field(default_factory=LossOptions)
+    augmentation: AugmentationOptions = dataclasses.field(default_factory=AugmentationOptions)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -52,13 +60,15 @@ class Config:
         self._check_processes()
         for record, name, allowed in (
             (self.loss, "loss", LOSSES),
-            (self.training, "augmentation", AUGMENTATIONS),
+            (self.augmentation, "augmentation", AUGMENTATIONS),
             (self.training, "schedule", SCHEDULES),
         ):
             rule = f"must be {_any_of(allowed)}"
             _require(record, name, lambda x, allowed=allowed: x in allowed, rule)
         rule = "must be at least 4, for four features of the decoder"
         _require(self.model, "num_layers", lambda x: x >= 4, rule)
+        if self.data.roi_size is not None:
+            self.check_roi(self.data.roi_size)
         # The model checks its sizes itself; only its channels and classes depend on the data.
         self.model_config(in_channels=1, out_channels=2)
 
@@ -77,6 +87,19 @@ class Config:
         """
         limit = MAX_STEPS // self.steps_per_epoch(num_cases)
         _require(self.training, "epochs", lambda x: x <= limit, f"must be at most {limit}")
+
+    def check_roi(self, roi_size: Sequence[int]) -> None:
+        """Checks that crops of a size can be augmented.
+
+        Raises:
+          ValueError: naming the option, its value and what is allowed.
+        """
+        _require(
+            self.augmentation,
+            "rotate90_probability",
+            lambda x: x == 0 or roi_size[0] == roi_size[1],
+            f"needs crops of one size along axes 0 and 1, not of {' x '.join(map(str, roi_size))}",
+        )
 
     def model_config(self, in_channels: int, out_channels: int) -> UNETRConfig:
         """Builds the configuration of the model; its window is one patch if --roi-size is None.
@@ -102,7 +125,7 @@ class Config:
 
     def _check_numbers(self) -> None:
         data, loss, training, run = self.data, self.loss, self.training, self.run
-        for record in (data, self.model, loss, training, run):
+        for record in (data, self.model, loss, self.augmentation, training, run):
             for name, numbers in _numbers(record):
                 # The comparison is also false for nan.
                 fits = all(abs(number) <= MAX_NUMBER for number in numbers)
@@ -123,6 +146,14 @@ class Config:
                 _require(record, name, lambda x: x >= 0, "must not be negative")
         for name in ("warmup_fraction", "ema_decay", "stochastic_depth", "overlap"):
             _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
+        for name in ("flip_probability", "rotate90_probability"):
+            _require(self.augmentation, name, lambda x: 0 <= x <= 1, "must be in [0, 1]")
+        _require(
+            self.augmentation,
+            "flips",
+            lambda x: len(set(x)) == len(x) and set(x) <= {0, 1, 2},
+            "must be axes 0, 1 and 2, each at most once",
+        )
         _require(training, "layer_decay", lambda x: 0 < x <= 1, "must be in (0, 1]")
         _require(
             loss,
@@ -177,7 +208,7 @@ class Config:
         """Returns name and value of every option but those of `RunOptions`, as JSON types."""
         return {
             field.name: _to_json(getattr(record, field.name))
-            for record in (self.data, self.model, self.loss, self.training)
+            for record in (self.data, self.model, self.loss, self.augmentation, self.training)
             for field in dataclasses.fields(record)
         }
 
@@ -201,6 +232,7 @@ class Config:
             data=build(DataOptions),
             model=build(ModelOptions),
             loss=build(LossOptions),
+            augmentation=build(AugmentationOptions),
             training=build(TrainingOptions),
         )
 
@@ -215,6 +247,9 @@ OPTIONS_BEFORE_NAMES = {
     "smooth_dr": 1e-5,
     "class_weights": None,
     "augmentation": "default",
+    "flips": [],
+    "flip_probability": 0.5,
+    "rotate90_probability": 0.0,
     "schedule": "cosine",
     "layer_decay": 1.0,
     "accumulate": 1,

@@ -44,10 +44,15 @@ def save_model(
             "dataset": dataset["name"],
             "fingerprint": dataset["fingerprint"],
             "step": step,
-            # Axes along which prediction may flip: no augmentation flips scans.
-            "flips": [],
+            # Axes along which prediction may flip.
+            "flips": _flips(record["options"]),
         },
     )
+
+
+def _flips(options: dict[str, Any]) -> list[int]:
+    """Returns the axes along which training has flipped; older versions never did."""
+    return sorted(options.get("flips", [])) if options.get("flip_probability") else []
 
 
 def run_preprocessing(record: dict[str, Any]) -> Preprocessing:

@@ -99,11 +99,25 @@ class LossOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """The augmentation, the optimizer and the schedule."""
+class AugmentationOptions:
+    """Random changes of the crops; see `train.data.augment`."""
 
     augmentation: str = "default"
-    """Random changes of the crops: default (rotation, zoom, contrast, noise) or none."""
+    """Rotation, zoom, intensities: default, none, nnunet, unetr_btcv, monai_btcv or monai_brats."""
+
+    flips: tuple[int, ...] = ()
+    """Axes (0, 1, 2: right, anterior, superior) along which crops are flipped at random."""
+
+    flip_probability: float = 0.5
+    """Probability of a flip along each axis of --flips."""
+
+    rotate90_probability: float = 0.0
+    """Probability of a rotation by 90, 180 or 270 degrees of axes 0 and 1, which need one size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """The optimizer, the schedule and the validation."""
 
     epochs: int = 24
     """Passes over the training cases."""

@@ -12,18 +12,18 @@ from train import distributed, sharding
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.console import make_console
+from train.data.augment import AUGMENTATIONS, make_augment
 from train.data.loader import Batches
-from train.data.transforms import AUGMENTATIONS
 from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import Loss, make_loss
+from train.losses import Loss, make_target_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
 from train.run_dir import OptionError, refuse_taken, resume_command, run_file, write_run_file
 from train.state import abstract_state, create_state
-from train.step import abstract_batch, make_train_step
+from train.step import Augment, abstract_batch, make_train_step
 from train.task import Task, prepare
 from train.validate import Evaluator
 from unetr_flax import UNETR
@@ -90,8 +90,9 @@ def _train(cfg: Config, task: Task) -> bool:
         make_train_step(
             model,
             tx,
-            _loss(cfg),
+            _loss(cfg, task.dataset.has_regions),
             replicated,
+            augment=_augment(cfg),
             accumulate=training.accumulate,
             ema_decay=training.ema_decay,
         ),
@@ -101,7 +102,7 @@ def _train(cfg: Config, task: Task) -> bool:
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
-        AUGMENTATIONS[training.augmentation](task.model_config.img_size),
+        AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
         shard=(jax.process_index(), jax.process_count()),
@@ -161,10 +162,21 @@ def _train(cfg: Config, task: Task) -> bool:
         checkpoints.close()
 
 
-def _loss(cfg: Config) -> Loss:
+def _augment(cfg: Config) -> Augment | None:
+    options = cfg.augmentation
+    return make_augment(
+        AUGMENTATIONS[options.augmentation].changes,
+        flips=options.flips,
+        flip_probability=options.flip_probability,
+        rotate90_probability=options.rotate90_probability,
+    )
+
+
+def _loss(cfg: Config, has_regions: bool) -> Loss:
     options = cfg.loss
-    return make_loss(
+    return make_target_loss(
         options.loss,
+        has_regions=has_regions,
         include_background=not options.exclude_background,
         squared_pred=options.squared_pred,
         batch=options.batch_dice,

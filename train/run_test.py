@@ -227,7 +227,7 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--roi-size", "16", "24", "16"], 2, "--roi-size 16 24 16: each must be divisible by"),
         (["--epochs", "0"], 2, "--epochs 0: must be above 0"),
         (["--loss", "mse"], 2, "--loss mse: must be dice_cross_entropy"),
-        (["--augmentation", "some"], 2, "--augmentation some: must be default or none"),
+        (["--augmentation", "some"], 2, "--augmentation some: must be default, none"),
         # Options are judged before the data are read.
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),

@@ -77,6 +77,10 @@ def prepare(cfg: Config, console: Console) -> Task:
     if cfg.data.roi_size is None:
         roi_size = auto_roi([sample.label.shape for sample in samples], cfg.model.patch_size)
         model_config = dataclasses.replace(model_config, img_size=roi_size)
+        try:
+            cfg.check_roi(roi_size)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
     return Task(dataset, tuple(samples), val_cases, preprocessing, model_config)
 
 
