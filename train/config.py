@@ -284,10 +284,20 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
     return tyro.cli(
         Config,
         prog="python -m train",
-        args=args,
+        args=_with_value_of_resume(args),
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _with_value_of_resume(args: list[str]) -> list[str]:
+    """Writes "--resume" without a value as "--resume yes"."""
+    written = []
+    for i, arg in enumerate(args):
+        written.append(arg)
+        if arg == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            written.append("yes")
+    return written
 
 
 def option(name: str) -> str:

@@ -77,7 +77,7 @@ def test_options_are_flat_and_may_be_several_numbers():
     assert cfg.model.light_r == 2.5
     assert cfg.model.dtype == "bfloat16"
     assert cfg.training.learning_rate == 3e-4
-    assert cfg.run.resume
+    assert cfg.run.resume == "yes"
     assert cfg.out == Path("runs/x")
 
 

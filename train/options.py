@@ -166,8 +166,9 @@ class RunOptions:
     out: Path | None = None
     """Folder for checkpoints, logs and results; runs/ and the name of the data if None."""
 
-    resume: bool = False
-    """Go on from the last checkpoint in --out, with the options that the run was started with."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """Go on from the last checkpoint in --out, with the options that the run was started with; auto
+    starts a new run if there is none. --resume alone means yes."""
 
     coordinator_address: str | None = None
     """host:port of process 0, to train with several processes, each with its own devices."""

@@ -1,9 +1,7 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ from train.loop import Progress, Schedule, fit
 from train.losses import Loss, make_target_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
-from train.run_dir import OptionError, refuse_taken, resume_command, run_file, write_run_file
+from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
 from train.state import abstract_state, create_state
 from train.step import Augment, abstract_batch, make_train_step
 from train.task import Task, prepare
@@ -50,14 +48,13 @@ def run(cfg: Config) -> bool:
             f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
             f"{jax.device_count()}"
         )
-    if not cfg.run.resume:
-        distributed.run_on_main(lambda: refuse_taken(cfg.out))
-    with _phantoms_removed_on_failure(cfg):
+    with ExitStack() as stack:
+        distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-    return _train(cfg, task)
+        return _train(cfg, task)
 
 
 def _train(cfg: Config, task: Task) -> bool:
@@ -184,15 +181,3 @@ def _loss(cfg: Config, has_regions: bool) -> Loss:
         smooth_dr=options.smooth_dr,
         class_weights=options.class_weights,
     )
-
-
-@contextmanager
-def _phantoms_removed_on_failure(cfg: Config) -> Iterator[None]:
-    """Removes the phantoms of a run that fails before it has a run.json."""
-    try:
-        yield
-    except BaseException:
-        made_here = cfg.data.data is None and not run_file(cfg.out).exists()
-        if made_here and distributed.is_main():
-            shutil.rmtree(cfg.out / "data", ignore_errors=True)
-        raise

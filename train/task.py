@@ -18,7 +18,7 @@ from train.data.preprocess import Sample, read_samples
 from train.data.split import split_dataset
 from train.distributed import run_on_main
 from train.options import DataOptions
-from train.run_dir import OptionError
+from train.run_dir import PHANTOMS_NAME, OptionError
 from unetr_flax import Preprocessing, UNETRConfig
 
 
@@ -51,7 +51,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     """
     folder = cfg.data.data
     if folder is None:
-        folder = cfg.out / "data"
+        folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
     dataset = _read_dataset(folder, cfg.data)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
