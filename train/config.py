@@ -1,7 +1,8 @@
 """The configuration of a run: all of its options, checked, from the command line or run.json."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,6 +66,9 @@ class Config:
         ):
             rule = f"must be {_any_of(allowed)}"
             _require(record, name, lambda x, allowed=allowed: x in allowed, rule)
+        recipe = self.training.recipe
+        if recipe is not None and recipe not in RECIPE_NAMES:
+            raise ValueError(f"--recipe {recipe}: must be {_any_of(RECIPE_NAMES)}")
         rule = "must be at least 4, for four features of the decoder"
         _require(self.model, "num_layers", lambda x: x >= 4, rule)
         if self.data.roi_size is not None:
@@ -111,17 +115,33 @@ class Config:
         Raises:
           ValueError: naming an option that the model cannot have, and what is allowed.
         """
-        options = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
-        del options["dtype"]
+        model = self.model
+        options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        del options["family"], options["dtype"]
+        if model.family == "monai":
+            self._check_monai()
+            del options["num_layers"], options["patch_size"]
+            options["feature_size"] = round(32 / options.pop("light_r"))
+            options["mlp_dim"] = 4 * model.hidden_size
+        configure = UNETRConfig.monai if model.family == "monai" else UNETRConfig.reference
         try:
-            return UNETRConfig.reference(
-                img_size=self.data.roi_size or self.model.patch_size,
+            return configure(
+                img_size=self.data.roi_size or model.patch_size,
                 in_channels=in_channels,
                 out_channels=out_channels,
                 **options,
             )
         except ValueError as error:
             raise ValueError(_in_words_of_options(str(error))) from None
+
+    def _check_monai(self) -> None:
+        """Checks the options that MONAI's UNETR does not have."""
+        model = self.model
+        rule = "must be 16 16 16 for --family monai"
+        _require(model, "patch_size", lambda x: x == (16, 16, 16), rule)
+        _require(model, "num_layers", lambda x: x == 12, "must be 12 for --family monai")
+        rule = "32 divided by it must be a whole number for --family monai"
+        _require(model, "light_r", lambda x: x > 0 and (32 / x).is_integer(), rule)
 
     def _check_numbers(self) -> None:
         data, loss, training, run = self.data, self.loss, self.training, self.run
@@ -171,6 +191,12 @@ class Config:
             _require(data, "fold", lambda x: x == 0, "needs --num-folds or --splits")
         rule = "excludes --num-folds; the file decides"
         _require(data, "splits", lambda x: x is None or data.num_folds is None, rule)
+        _require(
+            data,
+            "window",
+            lambda x: x is None or x[0] < x[1],
+            "the first must be below the second",
+        )
         _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
         _require(
             data,
@@ -257,14 +283,32 @@ OPTIONS_BEFORE_NAMES = {
     "stochastic_depth": 0.0,
     "modalities": None,
     "regions": None,
+    "window": None,
+    "crop_foreground": False,
+    "family": "reference",
+    "recipe": None,
     "allow_grid_mismatch": False,
     "num_folds": None,
     "fold": 0,
     "splits": None,
 }
 
+# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
+RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
+
 PHANTOMS = Config()
 DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
+
+
+def default_config(args: list[str]) -> Config:
+    """Returns the defaults for a command line: its recipe's, or those for data or for phantoms."""
+    name = _value_of("--recipe", args)
+    if name in RECIPE_NAMES:
+        recipe = importlib.import_module(f"train.recipes.{name.replace('-', '_')}").RECIPE
+        return dataclasses.replace(
+            recipe, training=dataclasses.replace(recipe.training, recipe=name)
+        )
+    return PHANTOMS if _value_of("--data", args) is None else DATA
 
 
 def parse(args: list[str], defaults: Config | None = None) -> Config:
@@ -272,15 +316,14 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
 
     Args:
       args: the command line without the program's name.
-      defaults: values of options that are not given; those for phantoms or for data if None.
+      defaults: values of options that are not given; see `default_config` if None.
 
     Raises:
       SystemExit: with status 2, after saying what is wrong, if an option is not understood; with
         status 0 after --help.
     """
     if defaults is None:
-        has_data = any(arg == "--data" or arg.startswith("--data=") for arg in args)
-        defaults = DATA if has_data else PHANTOMS
+        defaults = default_config(args)
     return tyro.cli(
         Config,
         prog="python -m train",
@@ -305,6 +348,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _value_of(name: str, args: list[str]) -> str | None:
+    """Finds the value of an option in a command line; None if it is not given."""
+    for i, arg in enumerate(args):
+        if arg.startswith(name + "="):
+            return arg.removeprefix(name + "=")
+        if arg == name:
+            return args[i + 1] if i + 1 < len(args) else ""
+    return None
+
+
 def _require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:
     value = getattr(record, name)
     if not allowed(value):
@@ -321,7 +374,7 @@ def _numbers(record: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield field.name, values
 
 
-def _any_of(names: dict[str, Any]) -> str:
+def _any_of(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}"
 

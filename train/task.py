@@ -14,7 +14,7 @@ from train.data.label_names import with_regions
 from train.data.layouts import read_dataset
 from train.data.loader import auto_roi
 from train.data.phantoms import make_phantoms
-from train.data.preprocess import Sample, read_samples
+from train.data.preprocess import Sample, make_preprocessing, read_samples
 from train.data.split import split_dataset
 from train.distributed import run_on_main
 from train.options import DataOptions
@@ -67,8 +67,12 @@ def prepare(cfg: Config, console: Console) -> Task:
         cfg.check_length(len(train_cases))
         # Numbers of channels and classes that the model cannot have must surface before reading.
         model_config = cfg.model_config(**channels)
-        preprocessing = Preprocessing.from_modalities(
-            dataset.modalities, labels=dataset.labels, spacing=cfg.data.spacing
+        preprocessing = make_preprocessing(
+            dataset.modalities,
+            dataset.labels,
+            spacing=cfg.data.spacing,
+            window=cfg.data.window,
+            crop_foreground=cfg.data.crop_foreground,
         )
     except ValueError as error:
         raise OptionError(str(error)) from None
