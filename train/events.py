@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
+
+# A generated module, whose messages no type checker knows.
+messages: Any = event_pb2
 
 
 class EventFile:
@@ -32,9 +35,9 @@ class EventFile:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.path = folder / name
         self._writer = RecordWriter(str(self.path))
-        self._write(Event(file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.SessionStatus.START)
-        self._write(Event(session_log=start, step=purge_step))
+        self._write(messages.Event(file_version="brain.Event:2"))
+        start = messages.SessionLog(status=messages.SessionLog.SessionStatus.START)
+        self._write(messages.Event(session_log=start, step=purge_step))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Adds a number.
@@ -42,7 +45,7 @@ class EventFile:
         Raises:
           OSError: if it cannot be written.
         """
-        self._write(Event(summary=summary.scalar(tag, value), step=step))
+        self._write(messages.Event(summary=summary.scalar(tag, value), step=step))
 
     def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
         """Adds a picture, uint8 [height, width, 3].
@@ -51,7 +54,7 @@ class EventFile:
           OSError: if it cannot be written.
         """
         picture: Any = summary.image(tag, pixels, dataformats="HWC")
-        self._write(Event(summary=picture, step=step))
+        self._write(messages.Event(summary=picture, step=step))
 
     def flush(self) -> None:
         """Hands all events to the operating system."""
@@ -61,6 +64,6 @@ class EventFile:
         """Closes the file."""
         self._writer.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._writer.write(event.SerializeToString())

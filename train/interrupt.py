@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import jax
 from jax._src import distributed as jax_distributed
@@ -120,5 +120,5 @@ class Interrupt:
             self._requested.set()
 
 
-def _client():
+def _client() -> Any:
     return jax_distributed.global_state.client

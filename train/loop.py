@@ -208,9 +208,7 @@ def _count_skipped(
     log.skipped(step, loss)
     if progress.skipped_in_a_row >= MOST_SKIPPED:
         last = checkpoints.last_step
-        good = (
-            "there is no checkpoint" if last is None else f"the last checkpoint has step {last}"
-        )
+        saved = "there is no checkpoint" if last is None else f"the last checkpoint has step {last}"
         raise DivergenceError(
             f"loss or gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step}; "
             f"{saved}; try a lower --learning-rate"
