@@ -2,6 +2,9 @@
 
 import os
 import sys
+import time
+
+import jax
 
 from train import distributed
 from train.checkpoint import CheckpointError
@@ -9,6 +12,7 @@ from train.console import make_console
 from train.data.decathlon import BadCasesError, DataError
 from train.interrupt import Stopped, exit_status, raise_on_signals
 from train.loop import DivergenceError
+from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
@@ -30,10 +34,13 @@ def main(args: list[str]) -> int:
             keep_freed_memory()
         keep_compiled_programs(cfg.run.compilation_cache)
         if cfg.run.coordinator_address is not None:
+            explain_on_stderr(resume_command(cfg))
             distributed.connect(
                 cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
             )
-        return run(cfg)
+        status = run(cfg)
+        distributed.disconnect()
+        return status
     except (OptionError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
     except (
@@ -44,6 +51,11 @@ def main(args: list[str]) -> int:
         distributed.MainProcessError,
     ) as error:
         return _fail(error, 1)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if jax.distributed.is_initialized() and is_broken_collective(error):
+            # The distributed runtime finds out who was lost, and ends this process.
+            time.sleep(HEARTBEAT_SECONDS + 30)
+        raise
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except Stopped as stopped:
