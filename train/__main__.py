@@ -9,7 +9,7 @@ import jax
 from train import distributed
 from train.checkpoint import CheckpointError
 from train.console import make_console
-from train.data.decathlon import BadCasesError, DataError
+from train.data.dataset import BadCasesError, DataError
 from train.interrupt import Stopped, exit_status, raise_on_signals
 from train.loop import DivergenceError
 from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective

@@ -9,6 +9,7 @@ complete.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import re
@@ -87,7 +88,7 @@ class Checkpoints:
         self._save(
             self._last,
             state,
-            lambda copy: {"state": ocp.args.StandardSave(copy), RESUME: resume},
+            lambda copy: {"state": ocp.args.StandardSave(_present(copy)), RESUME: resume},
         )
 
     def save_best(self, state: TrainState) -> None:
@@ -129,7 +130,7 @@ class Checkpoints:
           CheckpointError: if none of the checkpoints can be read.
         """
         items = {
-            "state": ocp.args.StandardRestore(abstract),
+            "state": ocp.args.StandardRestore(_present(abstract)),
             RESUME: ocp.args.JsonRestore(),
         }
         for step in sorted(self._last.all_steps(), reverse=True):
@@ -141,7 +142,7 @@ class Checkpoints:
                 print(f"{path}: cannot be read: {reason(error)}", file=sys.stderr)
             if not any_process(restored is None):
                 assert restored is not None
-                return restored["state"], restored[RESUME]
+                return abstract.replace(**restored["state"]), restored[RESUME]
             # A damaged checkpoint would be taken for a saved one when training gets there again.
             self._last.delete(step)
         raise CheckpointError(f"{self._folder / 'last'}: holds no checkpoint that can be read")
@@ -225,3 +226,12 @@ def _ignore_closed_loops() -> None:
             hook(unraisable)
 
     sys.unraisablehook = ignore
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """Returns the parts of a state by name, without those that are None.
+
+    States of older versions, which had no such parts, then have the same structure.
+    """
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if part is not None}

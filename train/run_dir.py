@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import PHANTOMS, Config, option, parse
-from train.data.decathlon import Case, Dataset
+from train.data.dataset import Case, Dataset
 from train.run_lock import LOCK_NAME, LockedError, locked
 from unetr_flax import UNETRConfig
 from unetr_flax.runtime.atomic import write_text
@@ -209,7 +209,7 @@ def _show(value: Any) -> str:
 def _fingerprint(dataset: Dataset) -> str:
     """Hashes the names of the cases and the sizes of their files."""
     lines = [
-        f"{case.name} {case.image.stat().st_size} {case.label.stat().st_size}"
+        " ".join([case.name, *(str(path.stat().st_size) for path in case.files)])
         for case in dataset.cases
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -286,7 +286,7 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
-        (["--data", "nowhere"], 1, "nowhere/dataset.json: no such file"),
+        (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],
 )
