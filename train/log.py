@@ -1,16 +1,16 @@
 """The log of a run: lines and a progress bar on the screen, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from train.console import make_console
+from train.events import EventFile
 from unetr_flax.evaluation.dice import DiceScores
 
 
@@ -61,7 +61,7 @@ class RunLog:
             path = folder / "metrics.jsonl"
             _drop_later(path, step)
             self._file = path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._events = EventFile(folder / "tensorboard", purge_step=step + 1)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -70,13 +70,20 @@ class RunLog:
     def __exit__(self, *exception) -> None:
         self._progress.stop()
         if self._file is not None and self._events is not None:
-            self._file.close()
-            self._events.close()
+            for file in (self._file, self._events):
+                # What could not be written has been told, and cannot be written now either.
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def step(self, step: int, loss: float) -> None:
         """Moves the progress bar to a step."""
         epoch = f"{math.ceil(step / self._steps_per_epoch)}/{self._epochs}"
         self._progress.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}")
+
+    def skipped(self, step: int, loss: float) -> None:
+        """Tells that a step was skipped as its loss or gradient is not finite."""
+        reason = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        self.console.print(f"step {step} skipped: {reason}", soft_wrap=True)
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Records the means of an epoch that ends with `step`."""
@@ -95,10 +102,22 @@ class RunLog:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
         record: dict[str, Any] = {"kind": kind, "epoch": epoch, "step": step, **finite}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step, time.time())
+        with _named(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        with _named(self._events.path):
+            for name, value in values.items():
+                self._events.scalar(f"{kind}/{name}", value, step)
+            self._events.flush()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Adds the file's name to an error of writing, which lacks it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _drop_later(path: Path, step: int) -> None:

@@ -149,7 +149,8 @@ def test_validates_when_due_and_keeps_the_best(tmp_path, samples, train_step):
     evaluate = by_step({4: 0.3, 8: 0.6, 10: 0.5})
     assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
     assert evaluate.calls == [4, 8, 10]
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["8"]
+    # The best before is kept besides.
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["4", "8"]
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["10"]
     progress = Progress(**kept(tmp_path)[1]["progress"])
     assert progress.best_step == 8
@@ -210,16 +211,38 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
 
 def test_a_mean_that_is_nan_still_leaves_a_best(tmp_path, samples, train_step):
     assert go(tmp_path, samples, train_step, evaluate=by_step({6: np.nan, 12: np.nan}))
-    assert len(list((tmp_path / "best").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"6", "12"}
 
 
-def test_diverging_stops_and_leaves_the_checkpoint(tmp_path, samples, train_step):
+def test_steps_that_are_not_finite_are_skipped_and_too_many_in_a_row_stop(
+    tmp_path, samples, train_step, capsys
+):
     assert not go(tmp_path, samples, train_step, stop_after=2)
 
     def broken(state, batch):
-        state, metrics = train_step(state, batch)
-        return state, metrics | {"loss": metrics["loss"] * np.nan}
+        # Each fourth step is well.
+        factor = 1.0 if int(state.step) % 4 == 3 else np.nan
+        return train_step(state, batch | {"image": batch["image"] * np.float32(factor)})
 
-    with pytest.raises(DivergenceError, match=r"loss is nan at step 3; .*--learning-rate"):
-        go(tmp_path, samples, broken)
-    assert kept(tmp_path)[0].step == 2
+    assert go(tmp_path, samples, broken)
+    state, resume_state = kept(tmp_path)
+    assert state.step == 12
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert resume_state["progress"]["skipped"] == 7
+    shown = capsys.readouterr().out
+    assert "step 3 skipped: the loss is nan" in shown
+    train = [r for r in records(tmp_path) if r["kind"] == "train"]
+    assert [r.get("skipped_steps") for r in train] == [1, 3, 5, 7]
+    assert all(r["loss"] is None or r["loss"] > 0 for r in train if "loss" in r)
+
+    def never(state, batch):
+        return train_step(state, batch | {"image": batch["image"] * np.float32(np.inf)})
+
+    longer = Schedule(steps_per_epoch=3, epochs=9, eval_every=9)
+    with pytest.raises(
+        DivergenceError,
+        match=r"not finite in 10 steps in a row, up to step 22; the last checkpoint has step 12; "
+        r".*--learning-rate",
+    ):
+        go(tmp_path, samples, never, schedule=longer)
+    assert kept(tmp_path)[0].step == 12

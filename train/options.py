@@ -182,6 +182,12 @@ class RunOptions:
     """Go on from the last checkpoint in --out, with the options that the run was started with; auto
     starts a new run if there is none. --resume alone means yes."""
 
+    keep_checkpoints: int = 2
+    """Number of last checkpoints to keep; the best is kept besides."""
+
+    save_minutes: float = 10.0
+    """Longest time between two checkpoints; there is one after each validation in any case."""
+
     coordinator_address: str | None = None
     """host:port of process 0, to train with several processes, each with its own devices."""
 

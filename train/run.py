@@ -29,18 +29,21 @@ from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config) -> bool:
+def run(cfg: Config) -> int:
     """Trains, and shows the results unless interrupted.
 
     Returns:
-      Whether the end was reached.
+      The exit status: 0 if the end was reached, that of `train.interrupt.exit_status` if a signal
+      stopped the run.
 
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
       train.data.dataset.BadCasesError: if files of the data cannot be trained on.
       train.data.dataset.DataError: if the data set as a whole cannot be read.
-      train.loop.DivergenceError: if the loss is no longer a number.
+      train.loop.DivergenceError: if loss or gradient were not finite for too long.
+      train.checkpoint.CheckpointError: if checkpoints cannot be written or read.
+      train.interrupt.Stopped: if a signal comes before the first step.
     """
     refuse_wrong_convolutions(cfg.model.dtype)
     if cfg.data.batch_size % jax.device_count():
@@ -57,7 +60,7 @@ def run(cfg: Config) -> bool:
         return _train(cfg, task)
 
 
-def _train(cfg: Config, task: Task) -> bool:
+def _train(cfg: Config, task: Task) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
     schedule = Schedule(
@@ -104,7 +107,7 @@ def _train(cfg: Config, task: Task) -> bool:
         training.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
-    checkpoints = Checkpoints(cfg.out / "checkpoints")
+    checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
         if checkpoints.last_step is None:
@@ -113,6 +116,7 @@ def _train(cfg: Config, task: Task) -> bool:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
             progress = Progress(**resume_state["progress"])
+        checkpoints.forget_best_after(int(state.step))
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         console.print(
             f"{task.dataset.name}: {len(task.train_samples)} cases to train on, "
@@ -130,6 +134,7 @@ def _train(cfg: Config, task: Task) -> bool:
             schedule.steps_per_epoch,
             int(state.step),
         )
+        train_step.wait()
         with log, Interrupt() as interrupt:
             done = fit(
                 state,
@@ -143,9 +148,11 @@ def _train(cfg: Config, task: Task) -> bool:
                 checkpoints=checkpoints,
                 log=log,
                 interrupt=interrupt,
+                save_seconds=60 * cfg.run.save_minutes,
             )
         if done:
-            variables = sharding.local_copy(checkpoints.restore_best(abstract.variables))
+            best = checkpoints.restore_best(abstract.variables, progress.best_step)
+            variables = sharding.local_copy(best)
             if distributed.is_main():
                 record = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
                 save_model(cfg.out / "model", variables, record, progress.best_step)
@@ -153,7 +160,7 @@ def _train(cfg: Config, task: Task) -> bool:
         else:
             console.print(f"Saved at step {checkpoints.last_step}. To go on:")
             console.print(resume_command(cfg), soft_wrap=True)
-        return done
+        return 0 if done else interrupt.exit_status
     finally:
         batches.close()
         checkpoints.close()

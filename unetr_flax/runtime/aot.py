@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -32,7 +32,26 @@ def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     return compiled
 
 
-def compile_in_background(function: Callable[..., R], *args: Any) -> Callable[..., R]:
+class BackgroundProgram(Generic[R]):
+    """A jitted function that is being compiled in the background; calling it runs the program.
+
+    Attributes:
+      wait: waits until compiling is done, and raises the error that compiling raised. Unlike
+        compiling itself, waiting can be interrupted.
+    """
+
+    def __init__(self, function: Callable[..., R], *args: Any):
+        pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        compiled = pool.submit(aot_compile, function, *args)
+        pool.shutdown(wait=False)
+        functools.update_wrapper(self, function)
+        self.wait: Callable[[], Any] = compiled.result
+
+    def __call__(self, *args: Any) -> R:
+        return self.wait()(*args)
+
+
+def compile_in_background(function: Callable[..., R], *args: Any) -> BackgroundProgram[R]:
     """Starts to compile a jitted function and returns one that calls the compiled program.
 
     A call of the result waits until compiling is done and raises the error that compiling raised.
@@ -42,12 +61,4 @@ def compile_in_background(function: Callable[..., R], *args: Any) -> Callable[..
       function: a function of `jax.jit`.
       *args: its arguments, as arrays or as their shapes, dtypes and shardings.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-    compiled = pool.submit(aot_compile, function, *args)
-    pool.shutdown(wait=False)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> R:
-        return compiled.result()(*args)
-
-    return call
+    return BackgroundProgram(function, *args)
