@@ -1,6 +1,7 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import jax
@@ -20,17 +21,23 @@ from train.losses import Loss, make_target_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
+from train.sheet import draw_samples, save_sheet
 from train.state import abstract_state, create_state
 from train.step import Augment, abstract_batch, make_train_step
 from train.task import Task, prepare
 from train.validate import Evaluator
 from unetr_flax import UNETR
 from unetr_flax.runtime.aot import compile_in_background
+from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config) -> int:
+def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     """Trains, and shows the results unless interrupted.
+
+    Args:
+      cfg: the options.
+      plan: lines that tell how the options were chosen, see `train.plan`.
 
     Returns:
       The exit status: 0 if the end was reached, that of `train.interrupt.exit_status` if a signal
@@ -57,6 +64,7 @@ def run(cfg: Config) -> int:
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
+        distributed.run_on_main(lambda: _show_plan(cfg, plan))
         return _train(cfg, task)
 
 
@@ -86,13 +94,14 @@ def _train(cfg: Config, task: Task) -> int:
     averaged = training.ema_decay > 0
     abstract = abstract_state(model, tx, replicated, averaged=averaged)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
+    augment = _augment(cfg)
     train_step = compile_in_background(
         make_train_step(
             model,
             tx,
             _loss(cfg, task.dataset.has_regions),
             replicated,
-            augment=_augment(cfg),
+            augment=augment,
             accumulate=training.accumulate,
             ema_decay=training.ema_decay,
         ),
@@ -112,6 +121,9 @@ def _train(cfg: Config, task: Task) -> int:
         progress = Progress()
         if checkpoints.last_step is None:
             state = create_state(model, tx, training.seed, replicated, averaged=averaged)
+            if distributed.is_main():
+                samples = draw_samples(batches, augment, training.seed)
+                save_sheet(cfg.out / "augmentation.png", *samples)
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
@@ -164,6 +176,13 @@ def _train(cfg: Config, task: Task) -> int:
     finally:
         batches.close()
         checkpoints.close()
+
+
+def _show_plan(cfg: Config, plan: Sequence[str]) -> None:
+    """Prints a plan and writes it to the run's folder."""
+    if plan:
+        make_console().print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
+        write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
 
 
 def _augment(cfg: Config) -> Augment | None:

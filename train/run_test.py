@@ -12,11 +12,12 @@ import pytest
 
 import train.run
 from train.__main__ import main
-from train.config import DATA
 from train.stand_in import Small
 
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
 TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
+# A plan for data would choose others; without them programs compile faster.
+TINY += ["--augmentation", "default", "--flips", "--ema-decay", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,10 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["data"] == str(data)
     assert record["model"]["img_size"] == [16, 32, 16]
+    shown = capsys.readouterr().out
+    assert "--epochs 1: given on the command line" in shown
+    assert (tmp_path / "run" / "plan.txt").read_text().splitlines()[0].strip() in shown
+    assert (tmp_path / "run" / "augmentation.png").read_bytes().startswith(b"\x89PNG")
     assert len(record["dataset"]["labels"]) == record["model"]["out_channels"]
     assert not (tmp_path / "run" / "data").exists()
     capsys.readouterr()
@@ -131,7 +136,7 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["--out", "run", "--resume", "--learning-rate", "0.5"]) == 2
     line = capsys.readouterr().err
-    rate = DATA.training.learning_rate
+    rate = record["options"]["learning_rate"]
     assert line.startswith(f"--learning-rate 0.5: the run in run was started with {rate}")
     assert line.count("\n") == 1
     assert main(["--out", "run", "--resume", "--roi-size", "16", "16", "16"]) == 2
@@ -173,7 +178,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
     assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("[bold]Boxes[/]: 4 cases")
+    assert "[bold]Boxes[/]: 4 cases" in shown
     assert f"{out} starts at step 0" in shown
     assert f"  {label} " in shown  # the line of the validation
     assert f"│ {label} │" in shown  # the table

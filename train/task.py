@@ -53,7 +53,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     if folder is None:
         folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
-    dataset = _read_dataset(folder, cfg.data)
+    dataset = read_run_dataset(folder, cfg.data)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
     train_cases, val_cases = split_dataset(
         dataset,
@@ -88,7 +88,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     return Task(dataset, tuple(samples), val_cases, preprocessing, model_config)
 
 
-def _read_dataset(folder: Path, options: DataOptions) -> Dataset:
+def read_run_dataset(folder: Path, options: DataOptions) -> Dataset:
     """Reads a data set, and applies the options that change what its labels mean.
 
     Raises:
