@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import tyro
 
+from train.budget import seconds
 from train.data.transforms import AUGMENTATIONS
 from train.losses import LOSSES
 from train.optim import SCHEDULES
@@ -50,6 +51,7 @@ class Config:
         self._check_numbers()
         self.check_length(num_cases=1)
         self._check_processes()
+        self._check_budget()
         for record, name, allowed in (
             (self.loss, "loss", LOSSES),
             (self.training, "augmentation", AUGMENTATIONS),
@@ -148,6 +150,15 @@ class Config:
             f"each must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm",
         )
 
+    def _check_budget(self) -> None:
+        budget = self.training.budget
+        if budget is None:
+            return
+        try:
+            seconds(budget)
+        except ValueError as error:
+            raise ValueError(f"--budget {budget}: {error}") from None
+
     def _check_processes(self) -> None:
         data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
@@ -215,6 +226,7 @@ OPTIONS_BEFORE_NAMES = {
     "smooth_dr": 1e-5,
     "class_weights": None,
     "augmentation": "default",
+    "budget": None,
     "schedule": "cosine",
     "layer_decay": 1.0,
     "accumulate": 1,

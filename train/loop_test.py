@@ -22,7 +22,7 @@ from unetr_flax.evaluation.dice import DiceScores
 MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
 TX = optax.adam(1e-2)
 CLASSES = ("background", "a", "b")
-SCHEDULE = Schedule(steps_per_epoch=3, epochs=4, eval_every=2)
+SCHEDULE = Schedule.of_epochs(3, 4, 2)
 SHARDING = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -145,7 +145,7 @@ def test_interrupted_runs_end_bit_for_bit_like_straight_ones(tmp_path, samples, 
 
 
 def test_validates_when_due_and_keeps_the_best(tmp_path, samples, train_step):
-    schedule = Schedule(steps_per_epoch=2, epochs=5, eval_every=2)
+    schedule = Schedule.of_epochs(2, 5, 2)
     evaluate = by_step({4: 0.3, 8: 0.6, 10: 0.5})
     assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
     assert evaluate.calls == [4, 8, 10]
@@ -195,7 +195,7 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
         return DiceScores(np.array([0.9, mean, mean]), mean)
 
     train_step = make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING, ema_decay=0.9)
-    schedule = Schedule(steps_per_epoch=2, epochs=1, eval_every=1)
+    schedule = Schedule.of_epochs(2, 1, 1)
     go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule, averaged=True)
     kinds = [(r["kind"], r["step"]) for r in records(tmp_path)]
     assert kinds == [("train", 2), ("validation", 2), ("validation_average", 2)]
@@ -238,7 +238,7 @@ def test_steps_that_are_not_finite_are_skipped_and_too_many_in_a_row_stop(
     def never(state, batch):
         return train_step(state, batch | {"image": batch["image"] * np.float32(np.inf)})
 
-    longer = Schedule(steps_per_epoch=3, epochs=9, eval_every=9)
+    longer = Schedule.of_epochs(3, 9, 9)
     with pytest.raises(
         DivergenceError,
         match=r"not finite in 10 steps in a row, up to step 22; the last checkpoint has step 12; "

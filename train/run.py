@@ -1,10 +1,10 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
+import time
 from contextlib import ExitStack
 
 import jax
-import jax.numpy as jnp
 
 from train import distributed, sharding
 from train.checkpoint import Checkpoints
@@ -16,16 +16,13 @@ from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import Loss, make_loss
-from train.optim import learning_rate_schedule, make_optimizer
+from train.measure import schedule_of_budget
+from train.program import compile_program, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
-from train.state import abstract_state, create_state
-from train.step import abstract_batch, make_train_step
+from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
-from unetr_flax import UNETR
-from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
@@ -45,6 +42,7 @@ def run(cfg: Config) -> int:
       train.checkpoint.CheckpointError: if checkpoints cannot be written or read.
       train.interrupt.Stopped: if a signal comes before the first step.
     """
+    started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
     if cfg.data.batch_size % jax.device_count():
         raise OptionError(
@@ -57,47 +55,16 @@ def run(cfg: Config) -> int:
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-        return _train(cfg, task)
+        return _train(cfg, task, started)
 
 
-def _train(cfg: Config, task: Task) -> int:
+def _train(cfg: Config, task: Task, started: float) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
-    schedule = Schedule(
-        cfg.steps_per_epoch(len(task.train_samples)), training.epochs, training.eval_every
-    )
-    learning_rate = learning_rate_schedule(
-        training.learning_rate, schedule.total_steps, training.warmup_fraction, training.schedule
-    )
-    tx = make_optimizer(
-        learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        layer_decay=training.layer_decay,
-    )
-    model = UNETR(
-        task.model_config,
-        dtype=jnp.dtype(cfg.model.dtype),
-        jit_blocks=True,
-        stochastic_depth=training.stochastic_depth,
-    )
+    model = make_model(cfg, task.model_config)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
     averaged = training.ema_decay > 0
-    abstract = abstract_state(model, tx, replicated, averaged=averaged)
-    # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    train_step = compile_in_background(
-        make_train_step(
-            model,
-            tx,
-            _loss(cfg),
-            replicated,
-            accumulate=training.accumulate,
-            ema_decay=training.ema_decay,
-        ),
-        abstract,
-        abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
-    )
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
@@ -106,6 +73,14 @@ def _train(cfg: Config, task: Task) -> int:
         training.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+    steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
+    schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
+    if training.budget is not None:
+        schedule = schedule_of_budget(
+            cfg, task, model, mesh, schedule, evaluator, batches, started, console
+        )
+    program = compile_program(cfg, model, mesh, schedule.total_steps)
+    train_step, abstract, tx = program.train_step, program.abstract, program.tx
     checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
@@ -143,7 +118,7 @@ def _train(cfg: Config, task: Task) -> int:
                 train_step=train_step,
                 shard_batch=lambda batch: sharding.shard_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
-                learning_rate=learning_rate,
+                learning_rate=program.learning_rate,
                 checkpoints=checkpoints,
                 log=log,
                 interrupt=interrupt,
@@ -163,16 +138,3 @@ def _train(cfg: Config, task: Task) -> int:
     finally:
         batches.close()
         checkpoints.close()
-
-
-def _loss(cfg: Config) -> Loss:
-    options = cfg.loss
-    return make_loss(
-        options.loss,
-        include_background=not options.exclude_background,
-        squared_pred=options.squared_pred,
-        batch=options.batch_dice,
-        smooth_nr=options.smooth_nr,
-        smooth_dr=options.smooth_dr,
-        class_weights=options.class_weights,
-    )
