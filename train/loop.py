@@ -15,6 +15,7 @@ from train.checkpoint import Checkpoints
 from train.ema import candidates
 from train.interrupt import Interrupt
 from train.log import RunLog
+from train.scores import Validation
 from train.state import TrainState
 from unetr_flax.evaluation.dice import DiceScores
 
@@ -104,7 +105,7 @@ def fit(
     batches: Batches,
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
     shard_batch: Callable[[Any], Any],
-    evaluate: Callable[[TrainState], DiceScores | None],
+    evaluate: Callable[[TrainState], Validation | None],
     learning_rate: Callable[[int], Any],
     checkpoints: Checkpoints,
     log: RunLog,
@@ -178,6 +179,7 @@ def fit(
                 if not scores.mean_foreground <= progress.best_mean:
                     progress.best_step, progress.best_mean = step, scores.mean_foreground
                     progress.best_dice = scores.per_class.tolist()
+                    log.best(step, scores)
                     checkpoints.save_best(best)
                 started = time.monotonic()
         stop, save = agreement(interrupt.requested, time.monotonic() - saved > save_seconds)

@@ -14,6 +14,7 @@ from train.data.transforms import default_augmentation
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
+from train.scores import Validation
 from train.stand_in import Small
 from train.state import abstract_state, create_state
 from train.step import make_train_step
@@ -65,7 +66,7 @@ def by_step(means):
     def evaluate(state):
         calls.append(int(state.step))
         mean = means[int(state.step)]
-        return None if mean is None else DiceScores(np.array([0.9, mean, mean]), mean)
+        return None if mean is None else Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     evaluate.calls = calls
     return evaluate
@@ -192,7 +193,7 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
     def evaluate(state):
         seen.append(jax.device_get(state.variables))
         mean = 0.7 if (len(seen) == 1) == (better == "validation") else 0.6
-        return DiceScores(np.array([0.9, mean, mean]), mean)
+        return Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     train_step = make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING, ema_decay=0.9)
     schedule = Schedule.of_epochs(2, 1, 1)

@@ -13,7 +13,7 @@ from train.budget import BudgetError, Times, steps_that_fit, time_steps
 from train.config import Config
 from train.data.loader import Batches
 from train.loop import Schedule
-from train.program import compile_program
+from train.program import Program
 from train.results import PICTURED_CASES
 from train.run_dir import OptionError, record_schedule, recorded_schedule, run_file
 from train.state import create_state
@@ -30,6 +30,7 @@ def schedule_of_budget(
     task: Task,
     model: UNETR,
     mesh: jax.sharding.Mesh,
+    program: Program,
     schedule: Schedule,
     evaluator: Evaluator,
     batches: Batches,
@@ -43,6 +44,7 @@ def schedule_of_budget(
       task: the run's task.
       model: its model.
       mesh: the devices.
+      program: its compiled step, of any length.
       schedule: the one that the run would have without a budget.
       evaluator: is timed on one case.
       batches: the data; they are at their beginning again afterwards.
@@ -54,7 +56,7 @@ def schedule_of_budget(
     """
     recorded = recorded_schedule(cfg.out)
     if recorded is None:
-        times = _measure(cfg, task, model, mesh, schedule, evaluator, batches, started)
+        times = _measure(cfg, task, model, mesh, program, evaluator, batches, started)
         budget = cfg.training.budget
         assert budget is not None
         # The clocks of the processes differ; that of the main one counts.
@@ -91,7 +93,7 @@ def _measure(
     task: Task,
     model: UNETR,
     mesh: jax.sharding.Mesh,
-    schedule: Schedule,
+    program: Program,
     evaluator: Evaluator,
     batches: Batches,
     started: float,
@@ -100,17 +102,15 @@ def _measure(
     training = cfg.training
     assert training.budget is not None
     averaged = training.ema_decay > 0
-    compiling = time.monotonic()
-    tx, _, _, train_step = compile_program(cfg, model, mesh, schedule.total_steps)
-    train_step.wait()
-    # The program of the chosen length is compiled once more.
-    compiling = time.monotonic() - compiling
-    state = create_state(model, tx, training.seed, sharding.replicated(mesh), averaged=averaged)
+    program.wait()
+    state = create_state(
+        model, program.tx, training.seed, sharding.replicated(mesh), averaged=averaged
+    )
     place = batches.state()
 
     def step() -> None:
         nonlocal state
-        state, metrics = train_step(state, sharding.shard_batch(next(batches), mesh))
+        state, metrics = program.train_step(state, sharding.shard_batch(next(batches), mesh))
         jax.block_until_ready(metrics)
 
     step_seconds = time_steps(step, training.budget)
@@ -123,7 +123,7 @@ def _measure(
         case_seconds = time.monotonic() - begun
     cases = math.ceil(len(task.val_cases) / jax.process_count())
     return Times(
-        spent=time.monotonic() - started + compiling,
+        spent=time.monotonic() - started,
         step=step_seconds,
         validation=case_seconds * cases * (2 if averaged else 1),
         results=case_seconds * min(PICTURED_CASES, len(task.val_cases)) + RESULTS_SECONDS,

@@ -17,7 +17,7 @@ from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
-from train.program import compile_program, make_model
+from train.program import compile_program, compile_program_of_any_length, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
 from train.state import create_state
@@ -75,12 +75,16 @@ def _train(cfg: Config, task: Task, started: float) -> int:
     )
     steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
     schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
-    if training.budget is not None:
+    if training.budget is None:
+        program = compile_program(cfg, model, mesh, schedule.total_steps)
+    else:
+        of_length = compile_program_of_any_length(cfg, model, mesh)
+        program = of_length(schedule.total_steps)
         schedule = schedule_of_budget(
-            cfg, task, model, mesh, schedule, evaluator, batches, started, console
+            cfg, task, model, mesh, program, schedule, evaluator, batches, started, console
         )
-    program = compile_program(cfg, model, mesh, schedule.total_steps)
-    train_step, abstract, tx = program.train_step, program.abstract, program.tx
+        program = of_length(schedule.total_steps)
+    abstract, tx = program.abstract, program.tx
     checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
@@ -108,14 +112,14 @@ def _train(cfg: Config, task: Task, started: float) -> int:
             schedule.steps_per_epoch,
             int(state.step),
         )
-        train_step.wait()
+        program.wait()
         with log, Interrupt() as interrupt:
             done = fit(
                 state,
                 progress,
                 schedule=schedule,
                 batches=batches,
-                train_step=train_step,
+                train_step=program.train_step,
                 shard_batch=lambda batch: sharding.shard_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
                 learning_rate=program.learning_rate,
