@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import tyro
 
+from train.budget import seconds
 from train.data.augment import AUGMENTATIONS
 from train.losses import LOSSES
 from train.optim import SCHEDULES
@@ -59,6 +60,7 @@ class Config:
         self._check_numbers()
         self.check_length(num_cases=1)
         self._check_processes()
+        self._check_budget()
         for record, name, allowed in (
             (self.loss, "loss", LOSSES),
             (self.augmentation, "augmentation", AUGMENTATIONS),
@@ -205,6 +207,15 @@ class Config:
             f"each must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm",
         )
 
+    def _check_budget(self) -> None:
+        budget = self.training.budget
+        if budget is None:
+            return
+        try:
+            seconds(budget)
+        except ValueError as error:
+            raise ValueError(f"--budget {budget}: {error}") from None
+
     def _check_processes(self) -> None:
         data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
@@ -276,6 +287,7 @@ OPTIONS_BEFORE_NAMES = {
     "flips": [],
     "flip_probability": 0.5,
     "rotate90_probability": 0.0,
+    "budget": None,
     "schedule": "cosine",
     "layer_decay": 1.0,
     "accumulate": 1,

@@ -24,18 +24,20 @@ class EventFile:
 
     Args:
       folder: holds the file; made if absent.
-      purge_step: TensorBoard hides events of earlier files from this step on.
+      purge_step: TensorBoard hides events of earlier files from this step on; none if None.
 
     Raises:
       OSError: if the file cannot be made.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
+    def __init__(self, folder: Path, purge_step: int | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.path = folder / name
         self._writer = RecordWriter(str(self.path))
         self._write(messages.Event(file_version="brain.Event:2"))
+        if purge_step is None:
+            return
         start = messages.SessionLog(status=messages.SessionLog.SessionStatus.START)
         self._write(messages.Event(session_log=start, step=purge_step))
 

@@ -11,7 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from train.console import make_console
 from train.events import EventFile
-from unetr_flax.evaluation.dice import DiceScores
+from train.scores import Validation
+from unetr_flax.runtime.atomic import write_text
+
+# The scores of every validation case of the best model.
+VALIDATION_NAME = "validation.json"
 
 
 class RunLog:
@@ -40,6 +44,7 @@ class RunLog:
         step: int = 0,
     ):
         self.console = make_console(quiet=folder is None)
+        self._folder = folder
         self._classes = classes
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
@@ -89,10 +94,26 @@ class RunLog:
         """Records the means of an epoch that ends with `step`."""
         self._record("train", step, values)
 
-    def validation(self, step: int, scores: DiceScores, kind: str = "validation") -> None:
-        """Records the Dice of each foreground class and their mean."""
-        values = dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
-        self._record(kind, step, {"mean_dice": scores.mean_foreground, **values})
+    def validation(self, step: int, scores: Validation, kind: str = "validation") -> None:
+        """Records the Dice of each foreground class, and the means of Dice and surfaces.
+
+        Args:
+          step: the step that was validated.
+          scores: the scores of all cases.
+          kind: the kind of the record.
+        """
+        values = {"mean_dice": scores.mean_foreground}
+        values |= dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
+        if scores.cases:
+            values["mean_surface_dice"] = scores.mean_over_labels("surface_dice")
+            values["mean_hd95_mm"] = scores.mean_over_labels("hd95")
+        self._record(kind, step, values)
+
+    def best(self, step: int, scores: Validation) -> None:
+        """Writes the scores of the best model so far to validation.json."""
+        if self._folder is not None:
+            content = json.dumps({"step": step, **scores.to_dict()}, indent=1, allow_nan=False)
+            write_text(self._folder / VALIDATION_NAME, content + "\n")
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         epoch = step // self._steps_per_epoch

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from train.checkpoint import Checkpoints
 from train.ema import candidates
 from train.interrupt import Interrupt
 from train.log import RunLog
+from train.scores import Validation
 from train.state import TrainState
 from unetr_flax.evaluation.dice import DiceScores
 
@@ -42,22 +43,27 @@ class Schedule:
 
     Attributes:
       steps_per_epoch: steps of one pass over the training cases.
-      epochs: passes.
-      eval_every: epochs between validations; after the last there is one in any case.
+      total_steps: steps of the whole run.
+      validation_steps: steps between validations; after the last step there is one in any case.
     """
 
     steps_per_epoch: int
-    epochs: int
-    eval_every: int
+    total_steps: int
+    validation_steps: int
+
+    @classmethod
+    def of_epochs(cls, steps_per_epoch: int, epochs: int, eval_every: int) -> Self:
+        """Makes the schedule of so many epochs, with so many epochs between validations."""
+        return cls(steps_per_epoch, steps_per_epoch * epochs, steps_per_epoch * eval_every)
 
     @property
-    def total_steps(self) -> int:
-        """Number of steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
+    def epochs(self) -> int:
+        """Number of passes over the training cases, of which the last may be a part of one."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
 
     def validates_at(self, step: int) -> bool:
         """Returns whether there is a validation after so many steps."""
-        due = step > 0 and step % (self.steps_per_epoch * self.eval_every) == 0
+        due = step > 0 and step % self.validation_steps == 0
         return due or step >= self.total_steps
 
 
@@ -99,7 +105,7 @@ def fit(
     batches: Batches,
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
     shard_batch: Callable[[Any], Any],
-    evaluate: Callable[[TrainState], DiceScores | None],
+    evaluate: Callable[[TrainState], Validation | None],
     learning_rate: Callable[[int], Any],
     checkpoints: Checkpoints,
     log: RunLog,
@@ -173,6 +179,7 @@ def fit(
                 if not scores.mean_foreground <= progress.best_mean:
                     progress.best_step, progress.best_mean = step, scores.mean_foreground
                     progress.best_dice = scores.per_class.tolist()
+                    log.best(step, scores)
                     checkpoints.save_best(best)
                 started = time.monotonic()
         stop, save = agreement(interrupt.requested, time.monotonic() - saved > save_seconds)
@@ -193,7 +200,7 @@ def fit(
         settle(STEPS_IN_FLIGHT)
         checkpoints.check()
 
-        if step % schedule.steps_per_epoch == 0:
+        if step % schedule.steps_per_epoch == 0 or step == schedule.total_steps:
             settle(0)
             means = {name: x / progress.sum_steps for name, x in progress.sums.items()}
             if progress.skipped:

@@ -14,6 +14,7 @@ from train.data.transforms import default_transforms
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
+from train.scores import Validation
 from train.stand_in import Small
 from train.state import abstract_state, create_state
 from train.step import make_train_step
@@ -22,7 +23,7 @@ from unetr_flax.evaluation.dice import DiceScores
 MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
 TX = optax.adam(1e-2)
 CLASSES = ("background", "a", "b")
-SCHEDULE = Schedule(steps_per_epoch=3, epochs=4, eval_every=2)
+SCHEDULE = Schedule.of_epochs(3, 4, 2)
 SHARDING = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -65,7 +66,7 @@ def by_step(means):
     def evaluate(state):
         calls.append(int(state.step))
         mean = means[int(state.step)]
-        return None if mean is None else DiceScores(np.array([0.9, mean, mean]), mean)
+        return None if mean is None else Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     evaluate.calls = calls
     return evaluate
@@ -145,7 +146,7 @@ def test_interrupted_runs_end_bit_for_bit_like_straight_ones(tmp_path, samples, 
 
 
 def test_validates_when_due_and_keeps_the_best(tmp_path, samples, train_step):
-    schedule = Schedule(steps_per_epoch=2, epochs=5, eval_every=2)
+    schedule = Schedule.of_epochs(2, 5, 2)
     evaluate = by_step({4: 0.3, 8: 0.6, 10: 0.5})
     assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
     assert evaluate.calls == [4, 8, 10]
@@ -192,10 +193,10 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
     def evaluate(state):
         seen.append(jax.device_get(state.variables))
         mean = 0.7 if (len(seen) == 1) == (better == "validation") else 0.6
-        return DiceScores(np.array([0.9, mean, mean]), mean)
+        return Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     train_step = make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING, ema_decay=0.9)
-    schedule = Schedule(steps_per_epoch=2, epochs=1, eval_every=1)
+    schedule = Schedule.of_epochs(2, 1, 1)
     go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule, averaged=True)
     kinds = [(r["kind"], r["step"]) for r in records(tmp_path)]
     assert kinds == [("train", 2), ("validation", 2), ("validation_average", 2)]
@@ -238,7 +239,7 @@ def test_steps_that_are_not_finite_are_skipped_and_too_many_in_a_row_stop(
     def never(state, batch):
         return train_step(state, batch | {"image": batch["image"] * np.float32(np.inf)})
 
-    longer = Schedule(steps_per_epoch=3, epochs=9, eval_every=9)
+    longer = Schedule.of_epochs(3, 9, 9)
     with pytest.raises(
         DivergenceError,
         match=r"not finite in 10 steps in a row, up to step 22; the last checkpoint has step 12; "

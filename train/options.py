@@ -134,6 +134,9 @@ class TrainingOptions:
     epochs: int = 24
     """Passes over the training cases."""
 
+    budget: str | None = None
+    """Time of the whole run, such as 15m or 2h, which sets its steps in place of the epochs."""
+
     learning_rate: float = 4e-3
     """Highest learning rate of AdamW, after a linear warm-up and before the --schedule."""
 

@@ -1,33 +1,30 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import jax
-import jax.numpy as jnp
 
 from train import distributed, sharding
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.console import make_console
-from train.data.augment import AUGMENTATIONS, make_augment
+from train.data.augment import AUGMENTATIONS
 from train.data.loader import Batches
 from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import Loss, make_target_loss
-from train.optim import learning_rate_schedule, make_optimizer
+from train.measure import schedule_of_budget
+from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
 from train.sheet import draw_samples, save_sheet
-from train.state import abstract_state, create_state
-from train.step import Augment, abstract_batch, make_train_step
+from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
-from unetr_flax import UNETR
-from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
@@ -52,6 +49,7 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
       train.checkpoint.CheckpointError: if checkpoints cannot be written or read.
       train.interrupt.Stopped: if a signal comes before the first step.
     """
+    started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
     if cfg.data.batch_size % jax.device_count():
         raise OptionError(
@@ -64,50 +62,18 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-        distributed.run_on_main(lambda: _show_plan(cfg, plan))
-        return _train(cfg, task)
+        return _train(cfg, task, plan, started)
 
 
-def _train(cfg: Config, task: Task) -> int:
+def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
-    schedule = Schedule(
-        cfg.steps_per_epoch(len(task.train_samples)), training.epochs, training.eval_every
-    )
-    learning_rate = learning_rate_schedule(
-        training.learning_rate, schedule.total_steps, training.warmup_fraction, training.schedule
-    )
-    tx = make_optimizer(
-        learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        layer_decay=training.layer_decay,
-    )
-    model = UNETR(
-        task.model_config,
-        dtype=jnp.dtype(cfg.model.dtype),
-        jit_blocks=True,
-        stochastic_depth=training.stochastic_depth,
-    )
+    if plan:
+        console.print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
+    model = make_model(cfg, task.model_config)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
     averaged = training.ema_decay > 0
-    abstract = abstract_state(model, tx, replicated, averaged=averaged)
-    # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    augment = _augment(cfg)
-    train_step = compile_in_background(
-        make_train_step(
-            model,
-            tx,
-            _loss(cfg, task.dataset.has_regions),
-            replicated,
-            augment=augment,
-            accumulate=training.accumulate,
-            ema_decay=training.ema_decay,
-        ),
-        abstract,
-        abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
-    )
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
@@ -116,14 +82,29 @@ def _train(cfg: Config, task: Task) -> int:
         training.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+    steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
+    schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
+    has_regions = task.dataset.has_regions
+    if training.budget is None:
+        program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps)
+    else:
+        of_length = compile_program_of_any_length(cfg, model, mesh, has_regions)
+        program = of_length(schedule.total_steps)
+        schedule = schedule_of_budget(
+            cfg, task, model, mesh, program, schedule, evaluator, batches, started, console
+        )
+        program = of_length(schedule.total_steps)
+    abstract, tx = program.abstract, program.tx
     checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
         if checkpoints.last_step is None:
             state = create_state(model, tx, training.seed, replicated, averaged=averaged)
             if distributed.is_main():
-                samples = draw_samples(batches, augment, training.seed)
+                samples = draw_samples(batches, make_changes(cfg), training.seed)
                 save_sheet(cfg.out / "augmentation.png", *samples)
+                if plan:
+                    write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
@@ -146,17 +127,17 @@ def _train(cfg: Config, task: Task) -> int:
             schedule.steps_per_epoch,
             int(state.step),
         )
-        train_step.wait()
+        program.wait()
         with log, Interrupt() as interrupt:
             done = fit(
                 state,
                 progress,
                 schedule=schedule,
                 batches=batches,
-                train_step=train_step,
+                train_step=program.train_step,
                 shard_batch=lambda batch: sharding.shard_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
-                learning_rate=learning_rate,
+                learning_rate=program.learning_rate,
                 checkpoints=checkpoints,
                 log=log,
                 interrupt=interrupt,
@@ -176,34 +157,3 @@ def _train(cfg: Config, task: Task) -> int:
     finally:
         batches.close()
         checkpoints.close()
-
-
-def _show_plan(cfg: Config, plan: Sequence[str]) -> None:
-    """Prints a plan and writes it to the run's folder."""
-    if plan:
-        make_console().print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
-        write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
-
-
-def _augment(cfg: Config) -> Augment | None:
-    options = cfg.augmentation
-    return make_augment(
-        AUGMENTATIONS[options.augmentation].changes,
-        flips=options.flips,
-        flip_probability=options.flip_probability,
-        rotate90_probability=options.rotate90_probability,
-    )
-
-
-def _loss(cfg: Config, has_regions: bool) -> Loss:
-    options = cfg.loss
-    return make_target_loss(
-        options.loss,
-        has_regions=has_regions,
-        include_background=not options.exclude_background,
-        squared_pred=options.squared_pred,
-        batch=options.batch_dice,
-        smooth_nr=options.smooth_nr,
-        smooth_dr=options.smooth_dr,
-        class_weights=options.class_weights,
-    )

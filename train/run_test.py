@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import train.program
 import train.run
 from train.__main__ import main
 from train.stand_in import Small
@@ -23,7 +24,7 @@ TINY += ["--augmentation", "default", "--flips", "--ema-decay", "0"]
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     """Replaces the model by a small one, since these tests are about the flow of a run."""
-    monkeypatch.setattr(train.run, "UNETR", Small)
+    monkeypatch.setattr(train.program, "UNETR", Small)
 
     def save(folder, variables, record, step):
         folder.mkdir(exist_ok=True)
@@ -235,6 +236,32 @@ def test_one_command_starts_a_run_and_goes_on_with_it(data, tmp_path, capsys):
     )
 
 
+def test_a_budget_sets_the_steps_and_a_resumed_run_keeps_them(data, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out)]
+    assert main([*args, "--budget", "1s"]) == 2
+    assert capsys.readouterr().err.startswith("--budget 1s: no training fits into it; ")
+    assert not out.exists()
+    assert main([*args, "--budget", "soon"]) == 2
+    assert capsys.readouterr().err == "--budget soon: must be a time such as 90s, 15m or 2h\n"
+
+    monkeypatch.setattr("train.measure.time_steps", lambda step, budget: step() or 100.0)
+    assert main([*args, "--budget", "1600s"]) == 0
+    shown = capsys.readouterr().out
+    schedule = json.loads((out / "run.json").read_text())["schedule"]
+    assert schedule["step_seconds"] == 100
+    steps = schedule["total_steps"]
+    assert 13 <= steps <= 15
+    assert f"leave room for {steps} steps" in shown
+    assert f"{steps} steps in {-(-steps // 2)} epochs; {out} starts at step 0" in shown
+    # The measured steps left no trace in the data: the run is one of so many steps.
+    assert records(out)[-2]["step"] == records(out)[-1]["step"] == steps
+
+    monkeypatch.setattr("train.measure.time_steps", lambda step, budget: 1 / 0)
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert f"starts at step {steps};" in capsys.readouterr().out
+
+
 def test_a_folder_in_use_is_refused(data, tmp_path, capsys):
     out = tmp_path / "run"
     args = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(out)]
@@ -327,10 +354,10 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path, capsys):
 
 PROGRAM = textwrap.dedent(
     """
-    import sys, train.run
+    import sys, train.program, train.run
     from train.__main__ import main
     from train.stand_in import Small
-    train.run.UNETR = Small
+    train.program.UNETR = Small
     train.run.save_model = lambda *args: None
     sys.exit(main(sys.argv[1:]))
     """
