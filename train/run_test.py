@@ -166,6 +166,17 @@ def test_a_run_written_before_run_json_had_its_name_goes_on(data, tmp_path, caps
     )
 
 
+def test_a_run_on_all_cases_ends_with_the_last_averages(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--val-fraction", "0", "--ema-decay", "0.5"]
+    assert main([*args, "--epochs", "2", "--eval-every", "1", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert (out / "report.md").exists()
+
+
 def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, capsys):
     folder = tmp_path / "Task [red]"
     folder.mkdir()
