@@ -48,7 +48,7 @@ def write_report(
         f"# {_text(dataset['name'])}",
         "",
         f"Best model: step {step}, mean Dice {validation.mean_foreground:.4f} over the "
-        f"{len(validation.cases)} validation cases.",
+        f"{len(dataset['validation'])} validation cases.",
         "",
         "## Scores",
         "",
