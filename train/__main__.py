@@ -52,11 +52,10 @@ def main(args: list[str]) -> int:
         DivergenceError,
         distributed.MainProcessError,
     ) as error:
+        _wait_for_verdict(error)
         return _fail(error, 1)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        if jax.distributed.is_initialized() and is_broken_collective(error):
-            # The distributed runtime finds out who was lost, and ends this process.
-            time.sleep(HEARTBEAT_SECONDS + 30)
+        _wait_for_verdict(error)
         raise
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
@@ -65,6 +64,13 @@ def main(args: list[str]) -> int:
         if cfg is not None and run_file(cfg.out).exists():
             return _fail(f"Stopped. To go on:\n{resume_command(cfg)}", status)
         return _fail("Stopped before the run began.", status)
+
+
+def _wait_for_verdict(error: BaseException) -> None:
+    """Gives the distributed runtime time to find out who was lost; it then ends this process."""
+    broken = any(is_broken_collective(e) for e in (error, error.__cause__) if e is not None)
+    if broken and jax.distributed.is_initialized():
+        time.sleep(HEARTBEAT_SECONDS + 30)
 
 
 def _fail(message: object, status: int) -> int:

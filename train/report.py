@@ -46,7 +46,7 @@ def write_report(
     dataset = record["dataset"]
     scores = [
         f"Best model: step {step}, mean Dice {validation.mean_foreground:.4f} over the "
-        f"{len(validation.cases)} validation cases.",
+        f"{len(dataset['validation'])} validation cases.",
         "",
         "## Scores",
         "",

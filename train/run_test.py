@@ -13,6 +13,7 @@ import pytest
 import train.program
 import train.run
 from train.__main__ import main
+from train.interrupt import Stopped
 from train.stand_in import Small
 
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
@@ -387,9 +388,9 @@ def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
     with process:
         while "epoch 2/" not in process.stdout.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     command = shlex.split(shown.splitlines()[-1])
     assert command == ["python", "-m", "train", "--out", str(out), "--resume"]
     (last,) = (out / "checkpoints" / "last").iterdir()
@@ -402,6 +403,21 @@ def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
     assert main([*args[:-1], str(tmp_path / "straight")]) == 0
     assert records(out) == records(tmp_path / "straight")
     assert len(records(out)) == 101
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_has_its_status(
+    number, status, data, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_):
+        raise Stopped(number)
+
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out), "--epochs", "1"]
+    monkeypatch.setattr("train.run.prepare", stopped)
+    assert main(args) == status
+    assert capsys.readouterr().err == "Stopped before the run began.\n"
+    assert not out.exists()
 
 
 def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
