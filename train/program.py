@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train import sharding
+from train import distributed, sharding
 from train.config import Config
+from train.console import make_console
 from train.data.augment import AUGMENTATIONS, make_augment
 from train.losses import Loss, make_target_loss
+from train.memory import check_step
 from train.optim import learning_rate_schedule, make_optimizer
 from train.state import TrainState, abstract_state
 from train.step import Augment, abstract_batch, make_train_step
@@ -86,7 +88,7 @@ def compile_program(
     learning_rate = _schedule(cfg, total_steps)
     tx, abstract, batch, step = _parts(cfg, model, mesh, has_regions, learning_rate)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    program = compile_in_background(step, abstract, batch)
+    program = compile_in_background(step, abstract, batch, check=_tell_memory)
     return Program(tx, learning_rate, abstract, program, program.wait)
 
 
@@ -129,7 +131,7 @@ def compile_program_of_any_length(
         compiler_options=compiler_options(),
     )
     length = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    program = compile_in_background(jitted, abstract, batch, length)
+    program = compile_in_background(jitted, abstract, batch, length, check=_tell_memory)
 
     def of_length(total_steps: int) -> Program:
         number = jax.device_put(np.float32(total_steps), replicated)
@@ -142,6 +144,17 @@ def compile_program_of_any_length(
         )
 
     return of_length
+
+
+def _tell_memory(compiled: jax.stages.Compiled) -> None:
+    """Prints the memory that a step takes.
+
+    Raises:
+      OptionError: if there is not as much.
+    """
+    line = check_step(compiled)
+    if line is not None and distributed.is_main():
+        make_console().print(line, soft_wrap=True)
 
 
 def _schedule(cfg: Config, total_steps: int) -> optax.Schedule:

@@ -18,6 +18,7 @@ from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
+from train.memory import check_size
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
@@ -56,6 +57,7 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
             f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
             f"{jax.device_count()}"
         )
+    check_size(cfg)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
