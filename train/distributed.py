@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train.lost_process import HEARTBEAT_SECONDS
+
 
 class MainProcessError(RuntimeError):
     """An error of the main process, which reports the cause itself."""
@@ -19,7 +21,18 @@ def connect(coordinator_address: str, num_processes: int, process_id: int) -> No
       num_processes: number of processes of the run.
       process_id: number of this process, from 0.
     """
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+
+
+def disconnect() -> None:
+    """Ends the connection, for which every process waits; none may use the others after."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def is_main() -> bool:
