@@ -1,6 +1,9 @@
 """The task of a run: its data, and the model and preprocessing that fit them."""
 
 import dataclasses
+import getpass
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +125,7 @@ def _prepare_cases(
 
     Where the cache is on a disk that the processes do not share, each prepares them for itself.
     """
-    folder = cfg.run.cache or default_folder().parent / "cases"
+    folder = cfg.run.cache or default_cache()
     results: list[PreparedCase] = []
 
     def work() -> None:
@@ -145,6 +148,27 @@ def _prepare_cases(
     if not is_main():
         work()
     return results
+
+
+def default_cache() -> Path:
+    """Returns a folder for prepared cases, in ~/.cache or else in the temporary folder.
+
+    Raises:
+      OptionError: if the home folder cannot be written and another user has the temporary one.
+    """
+    folder = default_folder().parent / "cases"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a read-only home folder must not stop the run
+    user = getpass.getuser() if os.name != "posix" else os.getuid()
+    folder = Path(tempfile.gettempdir(), f"unetr_flax-cases-{user}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.name == "posix" and folder.stat().st_uid != os.getuid():
+        raise OptionError(f"{folder}: belongs to another user; --cache names another folder")
+    return folder
 
 
 def _size(dataset: Dataset, need: Need, folder: Path) -> str:
