@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -181,3 +183,9 @@ def test_headers_tell_the_size_before_anything_is_read(dataset, tmp_path, read):
     with pytest.raises(BadCasesError, match=r"case_0\.nii\.gz: 6 x 5 x 4 voxels .* --spacing must"):
         measure(dataset, Preprocessing.from_modalities(["MRI"], spacing=(0.001, 0.001, 0.001)))
     assert read == []
+
+
+def test_processes_that_prepare_import_no_jax():
+    command = "import sys, train.data.prepare; print('jax' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert run.stdout == "False\n"
