@@ -13,6 +13,7 @@ from train.data.dataset import BadCasesError, DataError
 from train.interrupt import Stopped, exit_status, raise_on_signals
 from train.loop import DivergenceError
 from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective
+from train.plan import plan_options
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
@@ -38,7 +39,8 @@ def main(args: list[str]) -> int:
             distributed.connect(
                 cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
             )
-        status = run(cfg)
+        cfg, plan = plan_options(args, cfg)
+        status = run(cfg, plan)
         distributed.disconnect()
         return status
     except (OptionError, CompilationCacheError, CudnnError) as error:

@@ -171,16 +171,18 @@ def fit(
             else:
                 validated = True
                 progress.validated_step = step
-                for kind, _, scores in compared:
+                best = None
+                for kind, candidate, scores in compared:
                     log.validation(step, scores, kind)
-                # Of one step only the better candidate may be saved.
-                _, best, scores = max(compared, key=lambda x: x[-1].mean_foreground)
-                # A mean of nan (no class is present) must count as better, hence the negation.
-                if not scores.mean_foreground <= progress.best_mean:
-                    progress.best_step, progress.best_mean = step, scores.mean_foreground
-                    progress.best_dice = scores.per_class.tolist()
+                    # A mean of nan (no class is present) must count as better, hence the negation.
+                    if not scores.mean_foreground <= progress.best_mean:
+                        progress.best_step, progress.best_mean = step, scores.mean_foreground
+                        progress.best_dice = scores.per_class.tolist()
+                        best = candidate, scores
+                if best is not None:
+                    candidate, scores = best
                     log.best(step, scores)
-                    checkpoints.save_best(best)
+                    checkpoints.save_best(candidate)
                 started = time.monotonic()
         stop, save = agreement(interrupt.requested, time.monotonic() - saved > save_seconds)
         stop |= broken_off

@@ -10,10 +10,11 @@ import optax
 
 from train import sharding
 from train.config import Config
-from train.losses import Loss, make_loss
+from train.data.augment import AUGMENTATIONS, make_augment
+from train.losses import Loss, make_target_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.state import TrainState, abstract_state
-from train.step import abstract_batch, make_train_step
+from train.step import Augment, abstract_batch, make_train_step
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.compiler_options import compiler_options
@@ -37,6 +38,17 @@ def make_model(cfg: Config, model_config: UNETRConfig) -> UNETR:
     )
 
 
+def make_changes(cfg: Config) -> Augment | None:
+    """Makes what happens to crops on the device; None if nothing does."""
+    options = cfg.augmentation
+    return make_augment(
+        AUGMENTATIONS[options.augmentation].changes,
+        flips=options.flips,
+        flip_probability=options.flip_probability,
+        rotate90_probability=options.rotate90_probability,
+    )
+
+
 class Program(NamedTuple):
     """The training step of a run of some length, and what belongs to it.
 
@@ -56,20 +68,34 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, total_steps: int
+    cfg: Config,
+    model: UNETR,
+    mesh: jax.sharding.Mesh,
+    has_regions: bool,
+    total_steps: int,
 ) -> Program:
-    """Begins to compile the training step of a run of `total_steps` in the background."""
+    """Begins to compile the training step of a run of `total_steps` in the background.
+
+    Args:
+      cfg: the options of the run.
+      model: its model.
+      mesh: the devices.
+      has_regions: whether the data have regions, not classes.
+      total_steps: number of steps of the whole run.
+    """
     learning_rate = _schedule(cfg, total_steps)
-    tx, abstract, batch, step = _parts(cfg, model, mesh, learning_rate)
+    tx, abstract, batch, step = _parts(cfg, model, mesh, has_regions, learning_rate)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
     program = compile_in_background(step, abstract, batch)
     return Program(tx, learning_rate, abstract, program, program.wait)
 
 
 def compile_program_of_any_length(
-    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh
+    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, has_regions: bool
 ) -> Callable[[int], Program]:
     """Begins to compile a training step whose number of steps is chosen later, by an argument.
+
+    Arguments are those of `compile_program`.
 
     Returns:
       A function of the number of steps that returns the program of that length; nothing is compiled
@@ -86,7 +112,7 @@ def compile_program_of_any_length(
         return standard(share * STANDARD_STEPS - 1)
 
     tx, abstract, batch, step = _parts(
-        cfg, model, mesh, lambda count: learning_rate(count, traced[-1])
+        cfg, model, mesh, has_regions, lambda count: learning_rate(count, traced[-1])
     )
 
     def train_step(state: TrainState, batch: Any, total_steps: jax.Array) -> Any:
@@ -126,7 +152,11 @@ def _schedule(cfg: Config, total_steps: int) -> optax.Schedule:
 
 
 def _parts(
-    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, learning_rate: Callable[[Any], Any]
+    cfg: Config,
+    model: UNETR,
+    mesh: jax.sharding.Mesh,
+    has_regions: bool,
+    learning_rate: Callable[[Any], Any],
 ) -> tuple[optax.GradientTransformation, TrainState, Any, Any]:
     """Makes the optimizer, the shapes of state and batch, and the jitted step."""
     training = cfg.training
@@ -142,18 +172,20 @@ def _parts(
     step = make_train_step(
         model,
         tx,
-        _loss(cfg),
+        _loss(cfg, has_regions),
         replicated,
+        augment=make_changes(cfg),
         accumulate=training.accumulate,
         ema_decay=training.ema_decay,
     )
     return tx, abstract, batch, step
 
 
-def _loss(cfg: Config) -> Loss:
+def _loss(cfg: Config, has_regions: bool) -> Loss:
     options = cfg.loss
-    return make_loss(
+    return make_target_loss(
         options.loss,
+        has_regions=has_regions,
         include_background=not options.exclude_background,
         squared_pred=options.squared_pred,
         batch=options.batch_dice,

@@ -44,9 +44,7 @@ def write_report(
     """
     write_bytes(out / "curves.png", draw_curves(read_metrics(out)))
     dataset = record["dataset"]
-    lines = [
-        f"# {_text(dataset['name'])}",
-        "",
+    scores = [
         f"Best model: step {step}, mean Dice {validation.mean_foreground:.4f} over the "
         f"{len(dataset['validation'])} validation cases.",
         "",
@@ -57,6 +55,13 @@ def write_report(
         "Means over the validation cases, each on the grid of its own scan. Dice and surface Dice "
         "are over the cases where label or prediction has the structure, HD95 where both have it. "
         f"Surface Dice counts distances up to {TOLERANCE:g} mm as agreement.",
+    ]
+    if not dataset["validation"]:
+        scores = [f"Trained on all cases; the model is that of step {step}."]
+    lines = [
+        f"# {_text(dataset['name'])}",
+        "",
+        *scores,
         "",
         "## Curves",
         "",
@@ -143,7 +148,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> bytes:
             ]
             if points and (shown == kind or kind == "validation"):
                 axis.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=label)
-        if kind == "validation" and any(r["kind"] == AVERAGE for r in records):
+        if len(axis.lines) > 1:
             axis.legend(fontsize=8)
     return to_png(figure)
 

@@ -57,7 +57,9 @@ def show_results(
     worst = validation.worst_cases(PICTURED_CASES)
     by_name = {case.name: case for case in task.val_cases}
     cases = [by_name[name] for name in worst] or list(task.val_cases[:PICTURED_CASES])
-    columns, pictures = [], [("The worst cases", out / "predictions.png")]
+    columns, pictures = [], []
+    if cases:
+        pictures.append(("The worst cases", out / "predictions.png"))
     for earlier in out.glob("worst_[0-9][0-9].png"):
         earlier.unlink()
     for rank, (sample, predicted) in enumerate(evaluator.segment(variables, cases), 1):
@@ -77,17 +79,21 @@ def show_results(
         names = {i: escape(name) for i, name in enumerate(labels) if i}
         write_bytes(path, draw_comparison(comparison, names))
         pictures.append((title, path))
-    save_predictions(pictures[0][1], columns, labels)
+    if columns:
+        save_predictions(pictures[0][1], columns, labels)
     _to_tensorboard(out, pictures, progress.best_step)
     record = json.loads(run_file(out).read_text(encoding="utf-8"))
     report = write_report(out, record, validation, progress.best_step, pictures)
-    console.print(
-        f"Best on the {len(task.val_cases)} validation cases, at step {progress.best_step}:"
-    )
-    console.print(results_table(validation, labels))
+    if cases:
+        console.print(
+            f"Best on the {len(task.val_cases)} validation cases, at step {progress.best_step}:"
+        )
+        console.print(results_table(validation, labels))
+    else:
+        console.print(f"Trained on all cases; the model is that of step {progress.best_step}")
     for name, path in (
         ("report", report),
-        ("picture", pictures[0][1]),
+        *((("picture", pictures[0][1]),) if cases else ()),
         ("metrics", out / "metrics.jsonl"),
         ("TensorBoard", out / "tensorboard"),
         ("best model", out / "model"),

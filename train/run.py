@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import jax
@@ -10,24 +11,30 @@ from train import distributed, sharding
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.console import make_console
+from train.data.augment import AUGMENTATIONS
 from train.data.loader import Batches
-from train.data.transforms import AUGMENTATIONS
 from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
-from train.program import compile_program, compile_program_of_any_length, make_model
+from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
+from train.sheet import draw_samples, save_sheet
 from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
+from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config) -> int:
+def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     """Trains, and shows the results unless interrupted.
+
+    Args:
+      cfg: the options.
+      plan: lines that tell how the options were chosen, see `train.plan`.
 
     Returns:
       The exit status: 0 if the end was reached, that of `train.interrupt.exit_status` if a signal
@@ -55,12 +62,14 @@ def run(cfg: Config) -> int:
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-        return _train(cfg, task, started)
+        return _train(cfg, task, plan, started)
 
 
-def _train(cfg: Config, task: Task, started: float) -> int:
+def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
+    if plan:
+        console.print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
     model = make_model(cfg, task.model_config)
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
@@ -68,17 +77,18 @@ def _train(cfg: Config, task: Task, started: float) -> int:
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
-        AUGMENTATIONS[training.augmentation](task.model_config.img_size),
+        AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
     steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
     schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
+    has_regions = task.dataset.has_regions
     if training.budget is None:
-        program = compile_program(cfg, model, mesh, schedule.total_steps)
+        program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps)
     else:
-        of_length = compile_program_of_any_length(cfg, model, mesh)
+        of_length = compile_program_of_any_length(cfg, model, mesh, has_regions)
         program = of_length(schedule.total_steps)
         schedule = schedule_of_budget(
             cfg, task, model, mesh, program, schedule, evaluator, batches, started, console
@@ -90,6 +100,11 @@ def _train(cfg: Config, task: Task, started: float) -> int:
         progress = Progress()
         if checkpoints.last_step is None:
             state = create_state(model, tx, training.seed, replicated, averaged=averaged)
+            if distributed.is_main():
+                samples = draw_samples(batches, make_changes(cfg), training.seed)
+                save_sheet(cfg.out / "augmentation.png", *samples)
+                if plan:
+                    write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])

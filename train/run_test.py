@@ -13,12 +13,13 @@ import pytest
 import train.program
 import train.run
 from train.__main__ import main
-from train.config import DATA
 from train.interrupt import Stopped
 from train.stand_in import Small
 
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
 TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
+# A plan for data would choose others; without them programs compile faster.
+TINY += ["--augmentation", "default", "--flips", "--ema-decay", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +124,10 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["data"] == str(data)
     assert record["model"]["img_size"] == [16, 32, 16]
+    shown = capsys.readouterr().out
+    assert "--epochs 1: given on the command line" in shown
+    assert (tmp_path / "run" / "plan.txt").read_text().splitlines()[0].strip() in shown
+    assert (tmp_path / "run" / "augmentation.png").read_bytes().startswith(b"\x89PNG")
     assert len(record["dataset"]["labels"]) == record["model"]["out_channels"]
     assert not (tmp_path / "run" / "data").exists()
     capsys.readouterr()
@@ -133,7 +138,7 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["--out", "run", "--resume", "--learning-rate", "0.5"]) == 2
     line = capsys.readouterr().err
-    rate = DATA.training.learning_rate
+    rate = record["options"]["learning_rate"]
     assert line.startswith(f"--learning-rate 0.5: the run in run was started with {rate}")
     assert line.count("\n") == 1
     assert main(["--out", "run", "--resume", "--roi-size", "16", "16", "16"]) == 2
@@ -162,6 +167,17 @@ def test_a_run_written_before_run_json_had_its_name_goes_on(data, tmp_path, caps
     )
 
 
+def test_a_run_on_all_cases_ends_with_the_last_averages(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--val-fraction", "0", "--ema-decay", "0.5"]
+    assert main([*args, "--epochs", "2", "--eval-every", "1", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert (out / "report.md").exists()
+
+
 def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, capsys):
     folder = tmp_path / "Task [red]"
     folder.mkdir()
@@ -175,7 +191,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
     assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("[bold]Boxes[/]: 4 cases")
+    assert "[bold]Boxes[/]: 4 cases" in shown
     assert f"{out} starts at step 0" in shown
     assert f"  {label} " in shown  # the line of the validation
     assert f"│ {label} │" in shown  # the table
@@ -309,7 +325,7 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--roi-size", "16", "24", "16"], 2, "--roi-size 16 24 16: each must be divisible by"),
         (["--epochs", "0"], 2, "--epochs 0: must be above 0"),
         (["--loss", "mse"], 2, "--loss mse: must be dice_cross_entropy"),
-        (["--augmentation", "some"], 2, "--augmentation some: must be default or none"),
+        (["--augmentation", "some"], 2, "--augmentation some: must be default, none"),
         # Options are judged before the data are read.
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),

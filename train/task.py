@@ -14,7 +14,7 @@ from train.data.label_names import with_regions
 from train.data.layouts import read_dataset
 from train.data.loader import auto_roi
 from train.data.phantoms import make_phantoms
-from train.data.preprocess import Sample, read_samples
+from train.data.preprocess import Sample, make_preprocessing, read_samples
 from train.data.split import split_dataset
 from train.distributed import run_on_main
 from train.options import DataOptions
@@ -53,7 +53,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     if folder is None:
         folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
-    dataset = _read_dataset(folder, cfg.data)
+    dataset = read_run_dataset(folder, cfg.data)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
     train_cases, val_cases = split_dataset(
         dataset,
@@ -67,8 +67,12 @@ def prepare(cfg: Config, console: Console) -> Task:
         cfg.check_length(len(train_cases))
         # Numbers of channels and classes that the model cannot have must surface before reading.
         model_config = cfg.model_config(**channels)
-        preprocessing = Preprocessing.from_modalities(
-            dataset.modalities, labels=dataset.labels, spacing=cfg.data.spacing
+        preprocessing = make_preprocessing(
+            dataset.modalities,
+            dataset.labels,
+            spacing=cfg.data.spacing,
+            window=cfg.data.window,
+            crop_foreground=cfg.data.crop_foreground,
         )
     except ValueError as error:
         raise OptionError(str(error)) from None
@@ -77,10 +81,14 @@ def prepare(cfg: Config, console: Console) -> Task:
     if cfg.data.roi_size is None:
         roi_size = auto_roi([sample.label.shape for sample in samples], cfg.model.patch_size)
         model_config = dataclasses.replace(model_config, img_size=roi_size)
+        try:
+            cfg.check_roi(roi_size)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
     return Task(dataset, tuple(samples), val_cases, preprocessing, model_config)
 
 
-def _read_dataset(folder: Path, options: DataOptions) -> Dataset:
+def read_run_dataset(folder: Path, options: DataOptions) -> Dataset:
     """Reads a data set, and applies the options that change what its labels mean.
 
     Raises:

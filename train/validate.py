@@ -1,6 +1,7 @@
 """Validation: whole scans, segmented window by window and judged on their own grids."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ from train.scores import COUNTS, FIELDS, CaseScores, Validation, judge
 from train.sharding import local_copy
 from train.state import TrainState
 from unetr_flax import Preprocessing
+from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.restore import Restorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
@@ -53,8 +55,10 @@ class Evaluator:
     def __call__(self, state: TrainState, interrupt: Interrupt) -> Validation | None:
         """Scores all cases, each process doing its share; None if interrupted.
 
-        A case is scored while the next one is segmented.
+        A case is scored while the next one is segmented. Without any case all scores are nan.
         """
+        if not self._cases:
+            return Validation(DiceScores(np.full(len(self._dataset.labels), np.nan), math.nan))
         mine = list(range(jax.process_index(), len(self._cases), jax.process_count()))
         judged: list[Future[CaseScores]] = []
         pairs = self.segment(

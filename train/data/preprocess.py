@@ -10,7 +10,7 @@ from train.data.cases import read_cases
 from train.data.dataset import Case, Dataset
 from train.distributed import is_main, run_on_main
 from unetr_flax import Preprocessing
-from unetr_flax.imaging.intensity import background
+from unetr_flax.imaging.intensity import Window, background
 from unetr_flax.imaging.volume import Volume
 
 
@@ -88,3 +88,37 @@ def make_sample(
     """Preprocesses an image and brings its class ids [X, Y, Z] along to the model's grid."""
     image, grid = preprocessing.apply(volume)
     return Sample(name, image, grid.sample_labels(labels), grid.spacing)
+
+
+def make_preprocessing(
+    modalities: Sequence[str],
+    labels: Sequence[str],
+    *,
+    spacing: tuple[float, float, float] | None,
+    window: tuple[float, float] | None = None,
+    crop_foreground: bool = False,
+) -> Preprocessing:
+    """Builds the preprocessing of a run: that of its modalities, with the options of the run.
+
+    Args:
+      modalities: name of each channel.
+      labels: name of each class, the background first.
+      spacing: mm per voxel and axis to resample to; each scan keeps its own if None.
+      window: lowest and highest intensity of channels named CT; the default window if None.
+      crop_foreground: whether to crop to the foreground.
+
+    Raises:
+      ValueError: if a value cannot be, or there is no channel to apply the window to.
+    """
+    preprocessing = Preprocessing.from_modalities(
+        modalities, labels=labels, spacing=spacing, crop_foreground=crop_foreground
+    )
+    if window is None:
+        return preprocessing
+    windowed = [isinstance(rule, Window) for rule in preprocessing.intensity]
+    if not any(windowed):
+        raise ValueError(f"--window: needs a channel named CT, there are {', '.join(modalities)}")
+    rules = zip(windowed, preprocessing.intensity, strict=True)
+    return dataclasses.replace(
+        preprocessing, intensity=tuple(Window(*window) if is_ct else rule for is_ct, rule in rules)
+    )
