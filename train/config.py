@@ -160,6 +160,7 @@ class Config:
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
+        _require(run, "workers", lambda x: x is None or x > 0, "must be above 0")
         for record, names in (
             (training, ("weight_decay", "seed")),
             (loss, ("smooth_nr", "smooth_dr")),

@@ -203,5 +203,11 @@ class RunOptions:
     keep_freed_memory: bool = False
     """On CPU with glibc: keep freed memory for later steps, which are faster for it."""
 
+    cache: Path | None = None
+    """Folder of prepared cases, which runs may share; one in ~/.cache if None."""
+
+    workers: int | None = None
+    """Processes that prepare cases; as many as processors and memory allow if None."""
+
     compilation_cache: str | None = None
     """Private folder of compiled programs, '' for none; one in ~/.cache if None."""

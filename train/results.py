@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train.data.dataset import Dataset
-from train.data.targets import IGNORED
+from train.data.targets import drawn_classes
 from train.events import EventFile
 from train.log import VALIDATION_NAME
 from train.loop import Progress
@@ -26,6 +25,7 @@ from unetr_flax.evaluation.comparison import Comparison, draw_comparison
 from unetr_flax.imaging.volume import escape
 from unetr_flax.runtime.atomic import write_bytes
 
+PICTURE = "predictions.png"
 PICTURED_CASES = 4
 
 
@@ -59,15 +59,15 @@ def show_results(
     cases = [by_name[name] for name in worst] or list(task.val_cases[:PICTURED_CASES])
     columns, pictures = [], []
     if cases:
-        pictures.append(("The worst cases", out / "predictions.png"))
+        pictures.append(("The worst cases", out / PICTURE))
     for earlier in out.glob("worst_[0-9][0-9].png"):
         earlier.unlink()
     for rank, (sample, predicted) in enumerate(evaluator.segment(variables, cases), 1):
         column = Column(
             sample.name,
             sample.image[..., 0],
-            class_map(task.dataset, sample.label),
-            class_map(task.dataset, predicted),
+            drawn_classes(task.dataset, sample.label),
+            drawn_classes(task.dataset, predicted),
             sample.spacing,
         )
         columns.append(column)
@@ -99,22 +99,6 @@ def show_results(
         ("best model", out / "model"),
     ):
         console.print(f"{name}: {path}", soft_wrap=True)
-
-
-def class_map(dataset: Dataset, target: np.ndarray) -> np.ndarray:
-    """Makes classes to show of a target or a prediction: where regions overlap, the last one.
-
-    Args:
-      dataset: says what the numbers mean.
-      target: [X, Y, Z], see `train.data.targets`; ignored voxels are shown as background.
-    """
-    shown = np.where(target == IGNORED, 0, target)
-    if not dataset.has_regions:
-        return shown
-    classes = np.zeros_like(shown)
-    for region in range(len(dataset.labels) - 1):
-        classes[shown >> region & 1 == 1] = region + 1
-    return classes
 
 
 def _read_validation(out: Path, progress: Progress) -> Validation:

@@ -203,6 +203,45 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     assert str(folder / "imagesTr" / "[nothing].nii.gz") in capsys.readouterr().err
 
 
+def test_regions_of_one_fold(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--regions", "whole=1", "--num-folds", "5", "--fold", "1", "--epochs", "20"]
+    args += ["--learning-rate", "0.3", "--data", str(data), "--out", str(out)]
+    assert main([*TINY, "--eval-every", "20", *args]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert record["model"]["out_channels"] == 1
+    assert record["dataset"]["labels"] == ["background", "whole"]
+    assert records(out)[-1]["whole"] > 0.5
+    assert "│ whole │" in capsys.readouterr().out
+
+
+def test_a_run_on_all_cases_keeps_its_last_model(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--val-fraction", "0", "--epochs", "2", "--eval-every", "1", "--data", str(data)]
+    assert main([*TINY, *args, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert "picture" not in shown
+
+
+def test_data_without_foreground_are_refused(data, tmp_path, capsys):
+    folder = tmp_path / "empty"
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "imagesTr").symlink_to(data / "imagesTr")
+    (folder / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    for path in (data / "labelsTr").iterdir():
+        label = nib.load(path)
+        empty = nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+        nib.save(empty, folder / "labelsTr" / path.name)
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(folder), "--out", str(out)]) == 1
+    line = "Boxes: no voxel of the 4 training cases is labeled as box; all are background, so there"
+    assert capsys.readouterr().err.startswith(line)
+    assert not out.exists()
+
+
 def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
     folder = tmp_path / "copy"
     folder.mkdir()
@@ -330,6 +369,10 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
+        (["--roi-size", "1024", "1024", "1024"], 2, "--roi-size 1024 1024 1024"),
+        (["--hidden-size", "1000000"], 2, "--hidden-size 1000000 --num-layers 4"),
+        (["--batch-size", "1000000000"], 2, "--batch-size 1000000000: a step takes over"),
+        (["--fold", "3"], 2, "--fold 3: needs --num-folds or --splits"),
         (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],

@@ -22,6 +22,7 @@ from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
@@ -116,13 +117,14 @@ class Evaluator:
           target (see `train.data.targets`), both on the scan's own grid.
         """
         predict = functools.partial(self._predict, variables)
+        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                restorer = self._restorer(grid)
+                restorer = restorer_of(grid, self._config.out_channels)
                 blocks = stream_logits(
                     image,
                     predict,
@@ -138,10 +140,6 @@ class Evaluator:
                     restorer.add(start, logits)
                 yield sample, restorer.labels
 
-    def _restorer(self, grid: ModelGrid) -> "Restorer | RegionRestorer":
-        number = self._config.out_channels
-        return (RegionRestorer if self._dataset.has_regions else Restorer)(grid, number)
-
     def _load(self, case: Case) -> tuple[Sample, np.ndarray, ModelGrid]:
         """Reads a case: normalized on its own grid, its image on the model's grid, and that grid.
 
@@ -153,32 +151,3 @@ class Evaluator:
         grid = self._preprocessing.grid(image, volume.spacing)
         sample = Sample(case.name, image, labels, volume.spacing)
         return sample, grid.sample_image(image), grid
-
-
-class RegionRestorer:
-    """Restores which regions hold each voxel of a scan, from blocks of the regions' logits.
-
-    A voxel is in a region if the region's linearly interpolated logit is above 0.
-
-    Args:
-      grid: the model's grid of the scan.
-      num_regions: number of regions R.
-    """
-
-    def __init__(self, grid: ModelGrid, num_regions: int):
-        # Each region is the larger one of two classes, of which the other has the logit 0.
-        self._restorers = [Restorer(grid, 2) for _ in range(num_regions)]
-
-    def add(self, start: Sequence[int], logits: np.ndarray) -> None:
-        """Restores the voxels of the scan that a block [*block, R] suffices for."""
-        for region, restorer in enumerate(self._restorers):
-            pair = np.stack([np.zeros_like(logits[..., region]), logits[..., region]], -1)
-            restorer.add(start, pair)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The sum of 2^r over the regions r of each voxel [X, Y, Z], int32."""
-        codes = np.zeros(self._restorers[0].labels.shape, np.int32)
-        for region, restorer in enumerate(self._restorers):
-            codes |= restorer.labels.astype(np.int32) << region
-        return codes
