@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from parity_tests import report
 from parity_tests.ladder import RUNGS
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.compare import Row
+from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import make_twins, precise
 from unetr_flax.weights import read_state_dict
 from unetr_flax.weights.torch_files import to_tensor

@@ -13,7 +13,7 @@ from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
-from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights import to_torch
 
@@ -48,7 +48,7 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
 
     (our_loss, updated), gradients = _value_and_gradients(loss_fn, twins, labels)
     rung = "gradients, training mode" if train else "gradients"
-    rows = [compare(rung, "loss", np.asarray(our_loss), their_loss.detach().numpy())]
+    rows = [compare_arrays(rung, "loss", np.asarray(our_loss), their_loss.detach().numpy())]
     rows += _compared_gradients(rung, twins, gradients, torch_model, x)
     if train:
         rows += statistics_rows(torch_model, updated["batch_stats"], twins)
@@ -92,7 +92,7 @@ def _compared_gradients(
 ) -> list[Row]:
     """Compares the gradients of the image and of all parameters; PyTorch's are in its tensors."""
     parameters, image = gradients
-    rows = [compare(rung, "image", channels_first(image), x.grad.numpy())]
+    rows = [compare_arrays(rung, "image", channels_first(image), x.grad.numpy())]
     # Parameters that PyTorch never applies have no gradient there, and do not exist in Flax.
     theirs = {
         name: p.grad.numpy() for name, p in torch_model.named_parameters() if p.grad is not None
@@ -102,7 +102,7 @@ def _compared_gradients(
     beside = _canceled(torch_model, twins.cfg)
     for name, gradient in theirs.items():
         scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
-        rows.append(compare(rung, name, ours[name], gradient, scale=scale))
+        rows.append(compare_arrays(rung, name, ours[name], gradient, scale=scale))
     return rows
 
 
@@ -110,7 +110,7 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
     """Compares the running statistics of both models."""
     ours = to_torch({**twins.variables, "batch_stats": batch_stats}, twins.cfg)
     return [
-        compare("running statistics", name, ours[name], value.numpy())
+        compare_arrays("running statistics", name, ours[name], value.numpy())
         for name, value in torch_model.state_dict().items()
         if name.rpartition(".")[2] in ("running_mean", "running_var")
     ]

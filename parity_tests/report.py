@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.compare import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row
 
 DTYPES = ("float64", "float32")
 

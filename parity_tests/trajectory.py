@@ -14,7 +14,7 @@ from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
 from train.step import make_train_step
-from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.twins import Twins, channels_first_tensor
 from unetr_flax.weights import to_torch
 
@@ -37,10 +37,10 @@ def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
     their_model, their_losses = _torch_steps(twins, optimizer, steps)
     variables, our_losses = _flax_steps(twins, optimizer, steps)
     rung = f"{steps} steps of {optimizer}"
-    rows = [compare(rung, "loss of every step", our_losses, their_losses)]
+    rows = [compare_arrays(rung, "loss of every step", our_losses, their_losses)]
     ours = to_torch(variables, twins.cfg)
     rows += [
-        compare(rung, name, ours[name], parameter.detach().numpy())
+        compare_arrays(rung, name, ours[name], parameter.detach().numpy())
         for name, parameter in their_model.named_parameters()
     ]
     return rows + statistics_rows(their_model, variables["batch_stats"], twins)

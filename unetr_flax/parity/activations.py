@@ -13,7 +13,7 @@ from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
-from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
@@ -51,7 +51,7 @@ def found_rows(ours: Found, theirs: Found, suffix: str = "") -> list[Row]:
     """Compares all outputs of both models; `suffix` is added to the names of the rungs."""
     assert {k: list(v) for k, v in ours.items()} == {k: list(v) for k, v in theirs.items()}
     return [
-        compare(rung + suffix, name, array, theirs[rung][name])
+        compare_arrays(rung + suffix, name, array, theirs[rung][name])
         for rung, arrays in ours.items()
         for name, array in arrays.items()
     ]

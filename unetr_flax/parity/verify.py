@@ -8,7 +8,7 @@ import numpy as np
 
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
-from unetr_flax.parity.compare import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row
 from unetr_flax.parity.twins import make_twins, precise
 
 
