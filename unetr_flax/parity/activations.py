@@ -14,7 +14,12 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.parity.rows import Row, compare_arrays
-from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
+from unetr_flax.parity.twins import (
+    Twins,
+    channels_first,
+    channels_first_tensor,
+    named_modules,
+)
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
@@ -34,6 +39,8 @@ Found = dict[str, dict[str, np.ndarray]]
 def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
+    Modules that somebody's own PyTorch model does not have are left out.
+
     Args:
       twins: both models and their image.
       mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one (only the
@@ -44,16 +51,26 @@ def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
         return forward(twins.cfg, twins.model, variables, image, mask)
 
     ours = flax_found(twins.cfg, jax.jit(evaluate)(twins.variables, twins.image))
-    return found_rows(ours, torch_found(twins, mask), "" if mask is None else ", masked")
+    suffix = "" if mask is None else ", masked"
+    return found_rows(ours, torch_found(twins, mask), suffix, own=twins.own)
 
 
-def found_rows(ours: Found, theirs: Found, suffix: str = "") -> list[Row]:
-    """Compares all outputs of both models; `suffix` is added to the names of the rungs."""
-    assert {k: list(v) for k, v in ours.items()} == {k: list(v) for k, v in theirs.items()}
+def found_rows(ours: Found, theirs: Found, suffix: str = "", *, own: bool = False) -> list[Row]:
+    """Compares all outputs of both models.
+
+    Args:
+      ours: the Flax model's.
+      theirs: the PyTorch model's.
+      suffix: added to the names of the rungs.
+      own: whether the PyTorch model is somebody's own, which may lack modules.
+    """
+    if not own:
+        assert {k: list(v) for k, v in ours.items()} == {k: list(v) for k, v in theirs.items()}
     return [
         compare_arrays(rung + suffix, name, array, theirs[rung][name])
         for rung, arrays in ours.items()
         for name, array in arrays.items()
+        if name in theirs[rung]
     ]
 
 
@@ -69,17 +86,20 @@ def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
     modules = {pair.torch_name: negative_slope(pair, cfg) for pair in by_depth(cfg)}
     names = {*modules, *attention, *torch_model.stages, torch_model.encoder, ""}
     outputs = _outputs(twins, mask, names)
-    skips = torch_model.features(outputs[torch_model.encoder], cfg)
+    skips = []
+    if torch_model.encoder in outputs:
+        skips = torch_model.features(outputs[torch_model.encoder], cfg)
     return {
         "activations": {
             name: np.where(outputs[name] > 0, outputs[name], slope * outputs[name])
             for name, slope in modules.items()
+            if name in outputs
         },
         "skip features": {
-            f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)
+            f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=bool(skips))
         },
-        "attention maps": {name: outputs[key] for key, name in attention.items()},
-        "decoder stages": {name: outputs[name] for name in torch_model.stages},
+        "attention maps": {n: outputs[key] for key, n in attention.items() if key in outputs},
+        "decoder stages": {n: outputs[n] for n in torch_model.stages if n in outputs},
         "logits": {"logits": outputs[""]},
     }
 
@@ -88,7 +108,7 @@ def _outputs(twins: Twins, mask: np.ndarray | None, names: set[str]) -> dict[str
     """Evaluates the PyTorch model and returns outputs of modules by name; "" is the whole model."""
     outputs: dict[str, Any] = {}
     handles = []
-    for name, module in twins.torch_model.named_modules():
+    for name, module in named_modules(twins.torch_model, twins.prefix):
         if name in names:
 
             def keep(module, args, output, name=name):

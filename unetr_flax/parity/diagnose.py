@@ -1,7 +1,9 @@
 """Diagnosis of a comparison that does not hold: which modules differ, and why."""
 
+import copy
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,12 @@ from unetr_flax.parity.record import Recording, record
 from unetr_flax.parity.sites import Site, find_sites
 from unetr_flax.parity.twins import Twins, channels_first
 from unetr_flax.weights import to_torch
+
+# Names of the two models in findings.
+SIDES = ("Flax", "PyTorch")
+
+# PyTorch's default weight of a batch's statistics.
+BATCH_NORM_MOMENTUM = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +58,62 @@ class Finding:
 
 
 def diagnose(
-    twins: Twins, mask: np.ndarray | None = None, *, sides: tuple[str, str] = ("Flax", "PyTorch")
+    twins: Twins,
+    mask: np.ndarray | None = None,
+    *,
+    train: bool = False,
+    sides: tuple[str, str] = SIDES,
 ) -> list[Finding]:
     """Compares both models module by module on equal inputs, and names the causes.
 
     Args:
       twins: both models; call within `precise()`.
       mask: boolean attention mask [B, H, N, N], if both take one.
+      train: whether both run in training mode, without dropout; running statistics are compared
+        then, too.
       sides: names of the two models in the findings.
 
     Returns:
       The modules that differ by themselves, in forward order.
     """
     state = to_torch(twins.variables, twins.cfg)
-    theirs = record(twins.torch_model, twins.cfg, twins.image, mask)
-    ours, _ = run_forced(twins, theirs, mask)
+    if train:
+        # The running statistics of the copy change.
+        model = copy.deepcopy(twins.torch_model).train()
+        twins = dataclasses.replace(twins, torch_model=model)
+    theirs = record(twins, mask)
+    ours, statistics = run_forced(twins, theirs, mask, train=train)
     image = channels_first(twins.image)
-    sites = find_sites(twins.cfg, image, ours, theirs, state, mask=mask)
+    sites = list(find_sites(twins.cfg, image, ours, theirs, state, mask=mask, train=train))
+    if train:
+        sites += _statistics_sites(twins, theirs, state, statistics)
     findings = explain_sites(sites, twins.dtype, sides) + _not_run(twins, theirs, sides[1])
     order = _forward_order(twins.cfg)
     return sorted(findings, key=lambda finding: order.get(finding.name, len(order)))
+
+
+def _statistics_sites(
+    twins: Twins, theirs: Recording, state: dict[str, np.ndarray], statistics: Any
+) -> list[Site]:
+    """Makes the sites of the running statistics after one batch."""
+    ours = to_torch({**twins.variables, "batch_stats": statistics}, twins.cfg)
+    after = {n: v.numpy() for n, v in twins.torch_model.state_dict().items()}
+    sites = []
+    for path, place in find_places(twins.cfg)[0].items():
+        names = [f"{place.name}.running_{kind}" for kind in ("mean", "var")]
+        if path in theirs.inputs and all(twins.prefix + name in after for name in names):
+            mean, var = (state[name] for name in names)
+            arrays = {"x": theirs.inputs[path], "mean": mean, "var": var}
+            values = [np.stack([of[name] for name in names]) for of in (ours, _bare(after, twins))]
+            right = {"momentum": BATCH_NORM_MOMENTUM}
+            sites.append(
+                Site(place.name, "running statistics", "running_statistics", arrays, right, *values)
+            )
+    return sites
+
+
+def _bare(state: dict[str, np.ndarray], twins: Twins) -> dict[str, np.ndarray]:
+    return {name.removeprefix(twins.prefix): value for name, value in state.items()}
 
 
 def _not_run(twins: Twins, theirs: Recording, side: str) -> list[Finding]:
@@ -101,8 +145,28 @@ def _forward_order(cfg: UNETRConfig) -> dict[str, int]:
     return order
 
 
+def told(findings: list[Finding]) -> list[str]:
+    """Puts findings into lines, modules of the same cause into one, in forward order."""
+    groups: dict[tuple[str, str | None], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.what, finding.cause) if finding.cause else (finding.name, finding.numbers)
+        groups.setdefault(key, []).append(finding)
+    lines = []
+    for first, *others in groups.values():
+        line = str(first)
+        if others:
+            names = _listed([finding.name for finding in others])
+            line += f"; the same in {len(others)} more: {names}"
+        lines.append(line)
+    return lines
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])}, ..."
+
+
 def explain_sites(
-    sites: Iterable[Site], dtype: str, sides: tuple[str, str] = ("Flax", "PyTorch")
+    sites: Iterable[Site], dtype: str, sides: tuple[str, str] = SIDES
 ) -> list[Finding]:
     """Explains those of the sites whose two values differ.
 

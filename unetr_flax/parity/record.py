@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.parity.places import EMBEDDING, Place, find_places, from_torch_output
-from unetr_flax.parity.twins import channels_first_tensor
+from unetr_flax.parity.places import EMBEDDING, find_places, from_torch_output
+from unetr_flax.parity.twins import Twins, channels_first_tensor, named_modules
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import module_pairs
 
@@ -34,18 +34,14 @@ class Recording:
     logits: np.ndarray
 
 
-def record(
-    model: torch.nn.Module, cfg: UNETRConfig, image: np.ndarray, mask: np.ndarray | None = None
-) -> Recording:
-    """Runs a PyTorch model and records its modules.
+def record(twins: Twins, mask: np.ndarray | None = None) -> Recording:
+    """Runs the PyTorch model and records its modules; those that it has not are left out.
 
     Args:
-      model: a model whose modules have the names of the configuration's family; those that it has
-        not are left out.
-      cfg: the configuration.
-      image: [B, *img_size, in_channels].
-      mask: boolean attention mask [B, H, N, N], if the model takes one.
+      twins: both models and their image.
+      mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one.
     """
+    cfg = twins.cfg
     leaves, blocks = find_places(cfg)
     facts = family_of(cfg).torch_model
     places = {**leaves, **blocks}
@@ -58,8 +54,8 @@ def record(
     names = {name for place in places.values() for name in place.torch}
     names |= {embedding, facts.encoder, "", *attention.values()}
     options = {} if mask is None else {"mask": torch.from_numpy(mask)}
-    with torch.no_grad(), _hooks(model, names) as (inputs, outputs):
-        model(channels_first_tensor(image), **options)
+    with torch.no_grad(), _hooks(twins, names) as (inputs, outputs):
+        twins.torch_model(channels_first_tensor(twins.image), **options)
     found = Recording({}, {}, None, {}, outputs[""])
     for path, place in places.items():
         if all(name in outputs for name in place.torch):
@@ -86,14 +82,12 @@ def _last_stream(found: Recording, encoded: Any, cfg: UNETRConfig) -> np.ndarray
 
 
 @contextlib.contextmanager
-def _hooks(
-    model: torch.nn.Module, names: set[str]
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+def _hooks(twins: Twins, names: set[str]) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
     """Records the first inputs and the outputs of the modules of these names while entered."""
     inputs: dict[str, np.ndarray] = {}
     outputs: dict[str, Any] = {}
     handles = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(twins.torch_model, twins.prefix):
         if name not in names:
             continue
 
@@ -119,8 +113,3 @@ def copied(output: Any) -> Any:
     if isinstance(output, (list, tuple)):
         return [copied(part) for part in output]
     return output
-
-
-def torch_name(places: dict[str, Place], path: str) -> str:
-    """Returns the PyTorch name of a path for reports."""
-    return places[path].name if path in places else path.replace("/", ".")

@@ -9,6 +9,7 @@ from unetr_flax.parity.causes.image import IMAGE
 from unetr_flax.parity.causes.joins import CONCATENATION, DIRECT, FEATURES, MIDDLE, STREAM
 from unetr_flax.parity.causes.linear import LINEAR, PROJECTION, QKV
 from unetr_flax.parity.causes.norm import CHANNEL_NORM, LAYER_NORM
+from unetr_flax.parity.causes.training import ADAM_STEP, LOSS, RUNNING_STATISTICS, SGD_STEP
 
 DEFINITIONS: dict[str, Definition] = {
     "image": IMAGE,
@@ -30,4 +31,8 @@ DEFINITIONS: dict[str, Definition] = {
     "residual_end": RESIDUAL_END,
     "concatenation": CONCATENATION,
     "logits": LOGITS,
+    "running_statistics": RUNNING_STATISTICS,
+    "loss": LOSS,
+    "adam_step": ADAM_STEP,
+    "sgd_step": SGD_STEP,
 }
