@@ -25,6 +25,9 @@ LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
 WEIGHT_DECAY = 0.05
 MOMENTUM = 0.9
 
+# Arrays by PyTorch's names.
+Named = dict[str, np.ndarray]
+
 
 def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
     """Compares the losses of all steps, and parameters and running statistics after the last.
@@ -44,6 +47,21 @@ def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
         for name, parameter in their_model.named_parameters()
     ]
     return rows + statistics_rows(their_model, variables["batch_stats"], twins)
+
+
+def first_steps(twins: Twins, optimizer: str) -> tuple[Named, Named, Named, Named]:
+    """Takes one step with both models; returns the parameters by PyTorch's names.
+
+    Returns:
+      The parameters before the step, PyTorch's gradients, and the parameters after the Flax
+      model's and after PyTorch's step.
+    """
+    before = {n: p.detach().numpy().copy() for n, p in twins.torch_model.named_parameters()}
+    model, _ = _torch_steps(twins, optimizer, 1)
+    variables, _ = _flax_steps(twins, optimizer, 1)
+    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    theirs = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    return before, gradients, to_torch(variables, twins.cfg), theirs
 
 
 def _torch_steps(twins: Twins, optimizer: str, steps: int) -> tuple[torch.nn.Module, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Finding:
     def __str__(self) -> str:
         name = f"{self.name}, {self.what}" if self.what else self.name
         told = f"{name}: differs by {self.difference:.1e}"
+        if self.difference == float("inf"):
+            told = f"{name}: another shape"
         if self.difference != self.difference:
             return f"{name}: not compared, {self.numbers}"
         if self.cause is None:
@@ -185,8 +187,10 @@ def explain_sites(
         if difference <= EXPLAINED[dtype]:
             continue
         definition = DEFINITIONS[site.kind]
-        arrays = {k: torch.from_numpy(np.array(a)) for k, a in site.arrays.items()}
-        readings = [read(definition, arrays, site.right, v, dtype) for v in (ours, theirs)]
+        readings = [
+            read(definition, _tensors(arrays), site.right, value, dtype)
+            for arrays, value in (({**site.arrays, **site.own}, ours), (site.arrays, theirs))
+        ]
         if all(reading is not None and not reading.text for reading in readings):
             # Both computed it as defined, but from values that already differ.
             continue
@@ -203,6 +207,10 @@ def explain_sites(
             )
         )
     return findings
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def _told(readings: list[Reading | None], sides: tuple[str, str]) -> tuple[str | None, float]:

@@ -32,6 +32,7 @@ class Site:
       right: settings of the definition that the configuration asks for.
       ours: the Flax model's value.
       theirs: the PyTorch model's value.
+      own: the Flax model's inputs, where they differ from those in `arrays`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Site:
     right: Mapping[str, Any]
     ours: np.ndarray
     theirs: np.ndarray
+    own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

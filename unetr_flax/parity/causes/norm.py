@@ -126,8 +126,18 @@ CHANNEL_NORM = Definition(
     (
         *EPSILONS,
         *ACTIVATIONS,
-        Cause("statistics", "own", "the batch's own statistics (training mode left on)"),
-        Cause("statistics", "running", "the running statistics (evaluation mode)"),
+        Cause(
+            "statistics",
+            "own",
+            "the batch's own statistics (training mode left on)",
+            instead="the batch's own ones",
+        ),
+        Cause(
+            "statistics",
+            "running",
+            "the running statistics (evaluation mode)",
+            instead="the running ones",
+        ),
         Cause("statistics", "initial", "initial running statistics (the checkpoint's are stale)"),
         *DETAILS,
         Cause("norm", "instance", "instance norm"),
