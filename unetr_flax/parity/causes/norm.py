@@ -6,7 +6,7 @@ from unetr_flax.parity.causes.activation import ACTIVATIONS, activate
 from unetr_flax.parity.causes.explain import Arrays, Cause, Definition
 
 EPSILONS = tuple(
-    Cause("epsilon", value, f"epsilon {value:g}") for value in (1e-6, 1e-5, 1e-12, 1e-8, 1e-3, 0.0)
+    Cause("epsilon", value, f"epsilon {value:g}") for value in (1e-6, 1e-5, 1e-12, 1e-8, 1e-3)
 )
 DETAILS = (
     Cause("variance", "unbiased", "the unbiased variance"),

@@ -138,9 +138,7 @@ def sgd_step(
         gradient = gradient + weight_decay * parameter
     velocity = (1 - dampening) * gradient
     change = gradient + momentum * velocity if nesterov else velocity
-    rate = learning_rates[step]
-    change = -rate * change
-    return change - rate * weight_decay * parameter if decay == "decoupled" else change
+    return -learning_rates[step] * change
 
 
 def _clipped(gradient: torch.Tensor, arrays: Arrays, clip: float | None, how: str) -> torch.Tensor:
@@ -214,13 +212,12 @@ ADAM_STEP = Definition(
         ),
         *RATES,
         *CLIPS,
-        *(Cause("betas", b, f"betas {b}") for b in ((0.9, 0.999), (0.9, 0.95), (0.9, 0.99))),
     ),
 )
 SGD_STEP = Definition(
     sgd_step,
     (
-        *DECAYS[:3],
+        Cause("decay", "none", "no weight decay"),
         *RATES,
         *CLIPS,
         Cause("nesterov", True, "Nesterov's momentum"),
