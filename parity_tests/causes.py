@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from parity_tests import configs
+from parity_tests.gradients import backward_findings
 from parity_tests.ladder import random_mask
 from parity_tests.planted_errors import PLANTED_ERRORS, PlantedError
 from parity_tests.torch_errors import TORCH_ERRORS, TorchError
@@ -130,6 +131,9 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
             findings = diagnose(twins[dtype], random_mask(twins[dtype]))
         elif rungs & TRAINING:
             findings = diagnose(twins[dtype], train=True)
+            findings = findings or backward_findings(twins[dtype], train=True)
+        elif "gradients" in rungs:
+            findings = backward_findings(twins[dtype], train=False)
         elif any(rung.endswith("of adamw") for rung in rungs):
             findings = step_findings(twins[dtype])
         else:

@@ -36,6 +36,32 @@ def explain_loss(
     return explain_sites([site], values[1].dtype.name, sides)
 
 
+def explain_gradients(
+    ours: Named,
+    theirs: Named,
+    *,
+    negligible: float = 0.0,
+    sides: tuple[str, str] = SIDES,
+) -> list[Finding]:
+    """Explains the difference of two gradients of the same loss.
+
+    A gradient that differs by a factor, is zero or lies in another order is told as such; the
+    names are those of parameters, the last ones first, as a backward pass reaches them.
+
+    Args:
+      ours: gradients by name.
+      theirs: the others.
+      negligible: gradients of this size or smaller are rounding and left out.
+      sides: names of the two.
+    """
+    sites = [
+        Site(name, "gradient", "gradient", {"x": theirs[name]}, {}, ours[name], theirs[name])
+        for name in reversed(list(theirs))
+        if np.abs(theirs[name]).max() > negligible or np.abs(ours[name]).max() > negligible
+    ]
+    return explain_sites(sites, next(iter(theirs.values())).dtype.name, sides)
+
+
 def explain_step(
     optimizer: str,
     before: Named,

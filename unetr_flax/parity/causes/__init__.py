@@ -10,7 +10,7 @@ from unetr_flax.parity.causes.joins import CONCATENATION, DIRECT, FEATURES, MIDD
 from unetr_flax.parity.causes.linear import LINEAR, PROJECTION, QKV
 from unetr_flax.parity.causes.norm import CHANNEL_NORM, LAYER_NORM
 from unetr_flax.parity.causes.training import ADAM_STEP, LOSS, RUNNING_STATISTICS, SGD_STEP
-from unetr_flax.parity.causes.value import VALUE
+from unetr_flax.parity.causes.value import GRADIENT, VALUE
 
 DEFINITIONS: dict[str, Definition] = {
     "image": IMAGE,
@@ -34,6 +34,7 @@ DEFINITIONS: dict[str, Definition] = {
     "logits": LOGITS,
     "running_statistics": RUNNING_STATISTICS,
     "value": VALUE,
+    "gradient": GRADIENT,
     "loss": LOSS,
     "adam_step": ADAM_STEP,
     "sgd_step": SGD_STEP,

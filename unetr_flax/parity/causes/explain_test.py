@@ -139,6 +139,7 @@ EXAMPLES = {
     ],
     "logits": [({"x": cube(3)}, {"activation": "none"})],
     "value": [({"x": normal(*shape)}, {}) for shape in ((4,) * 2, (4,) * 3, (4,) * 4, (4,) * 5)],
+    "gradient": [({"x": normal(*shape)}, {}) for shape in ((4,) * 2, (4,) * 3, (4,) * 4, (4,) * 5)],
     "running_statistics": [
         ({"x": cube(16), "mean": CHANNELS["mean"], "var": CHANNELS["var"]}, {"momentum": momentum})
         for momentum in (0.1, 0.2)
@@ -153,6 +154,7 @@ EXAMPLES = {
                 "clip": clip,
                 "epsilon": 1e-3,
                 "decay": decay,
+                "clip_epsilon": 1e-6 * (decay == "coupled"),
             },
         )
         for clip, decay in itertools.product((1e-3, 20.0), ("decoupled", "coupled"))
@@ -165,8 +167,10 @@ EXAMPLES = {
                 "weight_decay": 0.05,
                 "momentum": 0.9,
                 "clip": 0.1,
+                "clip_epsilon": epsilon,
             },
         )
+        for epsilon in (0.0, 1e-6)
     ],
 }
 

@@ -79,6 +79,7 @@ def adam_step(
     epsilon_place: str = "after the root",
     clip: float | None = None,
     clipped: str = "by the global norm",
+    clip_epsilon: float = 0.0,
 ) -> torch.Tensor:
     """Computes the change of a parameter in the first step of AdamW (Loshchilov & Hutter 2019).
 
@@ -95,9 +96,10 @@ def adam_step(
       epsilon_place: "after the root", "inside the root", or "before the correction".
       clip: largest norm of all gradients, None for no limit.
       clipped: "by the global norm", "by each norm", "by value" or "not".
+      clip_epsilon: number added to the norm; 1e-6 in PyTorch's `clip_grad_norm_`.
     """
     parameter, gradient = arrays["parameter"], arrays["gradient"]
-    gradient = _clipped(gradient, arrays, clip, clipped)
+    gradient = _clipped(gradient, arrays, clip, clipped, clip_epsilon)
     if decay == "coupled":
         gradient = gradient + weight_decay * parameter
     first, second = (1 - betas[0]) * gradient, (1 - betas[1]) * gradient**2
@@ -130,10 +132,11 @@ def sgd_step(
     decay: str = "coupled",
     clip: float | None = None,
     clipped: str = "by the global norm",
+    clip_epsilon: float = 0.0,
 ) -> torch.Tensor:
     """Computes the change of a parameter in the first step of SGD; arguments as in `adam_step`."""
     parameter, gradient = arrays["parameter"], arrays["gradient"]
-    gradient = _clipped(gradient, arrays, clip, clipped)
+    gradient = _clipped(gradient, arrays, clip, clipped, clip_epsilon)
     if decay == "coupled":
         gradient = gradient + weight_decay * parameter
     velocity = (1 - dampening) * gradient
@@ -141,13 +144,15 @@ def sgd_step(
     return -learning_rates[step] * change
 
 
-def _clipped(gradient: torch.Tensor, arrays: Arrays, clip: float | None, how: str) -> torch.Tensor:
+def _clipped(
+    gradient: torch.Tensor, arrays: Arrays, clip: float | None, how: str, epsilon: float
+) -> torch.Tensor:
     if clip is None or how == "not":
         return gradient
     if how == "by value":
         return gradient.clamp(-clip, clip)
     norm = arrays["norm"] if how == "by the global norm" else gradient.norm()
-    return gradient * (clip / norm).clamp(max=1.0)
+    return gradient * (clip / (norm + epsilon)).clamp(max=1.0)
 
 
 RATES = (
@@ -158,6 +163,8 @@ CLIPS = (
     Cause("clipped", "not", "gradients not clipped"),
     Cause("clipped", "by each norm", "each gradient clipped by its own norm"),
     Cause("clipped", "by value", "gradients clipped by value"),
+    Cause("clip_epsilon", 1e-6, "1e-06 added to the norm before clipping"),
+    Cause("clip_epsilon", 0.0, "nothing added to the norm before clipping"),
     *(
         Cause("clip", limit, f"gradients clipped to norm {limit:g}")
         for limit in (1.0, 0.5, 5.0, 10.0)

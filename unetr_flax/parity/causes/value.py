@@ -22,7 +22,7 @@ def value(
       axes: order of its axes.
       reversed_along: axis that runs backwards.
       halves_along: axis whose two halves change places.
-      added: "nothing", or "one".
+      added: "nothing", "one", or "its negative" (which leaves zero).
     """
     x = arrays["x"]
     if axes is not None:
@@ -36,19 +36,24 @@ def value(
         x = x.flip(reversed_along)
     if halves_along is not None:
         x = x.roll(x.shape[halves_along] // 2, halves_along)
-    return x + 1 if added == "one" else x
+    return x + {"nothing": 0, "one": 1}[added] if added != "its negative" else 0 * x
 
 
-VALUE = Definition(
+CHANGES = (
+    *(
+        Cause("axes", order, f"axes in the order {order}")
+        for rank in (2, 3, 4, 5)
+        for order in list(itertools.permutations(range(rank)))[1:]
+    ),
+    *(Cause("reversed_along", axis, f"axis {axis} reversed") for axis in range(5)),
+    *(Cause("halves_along", axis, f"halves of axis {axis} exchanged") for axis in range(5)),
+    Cause("added", "one", "one added"),
+)
+VALUE = Definition(value, (*CHANGES, Cause("added", "its negative", "zero throughout")))
+GRADIENT = Definition(
     value,
     (
-        *(
-            Cause("axes", order, f"axes in the order {order}")
-            for rank in (2, 3, 4, 5)
-            for order in list(itertools.permutations(range(rank)))[1:]
-        ),
-        *(Cause("reversed_along", axis, f"axis {axis} reversed") for axis in range(5)),
-        *(Cause("halves_along", axis, f"halves of axis {axis} exchanged") for axis in range(5)),
-        Cause("added", "one", "one added"),
+        Cause("added", "its negative", "no gradient at all (the parameter is frozen or detached)"),
+        *CHANGES,
     ),
 )
