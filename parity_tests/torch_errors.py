@@ -232,6 +232,21 @@ def _in_float32(path: str, dtype: torch.dtype = torch.float32) -> Callable[[Any]
     return lambda model: _forward(model.get_submodule(path), forward)
 
 
+def _rounded_products(path: str, precision: str) -> Callable[[Any], None]:
+    """Rounds the operands of a linear map, as fast units of processors do."""
+
+    def rounded(x):
+        if precision == "bfloat16":
+            return x.bfloat16().to(x.dtype)
+        mantissa, exponent = torch.frexp(x.float())
+        return torch.ldexp((mantissa * 2**11).round(), exponent - 11).to(x.dtype)
+
+    def forward(self, x):
+        return F.linear(rounded(x), rounded(self.weight), self.bias)
+
+    return lambda model: _forward(model.get_submodule(path), forward)
+
+
 def _hidden_one_early(output):
     last, hidden = output
     return last, [hidden[0], *hidden[:-1]]
@@ -485,6 +500,18 @@ TORCH_ERRORS = tuple(
             _R,
             _in_float32(f"{MLP}.0", torch.bfloat16),
             f"{MLP}.0: computed in bfloat16",
+        ),
+        (
+            "products of TF32 numbers",
+            _R,
+            _rounded_products(f"{MLP}.0", "tf32"),
+            f"{MLP}.0: products of TF32 or float16 numbers",
+        ),
+        (
+            "products of bfloat16 numbers",
+            _R,
+            _rounded_products(f"{MLP}.0", "bfloat16"),
+            f"{MLP}.0: products of bfloat16 numbers",
         ),
         (
             "epsilon and GELU at once",
