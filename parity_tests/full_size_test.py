@@ -71,7 +71,7 @@ def test_the_article_s_transformer_at_224():
     with torch.no_grad():
         features = encoder["transformer"](encoder["embedding"](channels_first_tensor(image)))
     with precise():
-        skips = jax.jit(VisionTransformer(cfg).apply)({"params": params}, image)
+        skips, _ = jax.jit(VisionTransformer(cfg).apply)({"params": params}, image)
     assert [tuple(feature.shape) for feature in features] == [(1, 2744, 768)] * 4
     assert_rows(
         [

@@ -1,9 +1,7 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +16,10 @@ from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import LOSSES
+from train.losses import Loss, make_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
-from train.run_dir import OptionError, refuse_taken, resume_command, run_file, write_run_file
+from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
 from train.state import abstract_state, create_state
 from train.step import abstract_batch, make_train_step
 from train.task import Task, prepare
@@ -40,8 +38,8 @@ def run(cfg: Config) -> bool:
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
-      train.data.decathlon.BadCasesError: if files of the data cannot be trained on.
-      train.data.decathlon.DataError: if the data set as a whole cannot be read.
+      train.data.dataset.BadCasesError: if files of the data cannot be trained on.
+      train.data.dataset.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
     """
     refuse_wrong_convolutions(cfg.model.dtype)
@@ -50,14 +48,13 @@ def run(cfg: Config) -> bool:
             f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
             f"{jax.device_count()}"
         )
-    if not cfg.run.resume:
-        distributed.run_on_main(lambda: refuse_taken(cfg.out))
-    with _phantoms_removed_on_failure(cfg):
+    with ExitStack() as stack:
+        distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-    return _train(cfg, task)
+        return _train(cfg, task)
 
 
 def _train(cfg: Config, task: Task) -> bool:
@@ -67,22 +64,38 @@ def _train(cfg: Config, task: Task) -> bool:
         cfg.steps_per_epoch(len(task.train_samples)), training.epochs, training.eval_every
     )
     learning_rate = learning_rate_schedule(
-        training.learning_rate, schedule.total_steps, training.warmup_fraction
+        training.learning_rate, schedule.total_steps, training.warmup_fraction, training.schedule
     )
     tx = make_optimizer(
-        learning_rate, weight_decay=training.weight_decay, clip_norm=training.clip_norm
+        learning_rate,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        layer_decay=training.layer_decay,
     )
-    model = UNETR(task.model_config, dtype=jnp.dtype(cfg.model.dtype), jit_blocks=True)
+    model = UNETR(
+        task.model_config,
+        dtype=jnp.dtype(cfg.model.dtype),
+        jit_blocks=True,
+        stochastic_depth=training.stochastic_depth,
+    )
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
-    abstract = abstract_state(model, tx, replicated)
+    averaged = training.ema_decay > 0
+    abstract = abstract_state(model, tx, replicated, averaged=averaged)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
     train_step = compile_in_background(
-        make_train_step(model, tx, LOSSES[training.loss], replicated),
+        make_train_step(
+            model,
+            tx,
+            _loss(cfg),
+            replicated,
+            accumulate=training.accumulate,
+            ema_decay=training.ema_decay,
+        ),
         abstract,
         abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
     )
-    evaluator = Evaluator(model, task.val_cases, task.preprocessing, training.overlap)
+    evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
         AUGMENTATIONS[training.augmentation](task.model_config.img_size),
@@ -94,7 +107,7 @@ def _train(cfg: Config, task: Task) -> bool:
     try:
         progress = Progress()
         if checkpoints.last_step is None:
-            state = create_state(model, tx, training.seed, replicated)
+            state = create_state(model, tx, training.seed, replicated, averaged=averaged)
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
@@ -145,13 +158,14 @@ def _train(cfg: Config, task: Task) -> bool:
         checkpoints.close()
 
 
-@contextmanager
-def _phantoms_removed_on_failure(cfg: Config) -> Iterator[None]:
-    """Removes the phantoms of a run that fails before it has a run.json."""
-    try:
-        yield
-    except BaseException:
-        made_here = cfg.data.data is None and not run_file(cfg.out).exists()
-        if made_here and distributed.is_main():
-            shutil.rmtree(cfg.out / "data", ignore_errors=True)
-        raise
+def _loss(cfg: Config) -> Loss:
+    options = cfg.loss
+    return make_loss(
+        options.loss,
+        include_background=not options.exclude_background,
+        squared_pred=options.squared_pred,
+        batch=options.batch_dice,
+        smooth_nr=options.smooth_nr,
+        smooth_dr=options.smooth_dr,
+        class_weights=options.class_weights,
+    )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
+from unetr_flax.commands.encoders import read_encoder, read_target
 from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model, read_preprocessing
 from unetr_flax.commands.told import Told
 from unetr_flax.weights import (
@@ -37,6 +38,14 @@ class ConvertOptions:
     """btcv, spleen, hippocampus or a JSON file: what is done to a scan before the model, stored in
     the model folder for `unetr predict`."""
 
+    encoder_for: Path | None = None
+    """A model folder, or the JSON of a configuration: IN is a pretrained vision transformer, and
+    OUT becomes this model with its encoder. All other weights are the folder's, or random."""
+
+    encoder_img_size: tuple[int, ...] | None = None
+    """Voxels per axis of the window that the encoder was trained with; required unless the number
+    of its patches tells it."""
+
     overwrite: bool = False
     """Whether to replace OUT if it is there."""
 
@@ -51,7 +60,8 @@ def convert(
 
     Files of torch.save and safetensors are read, of this project's reference, of MONAI's UNETR
     from 0.7 on, and of github.com/tamasino52/UNETR, with any prefix that a wrapper such as DDP,
-    Lightning or torch.compile leaves. Nothing in a file is ever executed.
+    Lightning or torch.compile leaves. Nothing in a file is ever executed. With --encoder-for, IN
+    is a ViT, ViTAutoEnc or MaskedAutoEncoderViT of MONAI, or one of SelfMedMAE.
 
     Args:
       source: PyTorch file, or model folder.
@@ -63,12 +73,14 @@ def convert(
         raise CheckpointError(f"{target}: is there already; --overwrite replaces it")
     if output.monai is not None and output.to != "torch":
         raise CheckpointError("--monai: only with --to torch")
+    if output.encoder_img_size is not None and output.encoder_for is None:
+        raise CheckpointError("--encoder-img-size: only with --encoder-for")
     if output.preprocessing is not None and output.to != "flax":
         raise CheckpointError("--preprocessing: only for a model folder, not with --to torch")
     preprocessing = (
         None if output.preprocessing is None else read_preprocessing(output.preprocessing)
     )
-    model = load_model(source, told)
+    model = load_model(source, told) if output.encoder_for is None else _model(source, output, told)
     cfg, variables = model.cfg, model.variables
     if output.resize_to is not None:
         cfg, variables = resize_position_embedding(cfg, variables, output.resize_to)
@@ -87,6 +99,30 @@ def convert(
         metadata = {CONFIG_METADATA: json.dumps(cfg.to_dict())}
         write_state_dict(target, state_dict, metadata)
     print(f"{target}: written")
+
+
+def _model(source: Path, output: ConvertOptions, told: Told) -> Model:
+    """Makes the model of --encoder-for with the encoder in `source`, and prints what became of it.
+
+    Raises:
+      CheckpointError: if the encoder does not fit, or options are given that tell of whole models.
+    """
+    if dataclasses.replace(told, ignore=()) != Told():
+        raise CheckpointError("--encoder-for: tells all of the model, of the options --ignore goes")
+    assert output.encoder_for is not None
+    cfg, variables, preprocessing = read_target(output.encoder_for)
+    variables, transfer = read_encoder(source, cfg, variables, output.encoder_img_size, told.ignore)
+    print(transfer.describe())
+    return Model(
+        cfg,
+        variables,
+        file_weights=None,
+        held=None,
+        dropped=[],
+        cube_assumed=False,
+        preprocessing=preprocessing,
+        provenance={"encoder": source.name, "model": output.encoder_for.name},
+    )
 
 
 def describe(model: Model) -> str:

@@ -219,3 +219,37 @@ def test_preprocessing_is_stored_in_the_folder(monkeypatch, says, tmp_path, file
     line = says("convert", folder, tmp_path / "a.pt", "--to", "torch", "--preprocessing", told)
     assert "--preprocessing: only for a model folder, not with --to torch" in line
     assert not out.exists()
+
+
+def test_a_pretrained_encoder_becomes_that_of_a_model(monkeypatch, capsys, says, tmp_path):
+    variables = random_variables(MONAI)
+    weights = to_torch(variables, MONAI)
+    encoder = tmp_path / "encoder.pt"
+    torch.save(
+        {
+            "state_dict": {
+                f"module.{key.removeprefix('vit.')}": torch.tensor(value)
+                for key, value in weights.items()
+                if key.startswith("vit.")
+            }
+        },
+        encoder,
+    )
+    config, folder = tmp_path / "config.json", tmp_path / "model"
+    config.write_text(json.dumps(MONAI.to_dict()))
+    assert run(monkeypatch, "convert", encoder, folder, "--encoder-for", config) == 0
+    assert "137 keys loaded, 0 skipped, 0 resized" in capsys.readouterr().out
+    cfg, loaded = load_pretrained(folder)
+    assert cfg == MONAI
+    assert_equal(loaded["params"]["encoder"], variables["params"]["encoder"])
+    assert read_metadata(folder)["provenance"] == {"encoder": "encoder.pt", "model": "config.json"}
+
+    again = tmp_path / "again"  # a folder gives its other weights, too
+    assert run(monkeypatch, "convert", encoder, again, "--encoder-for", folder) == 0
+    assert_equal(load_pretrained(again)[1], loaded)
+    out = tmp_path / "out"
+    assert "--ignore goes" in says("convert", encoder, out, "--encoder-for", folder, *TOLD)
+    assert "cannot be read" in says("convert", encoder, out, "--encoder-for", tmp_path / "none")
+    assert "must be a model folder or" in says("convert", encoder, out, "--encoder-for", encoder)
+    assert "only with --encoder-for" in says("convert", encoder, out, "--encoder-img-size", "32")
+    assert not out.exists()

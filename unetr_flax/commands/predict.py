@@ -84,22 +84,36 @@ def _find_cases(
     from unetr_flax.commands.parts import find_part, take_part
     from unetr_flax.imaging.case_files import find_cases
     from unetr_flax.imaging.file_grid import NIFTI_ENDINGS
+    from unetr_flax.imaging.scan import SCAN_ENDINGS
     from unetr_flax.inference.outputs import CaseOutputs
     from unetr_flax.inference.pipeline import Case
 
-    found = find_cases(source, channels)
+    # Results of an earlier run in a folder below the scans are no scans.
+    found = find_cases(source, channels, except_below=target)
     if target.name.lower().endswith(NIFTI_ENDINGS) and not target.is_dir():
         if len(found) > 1:
             raise ValueError(f"{target}: must be a folder, {source} has {len(found)} cases")
-        return [Case(found[0].name, found[0], CaseOutputs(target))]
-    if target.exists() and not target.is_dir():
+        return _checked([Case(found[0].name, found[0], CaseOutputs(target))])
+    if not target.is_dir() and (target.exists() or target.name.lower().endswith(SCAN_ENDINGS)):
         raise ValueError(f"{target}: must be a folder, or end in {' or '.join(NIFTI_ENDINGS)}")
+    cases = _checked(
+        [Case(case.name, case, CaseOutputs(target / f"{case.name}.nii.gz")) for case in found]
+    )
     part = find_part(given_part)
-    if part is not None:
-        number, parts, origin = part
-        console.say(f"part {number} of {parts} ({origin})")
-        found = take_part(found, number, parts)
-    return [Case(case.name, case, CaseOutputs(target / f"{case.name}.nii.gz")) for case in found]
+    if part is None:
+        return cases
+    number, parts, origin = part
+    console.say(f"part {number} of {parts} ({origin})")
+    return take_part(cases, number, parts)
+
+
+def _checked(cases: "list[Case]") -> "list[Case]":
+    """Returns cases; raises if a label map would take the place of a scan."""
+    scans = {image.resolve() for case in cases for image in case.files.images}
+    for case in cases:
+        if case.outputs.labels.resolve() in scans:
+            raise ValueError(f"{case.outputs.labels}: is a scan of the input, must be elsewhere")
+    return cases
 
 
 def _segment(

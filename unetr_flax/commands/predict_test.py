@@ -302,7 +302,25 @@ def test_what_cannot_be_started_is_one_line(run, refuses, model, scans, tmp_path
     (tmp_path / "file").write_text("")
     assert "must be a folder, or end in" in refuses(model, scan, tmp_path / "file")
     assert "file" in refuses(model, scan, tmp_path / "file" / "below")
+    assert "must be a folder, or end in" in refuses(model, scan, tmp_path / "labels.nrrd")
+    assert "none.nii: no such file or folder" in refuses(model, tmp_path / "none.nii", scan)
     assert not out.exists()
+
+
+def test_label_maps_never_take_the_place_of_scans(run, refuses, model, scans):
+    before = {path: path.read_bytes() for path in scans.rglob("*.*")}
+    (scans / "link").symlink_to(scans / "p1")
+    for source, target in (
+        (scans, scans),
+        (scans / "p1" / "ct.nii.gz", scans / "link" / "ct.nii.gz"),
+        (scans / "p1" / "ct.nii.gz", scans / "p1"),
+    ):
+        assert "is a scan of the input" in refuses(model, source, target, "--overwrite")
+        assert "is a scan of the input" in refuses(model, source, target, "--part", "1/9")
+    assert run(model, scans / "p1", scans / "p1" / "out")[0] == 0
+    # Label maps of the first run are no scans of the second.
+    assert "1 of 1 label maps are there" in run(model, scans / "p1", scans / "p1" / "out")[1]
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_ctrl_c_leaves_no_file(run, monkeypatch, model, tmp_path):

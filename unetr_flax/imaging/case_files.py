@@ -30,7 +30,7 @@ class CaseFiles:
     images: tuple[Path, ...]
 
 
-def find_cases(source: Path, channels: int) -> list[CaseFiles]:
+def find_cases(source: Path, channels: int, *, except_below: Path | None = None) -> list[CaseFiles]:
     """Finds the cases of a file or a folder, in the order of their names.
 
     A folder is searched with all below it, links to folders included, each only once; names that
@@ -41,19 +41,22 @@ def find_cases(source: Path, channels: int) -> list[CaseFiles]:
     Args:
       source: a file, or a folder.
       channels: channels that a case has.
+      except_below: a folder that is not searched: where results are written, which are no scans.
 
     Raises:
-      VolumeError: if there is no case, if a folder cannot be read, if channels of a case are
-        missing or too many, or if two cases have the same name. Damaged files are not looked
-        into; `read_scan` tells.
+      VolumeError: if `source` is not there, if there is no case, if a folder cannot be read, if
+        channels of a case are missing or too many, or if two cases have the same name. Damaged
+        files are not looked into; `read_scan` tells.
     """
     source = Path(source)
+    if not os.path.lexists(source):
+        raise VolumeError(f"{source}: no such file or folder")
     if not source.is_dir():
         ending = _ending(source)
         name = source.name[: len(source.name) - len(ending)] if ending else source.stem
         return [CaseFiles(name, (source,))]
     cases: dict[str, CaseFiles] = {}
-    for folder, names in _folders(source):
+    for folder, names in _folders(source, except_below):
         for case in _cases_of_folder(source, folder, names, channels):
             if case.name in cases:
                 paths = (cases[case.name].images[0], case.images[0])
@@ -67,9 +70,12 @@ def find_cases(source: Path, channels: int) -> list[CaseFiles]:
     return [cases[name] for name in sorted(cases)]
 
 
-def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
+def _folders(source: Path, excluded: Path | None) -> Iterator[tuple[Path, list[str]]]:
     """Yields a folder and those below it, each once, with the names of what is no folder in it."""
     pending, seen = [source], set()
+    if excluded is not None and excluded.is_dir() and not excluded.samefile(source):
+        status = excluded.stat()
+        seen.add((status.st_dev, status.st_ino))
     while pending:
         folder = pending.pop()
         files, folders = [], []

@@ -26,10 +26,11 @@ def found(folder, channels=1):
         ("a.b.NII", "a.b"),
         ("x_0000.nrrd", "x_0000"),
         ("slice.dcm", "slice"),
-        ("missing.mha", "missing"),
+        ("volume.mha", "volume"),
     ],
 )
 def test_a_file_is_one_case(tmp_path, file, name):
+    (tmp_path / file).touch()
     (case,) = find_cases(tmp_path / file, 1)
     assert (case.name, case.images) == (name, (tmp_path / file,))
 
@@ -46,6 +47,18 @@ def test_folders_are_searched_with_all_below(tmp_path):
         "x": ["x.mhd"],
     }
     assert list(found(tmp_path)) == sorted(found(tmp_path))
+
+
+def test_a_folder_of_results_is_not_searched(tmp_path):
+    touch(tmp_path, "a.nii.gz", "out/a.nii.gz")
+    (case,) = find_cases(tmp_path, 1, except_below=tmp_path / "out")
+    assert case.images == (tmp_path / "a.nii.gz",)
+    assert len(find_cases(tmp_path / "out", 1, except_below=tmp_path / "out")) == 1
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(VolumeError, match=r"none\.nii: no such file or folder"):
+        find_cases(tmp_path / "none.nii", 1)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -47,10 +47,14 @@ def table_of(cfg: UNETRConfig) -> Table:
 
 def module_pairs(cfg: UNETRConfig) -> Iterator[ModulePair]:
     """Yields every module that both models have, outer before inner, block by block."""
-    table = table_of(cfg)
+    return modules_of(table_of(cfg), cfg.num_layers)
+
+
+def modules_of(table: Table, num_layers: int) -> Iterator[ModulePair]:
+    """Yields every module of a table, outer before inner, block by block."""
     for repeated, rows in itertools.groupby(table.rows, key=lambda row: "{layer}" in row[0]):
         block = list(rows)
-        for layer in range(cfg.num_layers if repeated else 1):
+        for layer in range(num_layers if repeated else 1):
             for torch_name, flax_path, kind in block:
                 path = tuple(flax_path.format(layer=layer).split("/"))
                 module = ModulePair(torch_name.format(layer=layer), path, kind)

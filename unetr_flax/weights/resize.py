@@ -42,12 +42,27 @@ def resize_position_embedding(
     if found != expected:
         raise WeightsError(f"variables: {'/'.join(PATH)} is {found}, must be {expected}")
     if resized.grid_size != cfg.grid_size:
-        given = np.asarray(leaves[PATH])
-        grid = given.astype(np.float64).reshape(*cfg.grid_size, cfg.hidden_size)
-        for axis, size in enumerate(resized.grid_size):
-            grid = _resize_axis(grid, axis, size)
-        leaves[PATH] = grid.reshape(1, -1, cfg.hidden_size).astype(given.dtype)
+        leaves[PATH] = resize_positions(np.asarray(leaves[PATH]), cfg.grid_size, resized.grid_size)
     return resized, traverse_util.unflatten_dict(leaves)
+
+
+def resize_positions(
+    positions: np.ndarray, grid_size: Sequence[int], new_grid_size: Sequence[int]
+) -> np.ndarray:
+    """Interpolates position embeddings, as `resize_position_embedding` says.
+
+    Args:
+      positions: [1, N, E], patches in row-major order.
+      grid_size: patches per axis, N in all.
+      new_grid_size: patches per axis of the result, M in all.
+
+    Returns:
+      [1, M, E] of the same dtype.
+    """
+    grid = positions.astype(np.float64).reshape(*grid_size, positions.shape[-1])
+    for axis, size in enumerate(new_grid_size):
+        grid = _resize_axis(grid, axis, size)
+    return grid.reshape(1, -1, positions.shape[-1]).astype(positions.dtype)
 
 
 def _resize_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
