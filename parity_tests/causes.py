@@ -58,7 +58,7 @@ class Case:
     Attributes:
       side: the model that has the error, "Flax" or "PyTorch".
       planted: the error in words.
-      named: the first cause that was named, or what was said in its place.
+      named: the causes that were named, or what was said in their place, with their modules.
       right: whether that is the planted one, in all its places and with nothing else.
     """
 
@@ -143,22 +143,23 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
 
 def flax_case(error: PlantedError) -> Case:
     """Makes the line of an error in the Flax model."""
-    lines = told(flax_findings(error))
-    right = bool(lines) and NAMED[error.name] in lines[0] and " in Flax" in lines[0]
-    return Case("Flax", error.name, _first(lines), right)
+    findings = flax_findings(error)
+    first = str(findings[0]) if findings else ""
+    right = NAMED[error.name] in first and " in Flax" in first
+    return Case("Flax", error.name, _named(findings), right)
 
 
 def torch_case(error: TorchError, twins: Twins | None = None) -> Case:
     """Makes the line of an error in the PyTorch model."""
     findings = torch_findings(error, twins)
-    return Case("PyTorch", error.name, _first(told(findings)), error.is_named(findings))
+    return Case("PyTorch", error.name, _named(findings), error.is_named(findings))
 
 
 def healthy_case(name: str, cfg: UNETRConfig) -> Case:
     """Makes the line of two models that agree."""
     with precise():
-        lines = told(diagnose(make_twins(cfg, "float64")))
-    return Case("neither", f"nothing ({name})", _first(lines), not lines)
+        findings = diagnose(make_twins(cfg, "float64"))
+    return Case("neither", f"nothing ({name})", _named(findings), not findings)
 
 
 def cases() -> Iterator[Case]:
@@ -215,5 +216,14 @@ def print_table(healthy: bool) -> int:
     return 0 if counts[0] == counts[1] else 1
 
 
-def _first(lines: list[str]) -> str:
-    return lines[0] if lines else "nothing"
+def _named(findings: list[Finding]) -> str:
+    """Puts each cause that was named, with the first module that has it, into the table's form."""
+    modules: dict[str, list[str]] = {}
+    for finding in findings:
+        cause = finding.cause or f"no known cause ({finding.numbers.partition(';')[0]})"
+        modules.setdefault(cause, []).append(finding.name)
+    lines = [
+        f"`{names[0]}`{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {cause}"
+        for cause, names in modules.items()
+    ]
+    return "; ".join(lines) or "nothing"

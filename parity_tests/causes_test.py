@@ -69,3 +69,14 @@ def test_confusion_table():
 def test_no_false_accusation(name):
     jax.clear_caches()
     assert causes.healthy_case(name, causes.healthy_configs()[name]).right
+
+
+@pytest.mark.slow
+def test_large_models_are_diagnosed_part_by_part(monkeypatch):
+    monkeypatch.setattr("unetr_flax.parity.places.LARGE", 1)
+    with precise():
+        twins = make_twins(MONAI, "float64", batch=1)
+        assert diagnose(twins) == []
+    for error in MONAI_ERRORS:
+        findings = causes.torch_findings(error, twins)
+        assert error.is_named(findings), told(findings)

@@ -12,7 +12,7 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.causes import DEFINITIONS
 from unetr_flax.parity.causes.explain import EXPLAINED, Reading, read, relative
 from unetr_flax.parity.forced import run_forced
-from unetr_flax.parity.places import find_places
+from unetr_flax.parity.places import ALL_PARTS, find_places, part_of, parts_of
 from unetr_flax.parity.record import Recording, record
 from unetr_flax.parity.sites import Site, find_sites
 from unetr_flax.parity.twins import Twins, channels_first
@@ -83,15 +83,32 @@ def diagnose(
         # The running statistics of the copy change.
         model = copy.deepcopy(twins.torch_model).train()
         twins = dataclasses.replace(twins, torch_model=model)
-    theirs = record(twins, mask)
-    ours, statistics = run_forced(twins, theirs, mask, train=train)
-    image = channels_first(twins.image)
-    sites = list(find_sites(twins.cfg, image, ours, theirs, state, mask=mask, train=train))
-    if train:
-        sites += _statistics_sites(twins, theirs, state, statistics)
-    findings = explain_sites(sites, twins.dtype, sides) + _not_run(twins, theirs, sides[1])
+    findings = []
+    # Running statistics change in each run, so in training mode there is only one.
+    for parts in [ALL_PARTS] if train else parts_of(twins.cfg, len(twins.image)):
+        findings += _diagnose_parts(twins, mask, train, sides, state, parts)
     order = _forward_order(twins.cfg)
     return sorted(findings, key=lambda finding: order.get(finding.name, len(order)))
+
+
+def _diagnose_parts(
+    twins: Twins,
+    mask: np.ndarray | None,
+    train: bool,
+    sides: tuple[str, str],
+    state: dict[str, np.ndarray],
+    parts: frozenset[str],
+) -> list[Finding]:
+    """Diagnoses some parts of the models; only their arrays are held."""
+    theirs = record(twins, mask, parts)
+    ours, statistics = run_forced(twins, theirs, mask, train=train, parts=parts)
+    options = {"mask": mask, "train": train, "parts": parts}
+    sites = find_sites(twins.cfg, channels_first(twins.image), ours, theirs, state, **options)
+    findings = explain_sites(sites, twins.dtype, sides) + _not_run(twins, theirs, sides[1], parts)
+    if train:
+        sites = _statistics_sites(twins, theirs, state, statistics)
+        findings += explain_sites(sites, twins.dtype, sides)
+    return findings
 
 
 def _statistics_sites(
@@ -106,10 +123,17 @@ def _statistics_sites(
         if path in theirs.inputs and all(twins.prefix + name in after for name in names):
             mean, var = (state[name] for name in names)
             arrays = {"x": theirs.inputs[path], "mean": mean, "var": var}
-            values = [np.stack([of[name] for name in names]) for of in (ours, _bare(after, twins))]
-            right = {"momentum": BATCH_NORM_MOMENTUM}
+            updated, right = _bare(after, twins), {"momentum": BATCH_NORM_MOMENTUM}
             sites.append(
-                Site(place.name, "running statistics", "running_statistics", arrays, right, *values)
+                Site(
+                    place.name,
+                    "running statistics",
+                    "running_statistics",
+                    arrays,
+                    right,
+                    ours=np.stack([ours[name] for name in names]),
+                    theirs=np.stack([updated[name] for name in names]),
+                )
             )
     return sites
 
@@ -118,7 +142,7 @@ def _bare(state: dict[str, np.ndarray], twins: Twins) -> dict[str, np.ndarray]:
     return {name.removeprefix(twins.prefix): value for name, value in state.items()}
 
 
-def _not_run(twins: Twins, theirs: Recording, side: str) -> list[Finding]:
+def _not_run(twins: Twins, theirs: Recording, side: str, parts: frozenset[str]) -> list[Finding]:
     """Finds the modules that the PyTorch model has not called, so that they were not compared."""
     leaves, _ = find_places(twins.cfg)
     return [
@@ -132,7 +156,7 @@ def _not_run(twins: Twins, theirs: Recording, side: str) -> list[Finding]:
             numbers=f"{side} never calls this module",
         )
         for path, place in leaves.items()
-        if path not in theirs.outputs
+        if path not in theirs.outputs and part_of(path) in parts
     ]
 
 

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.model.unetr import UNETR
 from unetr_flax.parity.activations import negative_slope
-from unetr_flax.parity.places import find_places, from_flax, to_flax
+from unetr_flax.parity.places import ALL_PARTS, LAST_PART, belongs, find_places, from_flax, to_flax
 from unetr_flax.parity.record import Recording
 from unetr_flax.parity.twins import Twins
 from unetr_flax.weights.mapping import ModulePair
@@ -26,7 +25,12 @@ RESIDUAL = ("TransformerBlock", "UNetBlock")
 
 
 def run_forced(
-    twins: Twins, recording: Recording, mask: np.ndarray | None = None, *, train: bool = False
+    twins: Twins,
+    recording: Recording,
+    mask: np.ndarray | None = None,
+    *,
+    train: bool = False,
+    parts: frozenset[str] = ALL_PARTS,
 ) -> tuple[Recording, Any]:
     """Runs the Flax model on the inputs that the PyTorch model's modules had.
 
@@ -35,6 +39,8 @@ def run_forced(
       recording: PyTorch's forward pass.
       mask: boolean attention mask [B, H, N, N].
       train: whether the model runs in training mode.
+      parts: the parts that were recorded, of `places.parts_of`. What only others need
+        is not computed.
 
     Returns:
       What each module and each block of the Flax model was given before it was replaced, and what
@@ -62,9 +68,11 @@ def run_forced(
             value = recording.stream
         if value is not None:
             outputs[path] = value
-    program = _program(twins.model, train)
+    model: Any = twins.model
+    program = _program(model, train, parts)
     given, made, statistics = program(twins.variables, twins.image, inputs, outputs, mask)
-    ours = Recording({}, {}, None, {}, from_flax(made.pop("logits"), "conv", cfg, output=True))
+    logits = made.pop("logits", np.zeros_like(np.moveaxis(recording.logits, 1, -1)))
+    ours = Recording({}, {}, None, {}, from_flax(logits, "conv", cfg, output=True))
     for path, value in given.items():
         ours.inputs[path] = from_flax(value, _kind_of_input(path, cfg), cfg, output=False)
     for path, value in made.items():
@@ -99,7 +107,7 @@ def slope_after(path: str, cfg: UNETRConfig) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(model: UNETR, train: bool) -> Any:
+def _program(model: Any, train: bool, parts: frozenset[str]) -> Any:
     """Makes the program; compiled once for all comparisons with the same model."""
     leaves, blocks = find_places(model.config)
     streams = {f"encoder/block_{i}" for i in range(model.config.num_layers)}
@@ -144,7 +152,13 @@ def _program(model: UNETR, train: bool) -> Any:
                 return_attention=True,
                 mutable=["batch_stats"],
             )
-        made["logits"] = logits
+        # The compiler leaves out what is not returned.
+        given, made = (
+            {key: x for key, x in of.items() if belongs(key.removesuffix(" block"), parts)}
+            for of in (given, made)
+        )
+        if LAST_PART in parts:
+            made["logits"] = logits
         return given, made, state.get("batch_stats", {})
 
     return jax.jit(run)

@@ -5,6 +5,7 @@ values [B, N, qkv, h, d], and the joined heads [B, N, (h d)].
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import einops
 import numpy as np
 
 from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.parity.twins import channels_first
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import module_pairs
@@ -39,6 +41,10 @@ BLOCKS = (
     "fuse_block",
     "fitted_fuse_block",
 )
+# Numbers in one feature map of full resolution from which a model's parts are compared alone.
+LARGE = 2**22
+LAST_PART = f"decoder/stage_{NUM_STAGES - 1}"
+ALL_PARTS = frozenset(["encoder", *(f"decoder/stage_{i}" for i in range(NUM_STAGES))])
 EMBEDDING = "encoder/embedding/projection"
 
 
@@ -78,6 +84,44 @@ def find_places(cfg: UNETRConfig) -> tuple[dict[str, Place], dict[str, Place]]:
             names = tuple(f"{pair.torch_name}.{name}" for name in qkv)
             leaves[f"{place.path}/qkv"] = Place(f"{place.path}/qkv", names, "qkv")
     return leaves, blocks
+
+
+def parts_of(cfg: UNETRConfig, batch: int) -> list[frozenset[str]]:
+    """Returns the parts of a model that are compared one after the other, to bound the memory.
+
+    Args:
+      cfg: the configuration.
+      batch: images in the batch.
+
+    Returns:
+      The encoder, "encoder", and the decoder's stages, "decoder/stage_0" and so on with the head in
+      the last one, each alone; or all of them at once if the model is small.
+    """
+    largest = batch * math.prod(cfg.img_size) * cfg.channels[0]
+    if largest < LARGE:
+        return [ALL_PARTS]
+    return [frozenset([part]) for part in sorted(ALL_PARTS, reverse=True)]
+
+
+def part_of(path: str) -> str:
+    """Returns the part that a place is in."""
+    if path.startswith("encoder/"):
+        return "encoder"
+    if path == "decoder/head":
+        return LAST_PART
+    return "/".join(path.split("/")[:2])
+
+
+def belongs(path: str, parts: frozenset[str]) -> bool:
+    """Returns whether a place is needed for the comparison of some parts.
+
+    The encoder's tokens are small and feed all stages; a stage needs the end of the one before.
+    """
+    part = part_of(path)
+    if part in parts or part == "encoder":
+        return True
+    stage, number = part[:-1], int(part[-1])
+    return f"{stage}{number + 1}" in parts and path.split("/")[2].startswith("fuse_")
 
 
 def weights_of(place: Place, state: Mapping[str, np.ndarray], cfg: UNETRConfig) -> dict[str, Any]:

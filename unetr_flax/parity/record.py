@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.parity.places import EMBEDDING, find_places, from_torch_output
+from unetr_flax.parity.places import ALL_PARTS, EMBEDDING, belongs, find_places, from_torch_output
 from unetr_flax.parity.twins import Twins, channels_first_tensor, named_modules
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import module_pairs
@@ -34,17 +34,21 @@ class Recording:
     logits: np.ndarray
 
 
-def record(twins: Twins, mask: np.ndarray | None = None) -> Recording:
+def record(
+    twins: Twins, mask: np.ndarray | None = None, parts: frozenset[str] = ALL_PARTS
+) -> Recording:
     """Runs the PyTorch model and records its modules; those that it has not are left out.
 
     Args:
       twins: both models and their image.
       mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one.
+      parts: the parts that are compared, of `places.parts_of`.
     """
     cfg = twins.cfg
     leaves, blocks = find_places(cfg)
     facts = family_of(cfg).torch_model
     places = {**leaves, **blocks}
+    places = {path: place for path, place in places.items() if belongs(path, parts)}
     embedding, attention = "", {}
     for pair in module_pairs(cfg):
         if pair.kind == "embedding":

@@ -14,7 +14,14 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.parity.causes.activation import FUNCTIONS
 from unetr_flax.parity.forced import slope_after
-from unetr_flax.parity.places import EMBEDDING, find_places, qkv_order, weights_of
+from unetr_flax.parity.places import (
+    ALL_PARTS,
+    EMBEDDING,
+    LAST_PART,
+    find_places,
+    qkv_order,
+    weights_of,
+)
 from unetr_flax.parity.record import Recording
 
 NORM_EPSILON = 1e-5
@@ -56,6 +63,10 @@ class _Values:
     state: Mapping[str, np.ndarray]
     mask: np.ndarray | None
     train: bool
+    parts: frozenset[str]
+
+    def wants(self, part: str) -> bool:
+        return part in self.parts
 
     def __post_init__(self):
         self.leaves, self.blocks = find_places(self.cfg)
@@ -104,6 +115,7 @@ def find_sites(
     *,
     mask: np.ndarray | None = None,
     train: bool = False,
+    parts: frozenset[str] = ALL_PARTS,
 ) -> Iterator[Site]:
     """Yields the sites in forward order; those that a model does not have are left out.
 
@@ -115,12 +127,15 @@ def find_sites(
       state: weights by PyTorch's names.
       mask: boolean attention mask, if both got one.
       train: whether both ran in training mode.
+      parts: the parts whose sites are wanted, of `places.parts_of`.
     """
-    values = _Values(cfg, image, ours, theirs, state, mask, train)
-    for part in (_embedding, _blocks, _decoder):
-        yield from part(values)
+    values = _Values(cfg, image, ours, theirs, state, mask, train, parts)
+    if values.wants("encoder"):
+        yield from _embedding(values)
+        yield from _blocks(values)
+    yield from _decoder(values)
     head = "decoder/head"
-    if head in theirs.outputs:
+    if head in theirs.outputs and values.wants(LAST_PART):
         arrays, right = {"x": values.out(head)}, {"activation": "none"}
         yield Site("logits", "", "logits", arrays, right, ours.logits, theirs.logits)
 
@@ -237,6 +252,10 @@ def _decoder(v: _Values) -> Iterator[Site]:
     before: np.ndarray | None = None
     for i, spec in enumerate(cfg.decoder_stages):
         stage = f"decoder/stage_{i}"
+        if not v.wants(stage):
+            last = f"{stage}/fuse_{len(spec.fuse_channels) - 1}"
+            before = v.theirs.outputs.get(last)
+            continue
         try:
             up = f"{stage}/upsample"
             if i == 0:
@@ -258,6 +277,8 @@ def _decoder(v: _Values) -> Iterator[Site]:
         except KeyError:
             # A module of this stage is not in the PyTorch model.
             before = None
+    if not v.wants(LAST_PART):
+        return
     if before is not None:
         yield from v.given("decoder/head", "input", "direct", {"x": before})
     yield from v.made("decoder/head", "convolution")

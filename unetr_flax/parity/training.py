@@ -30,10 +30,10 @@ def explain_loss(
       right: settings of `causes.training.loss` that both should have.
       sides: names of the two.
     """
-    values = [np.concatenate([np.reshape(v, 1), np.ravel(g)]) for v, g in (ours, theirs)]
+    own, other = (np.concatenate([np.reshape(v, 1), np.ravel(g)]) for v, g in (ours, theirs))
     arrays = {"logits": logits, "labels": labels}
-    site = Site("loss", "with its gradient", "loss", arrays, right or {}, *values)
-    return explain_sites([site], values[1].dtype.name, sides)
+    site = Site("loss", "with its gradient", "loss", arrays, right or {}, own, other)
+    return explain_sites([site], other.dtype.name, sides)
 
 
 def explain_gradients(

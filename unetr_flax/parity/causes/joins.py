@@ -15,7 +15,7 @@ def direct(arrays: Arrays, *, source: str = "x") -> torch.Tensor:
     return arrays[source]
 
 
-def stream(arrays: Arrays, *, form: str | float = "all") -> torch.Tensor:
+def stream(arrays: Arrays, *, form: str = "all") -> torch.Tensor:
     """Computes the residual stream after a transformer block, [B, N, E].
 
     Args:
@@ -35,8 +35,8 @@ def stream(arrays: Arrays, *, form: str | float = "all") -> torch.Tensor:
             return arrays["middle normed"] + arrays["mlp"]
         case "parallel":
             return arrays["x"] + arrays["mlp"]
-        case 1e-5 | 1e-6:
-            return _normed(arrays["x"] + arrays["attention"] + arrays["mlp"], form)
+        case "1e-05" | "1e-06":
+            return _normed(arrays["x"] + arrays["attention"] + arrays["mlp"], float(form))
         case _:
             return arrays[form]
 
@@ -134,7 +134,7 @@ STREAM = Definition(
         Cause("form", "parallel", "attention's output missing in the sum"),
         Cause("form", "normed", "the normed tokens added instead of the stream"),
         Cause("form", "post-norm", POST_NORM),
-        *(Cause("form", epsilon, NORM_ADDED.format(epsilon)) for epsilon in FINAL_EPSILONS),
+        *(Cause("form", str(epsilon), NORM_ADDED.format(epsilon)) for epsilon in FINAL_EPSILONS),
     ),
 )
 MIDDLE = Definition(
