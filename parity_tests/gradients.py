@@ -12,7 +12,7 @@ import torch
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
+from unetr_flax.parity.activations import compared_rows, flax_found, forward
 from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.training import explain_gradients, explain_loss
@@ -135,7 +135,7 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
         return (tree["logits"] * weighting).mean(), tree
 
     (_, tree), gradients = _value_and_gradients(loss_fn, twins, weighting)
-    rows = found_rows(flax_found(cfg, tree), torch_found(twins))
+    rows = compared_rows(twins, flax_found(cfg, tree))
     rows += _compared_gradients("gradients", twins, gradients, twins.torch_model, x)
     twins.torch_model.zero_grad()
     return rows

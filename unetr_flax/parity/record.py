@@ -64,7 +64,11 @@ def record(
     for path, place in places.items():
         if all(name in outputs for name in place.torch):
             found.inputs[path] = inputs[place.torch[0]]
-            arrays = [outputs[name] for name in place.torch]
+            # Attention may return its weights as well.
+            arrays = [
+                outputs[name][0] if isinstance(outputs[name], list) else outputs[name]
+                for name in place.torch
+            ]
             found.outputs[path] = from_torch_output(arrays, place, cfg)
     if embedding in inputs:
         # The linear map of patches gets them flattened, so the image is taken further outside.
