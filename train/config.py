@@ -105,7 +105,7 @@ class Config:
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
             (training, ("epochs", "eval_every", "learning_rate", "clip_norm")),
-            (run, ("num_processes",)),
+            (run, ("num_processes", "fsdp", "depth_shards")),
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")

@@ -99,6 +99,12 @@ class RunOptions:
     resume: bool = False
     """Go on from the last checkpoint in --out, with the options that the run was started with."""
 
+    fsdp: int = 1
+    """Devices that share the parameters and the optimizer's state, and split the batch as well."""
+
+    depth_shards: int = 1
+    """Devices that share each volume, split along its first axis, for large --roi-size."""
+
     coordinator_address: str | None = None
     """host:port of process 0, to train with several processes, each with its own devices."""
 

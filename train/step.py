@@ -1,14 +1,16 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from train.losses import Loss
+from train.sharding import gathered, lowered_for
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
@@ -31,8 +33,10 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     loss: Loss,
-    sharding: Sharding | None = None,
+    sharding: Any = None,
     platform: str | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -44,8 +48,10 @@ def make_train_step(
       model: a UNETR.
       tx: the optimizer.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
-      sharding: where the new state and the metrics live; the compiler decides if None.
+      sharding: where the new state and the metrics live, as `jax.jit` takes it: one sharding, or
+        one for each array; the compiler decides if None.
       platform: "cpu", "gpu" or "tpu", on which the step will run; JAX's default if None.
+      mesh: the devices, if parameters or depth are split over some of them; see `train.sharding`.
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
@@ -55,12 +61,13 @@ def make_train_step(
     platform = platform or jax.default_backend()
 
     @ops.target_platform(platform)
+    @lowered_for(mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
         def objective(params):
             logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": gathered(params, mesh), "batch_stats": state.batch_stats},
                 batch["image"],
                 train=True,
                 rngs={"dropout": dropout_key},
