@@ -5,7 +5,7 @@ import sys
 
 from train import distributed
 from train.console import make_console
-from train.data.decathlon import BadCasesError, DataError
+from train.data.dataset import BadCasesError, DataError
 from train.interrupt import EXIT_STATUS
 from train.loop import DivergenceError
 from train.run import run
@@ -39,9 +39,10 @@ def main(args: list[str]) -> int:
         BadCasesError,
         DivergenceError,
         distributed.MainProcessError,
-        OSError,
     ) as error:
         return _fail(error, 1)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except KeyboardInterrupt:
         if cfg is not None and run_file(cfg.out).exists():
             return _fail(f"Interrupted. To go on:\n{resume_command(cfg)}", EXIT_STATUS)

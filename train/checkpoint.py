@@ -8,6 +8,7 @@ Orbax writes each checkpoint to a temporary folder and renames it, so a checkpoi
 complete.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ class Checkpoints:
           state: the train state.
           resume_state: all else that the loop needs to resume, as JSON types.
         """
-        items = {"state": ocp.args.StandardSave(state), RESUME: ocp.args.JsonSave(resume_state)}
+        items = {
+            "state": ocp.args.StandardSave(_present(state)),
+            RESUME: ocp.args.JsonSave(resume_state),
+        }
         _save(self._last, int(state.step), items)
 
     def save_best(self, state: TrainState) -> None:
@@ -64,11 +68,11 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings of the state.
         """
         items = {
-            "state": ocp.args.StandardRestore(abstract),
+            "state": ocp.args.StandardRestore(_present(abstract)),
             RESUME: ocp.args.JsonRestore(),
         }
         restored = self._last.restore(self.last_step, args=ocp.args.Composite(**items))
-        return restored["state"], restored[RESUME]
+        return abstract.replace(**restored["state"]), restored[RESUME]
 
     def restore_best(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """Reads the best "params" and "batch_stats".
@@ -83,6 +87,15 @@ class Checkpoints:
         """Ends the managers' threads."""
         self._last.close()
         self._best.close()
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """Returns the parts of a state by name, without those that are None.
+
+    States of older versions, which had no such parts, then have the same structure.
+    """
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ import tyro
 
 from train.data.transforms import AUGMENTATIONS
 from train.losses import LOSSES
-from train.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
+from train.optim import SCHEDULES
+from train.options import DataOptions, LossOptions, ModelOptions, RunOptions, TrainingOptions
 from unetr_flax import UNETRConfig
 
 # Steps are counted in int32 on the device.
@@ -29,6 +30,7 @@ class Config:
 
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -48,9 +50,13 @@ class Config:
         self._check_numbers()
         self.check_length(num_cases=1)
         self._check_processes()
-        _require(self.training, "loss", lambda x: x in LOSSES, f"must be {_any_of(LOSSES)}")
-        rule = f"must be {_any_of(AUGMENTATIONS)}"
-        _require(self.training, "augmentation", lambda x: x in AUGMENTATIONS, rule)
+        for record, name, allowed in (
+            (self.loss, "loss", LOSSES),
+            (self.training, "augmentation", AUGMENTATIONS),
+            (self.training, "schedule", SCHEDULES),
+        ):
+            rule = f"must be {_any_of(allowed)}"
+            _require(record, name, lambda x, allowed=allowed: x in allowed, rule)
         rule = "must be at least 4, for four features of the decoder"
         _require(self.model, "num_layers", lambda x: x >= 4, rule)
         # The model checks its sizes itself; only its channels and classes depend on the data.
@@ -95,8 +101,8 @@ class Config:
             raise ValueError(_in_words_of_options(str(error))) from None
 
     def _check_numbers(self) -> None:
-        data, training, run = self.data, self.training, self.run
-        for record in (data, self.model, training, run):
+        data, loss, training, run = self.data, self.loss, self.training, self.run
+        for record in (data, self.model, loss, training, run):
             for name, numbers in _numbers(record):
                 # The comparison is also false for nan.
                 fits = all(abs(number) <= MAX_NUMBER for number in numbers)
@@ -104,16 +110,36 @@ class Config:
                 _require(record, name, lambda _, fits=fits: fits, rule)
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
-            (training, ("epochs", "eval_every", "learning_rate", "clip_norm")),
+            (training, ("epochs", "eval_every", "learning_rate", "clip_norm", "accumulate")),
             (run, ("num_processes", "fsdp", "depth_shards")),
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
-        for name in ("weight_decay", "seed"):
-            _require(training, name, lambda x: x >= 0, "must not be negative")
-        for name in ("warmup_fraction", "overlap"):
+        for record, names in (
+            (training, ("weight_decay", "seed")),
+            (loss, ("smooth_nr", "smooth_dr")),
+        ):
+            for name in names:
+                _require(record, name, lambda x: x >= 0, "must not be negative")
+        for name in ("warmup_fraction", "ema_decay", "stochastic_depth", "overlap"):
             _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
-        _require(data, "val_fraction", lambda x: 0 < x < 1, "must be in (0, 1)")
+        _require(training, "layer_decay", lambda x: 0 < x <= 1, "must be in (0, 1]")
+        _require(
+            loss,
+            "class_weights",
+            lambda x: x is None or (len(x) > 0 and min(x) >= 0),
+            "must not be negative",
+        )
+        _require(data, "val_fraction", lambda x: 0 <= x < 1, "must be in [0, 1)")
+        _require(data, "num_folds", lambda x: x is None or x >= 2, "must be at least 2")
+        _require(data, "fold", lambda x: x >= 0, "must not be negative")
+        if data.num_folds is not None:
+            rule = f"must be below --num-folds {data.num_folds}"
+            _require(data, "fold", lambda x: x < data.num_folds, rule)
+        elif data.splits is None:
+            _require(data, "fold", lambda x: x == 0, "needs --num-folds or --splits")
+        rule = "excludes --num-folds; the file decides"
+        _require(data, "splits", lambda x: x is None or data.num_folds is None, rule)
         _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
         _require(
             data,
@@ -126,10 +152,10 @@ class Config:
         data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
         _require(
-            data,
-            "batch_size",
-            lambda x: x % run.num_processes == 0,
-            f"must be divisible by {processes}",
+            self.training,
+            "accumulate",
+            lambda x: data.batch_size % x == 0,
+            f"--batch-size {data.batch_size} must be divisible by it",
         )
         _require(
             run, "process_id", lambda x: 0 <= x < run.num_processes, f"must be in [0, {processes})"
@@ -145,7 +171,7 @@ class Config:
         """Returns name and value of every option but those of `RunOptions`, as JSON types."""
         return {
             field.name: _to_json(getattr(record, field.name))
-            for record in (self.data, self.model, self.training)
+            for record in (self.data, self.model, self.loss, self.training)
             for field in dataclasses.fields(record)
         }
 
@@ -165,11 +191,36 @@ class Config:
                 **{f.name: _from_json(f.name, values[f.name]) for f in dataclasses.fields(record)}
             )
 
-        return cls(build(DataOptions), build(ModelOptions), build(TrainingOptions))
+        return cls(
+            data=build(DataOptions),
+            model=build(ModelOptions),
+            loss=build(LossOptions),
+            training=build(TrainingOptions),
+        )
 
 
-# Runs of versions without these two options did what their defaults do.
-OPTIONS_BEFORE_NAMES = {"loss": "dice_cross_entropy", "augmentation": "default"}
+# Options that came later, with the values that reproduce what runs did without them.
+OPTIONS_BEFORE_NAMES = {
+    "loss": "dice_cross_entropy",
+    "exclude_background": False,
+    "squared_pred": False,
+    "batch_dice": False,
+    "smooth_nr": 1e-5,
+    "smooth_dr": 1e-5,
+    "class_weights": None,
+    "augmentation": "default",
+    "schedule": "cosine",
+    "layer_decay": 1.0,
+    "accumulate": 1,
+    "ema_decay": 0.0,
+    "stochastic_depth": 0.0,
+    "modalities": None,
+    "regions": None,
+    "allow_grid_mismatch": False,
+    "num_folds": None,
+    "fold": 0,
+    "splits": None,
+}
 
 PHANTOMS = Config()
 DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
@@ -192,10 +243,20 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
     return tyro.cli(
         Config,
         prog="python -m train",
-        args=args,
+        args=_with_value_of_resume(args),
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _with_value_of_resume(args: list[str]) -> list[str]:
+    """Writes "--resume" without a value as "--resume yes"."""
+    written = []
+    for i, arg in enumerate(args):
+        written.append(arg)
+        if arg == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            written.append("yes")
+    return written
 
 
 def option(name: str) -> str:
@@ -244,6 +305,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    if name == "data" and value is not None:
+    if name in ("data", "splits") and value is not None:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value

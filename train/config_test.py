@@ -6,14 +6,15 @@ import pytest
 
 from train.config import (
     DATA,
+    OPTIONS_BEFORE_NAMES,
     PHANTOMS,
     Config,
     option,
     parse,
 )
-from train.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
+from train.options import DataOptions, LossOptions, ModelOptions, RunOptions, TrainingOptions
 
-RECORDS = (DataOptions, ModelOptions, TrainingOptions, RunOptions)
+RECORDS = (DataOptions, ModelOptions, LossOptions, TrainingOptions, RunOptions)
 
 
 def help_text(args, capsys, monkeypatch):
@@ -62,7 +63,7 @@ def test_options_are_flat_and_may_be_several_numbers():
     assert cfg.model.light_r == 2.5
     assert cfg.model.dtype == "bfloat16"
     assert cfg.training.learning_rate == 3e-4
-    assert cfg.run.resume
+    assert cfg.run.resume == "yes"
     assert cfg.out == Path("runs/x")
 
 
@@ -80,7 +81,7 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
     ("args", "message"),
     [
         ("--epochs 0", "--epochs 0: must be above 0"),
-        ("--val-fraction 1", "--val-fraction 1.0: must be in (0, 1)"),
+        ("--val-fraction 1", "--val-fraction 1.0: must be in [0, 1)"),
         ("--overlap 1", "--overlap 1.0: must be in [0, 1)"),
         ("--seed -1", "--seed -1: must not be negative"),
         ("--spacing 1 0 1", "--spacing 1.0 0.0 1.0: each must be from 0.001 to 1000 mm"),
@@ -90,7 +91,17 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--epochs 1000000000000", "--epochs 1000000000000: must be finite and at most"),
         ("--epochs 2147483648", "--epochs 2147483648: must be at most 2147483647"),
         ("--seed 4294967296", "--seed 4294967296: must be finite and at most 4294967295"),
-        ("--loss mse", "--loss mse: must be dice_cross_entropy, cross_entropy or dice"),
+        ("--loss mse", "--loss mse: must be dice_cross_entropy, dice_focal, cross_entropy or dice"),
+        ("--schedule step", "--schedule step: must be cosine, poly or constant"),
+        ("--layer-decay 0", "--layer-decay 0.0: must be in (0, 1]"),
+        ("--ema-decay 1", "--ema-decay 1.0: must be in [0, 1)"),
+        ("--stochastic-depth -0.1", "--stochastic-depth -0.1: must be in [0, 1)"),
+        ("--smooth-nr -1", "--smooth-nr -1.0: must not be negative"),
+        ("--class-weights 1 -1", "--class-weights 1.0 -1.0: must not be negative"),
+        (
+            "--accumulate 3 --batch-size 4",
+            "--accumulate 3: --batch-size 4 must be divisible by it",
+        ),
         ("--augmentation [all]", "--augmentation [all]: must be default or none"),
         (
             "--roi-size 16 24 16 --patch-size 16 16 16",
@@ -101,10 +112,8 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--num-layers 3", "--num-layers 3: must be at least 4"),
         ("--light-r 3", "--light-r 3.0: must be above 0, at most 32 and"),
         ("--dropout-rate 1", "--dropout-rate 1.0: must be in [0, 1)"),
-        (
-            "--num-processes 3 --coordinator-address h:1 --batch-size 4",
-            "--batch-size 4: must be divisible by --num-processes 3",
-        ),
+        ("--fsdp 0", "--fsdp 0: must be above 0"),
+        ("--depth-shards -1", "--depth-shards -1: must be above 0"),
         ("--num-processes 2", "--coordinator-address None: must be given"),
         ("--process-id 1", "--process-id 1: must be in [0, --num-processes 1)"),
     ],
@@ -156,7 +165,6 @@ def test_survives_json_without_run_options(tmp_path):
             Config.from_dict(values)
 
 
-def test_options_of_runs_before_losses_and_augmentations_had_names():
-    values = PHANTOMS.to_dict()
-    del values["loss"], values["augmentation"]
+def test_options_that_came_later_have_the_values_of_before():
+    values = {k: x for k, x in PHANTOMS.to_dict().items() if k not in OPTIONS_BEFORE_NAMES}
     assert Config.from_dict(values) == PHANTOMS

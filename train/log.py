@@ -17,9 +17,10 @@ from unetr_flax.evaluation.dice import DiceScores
 class RunLog:
     """The log of one run, a context manager.
 
-    Each record is a line of metrics.jsonl with "kind" ("train" after each epoch, "validation" after
-    each validation), "epoch" and "step", and the scalars `kind/name` in TensorBoard. A number that
-    is not finite is null in JSON.
+    Each record is a line of metrics.jsonl with "kind", "epoch" and "step", and the scalars
+    `kind/name` in TensorBoard. The kind is "train" after each epoch, "validation" after each
+    validation, and "validation_average" after that of averaged weights. A number that is not finite
+    is null in JSON.
 
     Args:
       folder: holds metrics.jsonl and tensorboard/; None writes nothing and prints nothing.
@@ -81,10 +82,10 @@ class RunLog:
         """Records the means of an epoch that ends with `step`."""
         self._record("train", step, values)
 
-    def validation(self, step: int, scores: DiceScores) -> None:
+    def validation(self, step: int, scores: DiceScores, kind: str = "validation") -> None:
         """Records the Dice of each foreground class and their mean."""
         values = dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
-        self._record("validation", step, {"mean_dice": scores.mean_foreground, **values})
+        self._record(kind, step, {"mean_dice": scores.mean_foreground, **values})
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         epoch = step // self._steps_per_epoch

@@ -12,6 +12,7 @@ import numpy as np
 
 from train.checkpoint import Checkpoints
 from train.distributed import any_process
+from train.ema import candidates
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.state import TrainState
@@ -109,7 +110,8 @@ def fit(
       batches: the data, at the place that belongs to `state`.
       train_step: see `train.step.make_train_step`.
       shard_batch: puts a batch on the devices.
-      evaluate: validates a state; returns None if interrupted.
+      evaluate: validates a state; returns None if interrupted. If the state keeps an average, both
+        are validated, and the better one may become the best model.
       learning_rate: the learning rate as a function of the step.
       checkpoints: saves after each validation and when interrupted.
       log: takes the metrics.
@@ -143,16 +145,24 @@ def fit(
     while True:
         validated = False
         if schedule.validates_at(step) and progress.validated_step != step:
-            scores = evaluate(state)
-            if scores is not None:
+            compared = []
+            for kind, candidate in candidates(state).items():
+                scores = evaluate(candidate)
+                if scores is None:
+                    break
+                compared.append((kind, candidate, scores))
+            else:
                 validated = True
                 progress.validated_step = step
-                log.validation(step, scores)
+                for kind, _, scores in compared:
+                    log.validation(step, scores, kind)
+                # Of one step only the better candidate may be saved.
+                _, best, scores = max(compared, key=lambda x: x[-1].mean_foreground)
                 # A mean of nan (no class is present) must count as better, hence the negation.
                 if not scores.mean_foreground <= progress.best_mean:
                     progress.best_step, progress.best_mean = step, scores.mean_foreground
                     progress.best_dice = scores.per_class.tolist()
-                    checkpoints.save_best(state)
+                    checkpoints.save_best(best)
                 started = time.monotonic()
         stop = interrupt.requested
         if several_processes:

@@ -71,13 +71,15 @@ def by_step(means):
     return evaluate
 
 
-def go(folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCHEDULE):
+def go(
+    folder, samples, train_step, stop_after=None, evaluate=None, schedule=SCHEDULE, averaged=False
+):
     """Runs one process, from the last checkpoint, if there is one, to the end or a stop."""
     checkpoints = Checkpoints(folder)
     batches = Batches(samples, default_augmentation((4, 6, 8)), 2, seed=0)
     progress = Progress()
     if checkpoints.last_step is None:
-        state = create_state(MODEL, TX, 0, SHARDING)
+        state = create_state(MODEL, TX, 0, SHARDING, averaged=averaged)
     else:
         state, resume_state = checkpoints.restore_last(abstract_state(MODEL, TX, SHARDING))
         batches.restore(resume_state["batches"])
@@ -180,6 +182,30 @@ def test_logs_the_mean_over_the_epoch(tmp_path, samples, train_step):
     for i, record in enumerate(train):
         assert record["loss"] == pytest.approx(np.mean(losses[3 * i : 3 * i + 3]), rel=1e-6)
         assert record["learning_rate"] == pytest.approx(0.1 * (record["step"] - 1))
+
+
+@pytest.mark.parametrize("better", ["validation", "validation_average"])
+def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, better):
+    seen = []
+
+    def evaluate(state):
+        seen.append(jax.device_get(state.variables))
+        mean = 0.7 if (len(seen) == 1) == (better == "validation") else 0.6
+        return DiceScores(np.array([0.9, mean, mean]), mean)
+
+    train_step = make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING, ema_decay=0.9)
+    schedule = Schedule(steps_per_epoch=2, epochs=1, eval_every=1)
+    go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule, averaged=True)
+    kinds = [(r["kind"], r["step"]) for r in records(tmp_path)]
+    assert kinds == [("train", 2), ("validation", 2), ("validation_average", 2)]
+    checkpoints = Checkpoints(tmp_path)
+    abstract = abstract_state(MODEL, TX, SHARDING, averaged=True)
+    best = checkpoints.restore_best(abstract.variables)
+    last, _ = checkpoints.restore_last(abstract)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, best, seen[better == "validation_average"])
+    jax.tree.map(np.testing.assert_array_equal, last.average, seen[1])
+    assert not np.array_equal(*(v["params"]["Dense_0"]["kernel"] for v in seen))
 
 
 def test_a_mean_that_is_nan_still_leaves_a_best(tmp_path, samples, train_step):

@@ -1,5 +1,6 @@
-"""AdamW with warm-up and cosine decay, the optimizer of vision transformers."""
+"""AdamW, the optimizer of vision transformers, with warm-up and a schedule of the learning rate."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,31 +9,47 @@ import optax
 
 from unetr_flax import ops
 
+# Exponent of the "poly" schedule in nnU-Net (Isensee et al. 2021, Methods).
+POLY_POWER = 0.9
 
-def learning_rate_schedule(peak: float, total_steps: int, warmup_fraction: float) -> optax.Schedule:
-    """Makes a schedule that rises linearly to `peak`, then falls as a half cosine to 0.
+# The values of --schedule: (peak rate, steps of the decay) -> the rate after the warm-up.
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    # Loshchilov & Hutter 2017 (SGDR, equation 5) without restarts.
+    "cosine": optax.cosine_decay_schedule,
+    # Chen et al. 2018 (DeepLab, section 4.1), as in nnU-Net.
+    "poly": lambda peak, steps: optax.polynomial_schedule(peak, 0.0, POLY_POWER, steps),
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+}
 
-    The decay is that of Loshchilov & Hutter 2017 (SGDR, equation 5) without restarts; the warm-up
-    is that of Goyal et al. 2017, section 2.2. The first step's rate is already above 0, so that no
-    step is lost.
+
+def learning_rate_schedule(
+    peak: float, total_steps: int, warmup_fraction: float, decay: str = "cosine"
+) -> optax.Schedule:
+    """Makes a schedule that rises linearly to `peak`, then decays.
+
+    The warm-up is that of Goyal et al. 2017, section 2.2. The first step's rate is already above 0,
+    so that no step is lost.
 
     Args:
       peak: highest learning rate.
       total_steps: number of optimizer steps of the run.
       warmup_fraction: share of the steps that the warm-up takes.
+      decay: name of the decay in `SCHEDULES`.
     """
     warmup = max(1, round(total_steps * warmup_fraction))
-    cosine = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup + 1))
+    decayed = SCHEDULES[decay](peak, max(1, total_steps - warmup + 1))
 
     def schedule(count: Any) -> jax.Array:
         step = jnp.asarray(count + 1, jnp.float32)
-        return jnp.where(step < warmup, peak * step / warmup, cosine(step - warmup))
+        # The argument of a decay must not be negative: a power of it would be nan.
+        after = jnp.maximum(step - warmup, 0)
+        return jnp.where(step < warmup, peak * step / warmup, decayed(after))
 
     return schedule
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, layer_decay: float = 1.0
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019, algorithm 2) with clipping by the global norm.
 
@@ -41,11 +58,21 @@ def make_optimizer(
       weight_decay: decoupled decay, multiplied by the learning rate; applied to kernels only.
       clip_norm: gradients with a larger global norm are scaled down to it (Pascanu et al. 2013,
         algorithm 1).
+      layer_decay: factor of the learning rate from layer to layer, see `layer_scales`.
     """
-    return optax.chain(
+    transforms = [
         clip_by_global_norm(clip_norm),
         optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
-    )
+    ]
+    if layer_decay != 1:
+
+        def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+            del params
+            scales = layer_scales(updates, layer_decay)
+            return jax.tree.map(lambda update, x: update * x, updates, scales)
+
+        transforms.append(optax.stateless(scale))
+    return optax.chain(*transforms)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -70,3 +97,28 @@ def decay_mask(params: optax.Params) -> optax.Params:
     and ViT: they are few, and shrinking them regularizes nothing.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def layer_scales(params: Any, layer_decay: float) -> Any:
+    """Computes the factor of each leaf's learning rate: lower for the encoder's earlier layers.
+
+    This is the layer-wise decay of Clark et al. 2020 (ELECTRA, appendix A) and Bao et al. 2022
+    (BEiT, section 3.1), by which a pretrained encoder keeps what it has learned: with L blocks, the
+    decoder and the encoder's last norm have factor 1, block i of 0 ... L - 1 has
+    `layer_decay ** (L - i)`, and the patch embedding has `layer_decay ** (L + 1)`.
+
+    Args:
+      params: the parameters of a UNETR.
+      layer_decay: the factor from each layer to the one before it.
+    """
+    names = [str(name) for name in params.get("encoder", {})]
+    num_blocks = sum(name.startswith("block_") for name in names)
+
+    def scale(path: tuple[Any, ...], _: Any) -> float:
+        part, layer = path[0].key, path[1].key
+        if part != "encoder" or layer == "norm":
+            return 1.0
+        depth = 0 if layer == "embedding" else 1 + int(layer.removeprefix("block_"))
+        return layer_decay ** (num_blocks + 1 - depth)
+
+    return jax.tree_util.tree_map_with_path(scale, params)

@@ -9,6 +9,7 @@ import pytest
 from train.optim import (
     clip_by_global_norm,
     decay_mask,
+    layer_scales,
     learning_rate_schedule,
     make_optimizer,
 )
@@ -25,13 +26,54 @@ def test_schedule_rises_linearly_then_falls_to_zero():
     assert rates[100] == 0
 
 
-def test_only_kernels_decay():
+@pytest.mark.parametrize("decay", ["poly", "constant"])
+def test_other_schedules_start_where_the_warm_up_ends(decay):
+    schedule = learning_rate_schedule(2.0, 100, 0.1, decay)
+    rates = np.array([float(schedule(jnp.int32(i))) for i in range(101)])
+    np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11), rtol=1e-6)
+    # nnU-Net's rule, with the steps after the warm-up as the whole.
+    left = np.clip(1 - np.arange(91) / 91, 0, 1)
+    expected = 2 * left**0.9 if decay == "poly" else np.full(91, 2.0)
+    np.testing.assert_allclose(rates[9:100], expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Shapes of the parameters of a UNETR with four blocks."""
     cfg = UNETRConfig.reference(
         (16, 32, 16), 1, 2, light_r=32, hidden_size=16, num_layers=4, num_heads=2
     )
-    params = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), jnp.zeros((1, 16, 32, 16, 1)))
-    flat, _ = jax.tree_util.tree_flatten_with_path(decay_mask(params["params"]))
-    decays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+    shapes = jax.eval_shape(UNETR(cfg).init, jax.random.key(0), jnp.zeros((1, 16, 32, 16, 1)))
+    return shapes["params"]
+
+
+def by_name(tree):
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def test_earlier_layers_of_the_encoder_learn_more_slowly(params):
+    scales = by_name(layer_scales(params, 0.5))
+    assert scales["encoder/embedding/position_embedding"] == 0.5**5
+    assert scales["encoder/block_0/attention/qkv/kernel"] == 0.5**4
+    assert scales["encoder/block_3/norm1/scale"] == 0.5
+    assert {x for name, x in scales.items() if name.startswith("decoder")} == {1.0}
+
+
+def test_the_layer_decay_scales_the_whole_update(params):
+    ones = jax.tree.map(lambda x: jnp.ones((2,)), params)
+    updates = []
+    for layer_decay in (1.0, 0.5):
+        options = {"weight_decay": 0.5, "clip_norm": 1.0, "layer_decay": layer_decay}
+        tx = make_optimizer(lambda count: 0.1, **options)
+        updates.append(by_name(tx.update(ones, tx.init(ones), ones)[0]))
+    scales = by_name(layer_scales(params, 0.5))
+    for name, plain in updates[0].items():
+        np.testing.assert_allclose(updates[1][name], scales[name] * plain, rtol=1e-6)
+
+
+def test_only_kernels_decay(params):
+    decays = by_name(decay_mask(params))
     assert decays["encoder/embedding/projection/kernel"]
     assert decays["encoder/block_3/attention/qkv/kernel"]
     assert not decays["encoder/embedding/position_embedding"]

@@ -1,4 +1,4 @@
-"""The options of a run: four frozen records whose fields and docstrings are the command line."""
+"""The options of a run: frozen records whose fields and docstrings are the command line."""
 
 import dataclasses
 from pathlib import Path
@@ -10,13 +10,31 @@ class DataOptions:
     """The data, and how they are cut."""
 
     data: Path | None = None
-    """Folder in the layout of the Medical Segmentation Decathlon; phantoms are made if None."""
+    """Folder of images and label maps, or a JSON list of them; phantoms are made if None."""
+
+    modalities: tuple[str, ...] | None = None
+    """Names of the images' channels, such as CT or MRI; those that the data declare if None."""
+
+    regions: tuple[str, ...] | None = None
+    """Overlapping regions to segment instead of classes, such as WT=1,2,3 TC=2,3 ET=3."""
+
+    allow_grid_mismatch: bool = False
+    """Take a label map that does not lie on its image's grid voxel by voxel."""
 
     num_phantoms: int = 20
     """Number of phantoms to make if there is no --data."""
 
     val_fraction: float = 0.2
-    """Share of the cases that is kept for validation."""
+    """Share of the cases that is kept for validation; 0 trains on all of them."""
+
+    num_folds: int | None = None
+    """Folds of a cross-validation, of which --fold is kept for validation; none if None."""
+
+    fold: int = 0
+    """Which fold, or which split of --splits, is kept for validation, from 0."""
+
+    splits: Path | None = None
+    """File with lists of training and validation cases, as nnU-Net's splits_final.json."""
 
     spacing: tuple[float, float, float] | None = None
     """Millimeters per voxel and axis to resample to; each volume keeps its own if None."""
@@ -55,11 +73,34 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """The loss, the augmentation, the optimizer and the schedule."""
+class LossOptions:
+    """The loss; see `train.losses`."""
 
     loss: str = "dice_cross_entropy"
-    """The loss: dice_cross_entropy (their sum), cross_entropy or dice."""
+    """The loss: dice_cross_entropy or dice_focal (sums of two), cross_entropy or dice."""
+
+    exclude_background: bool = False
+    """Leave the background out of the Dice term."""
+
+    squared_pred: bool = False
+    """Square probabilities and labels in the denominator of Dice."""
+
+    batch_dice: bool = False
+    """Compute Dice of all volumes of a step together, not of each."""
+
+    smooth_nr: float = 1e-5
+    """Number added to the numerator of Dice."""
+
+    smooth_dr: float = 1e-5
+    """Number added to the denominator of Dice."""
+
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss, the background first; all are equal if None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """The augmentation, the optimizer and the schedule."""
 
     augmentation: str = "default"
     """Random changes of the crops: default (rotation, zoom, contrast, noise) or none."""
@@ -68,16 +109,31 @@ class TrainingOptions:
     """Passes over the training cases."""
 
     learning_rate: float = 4e-3
-    """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to 0."""
+    """Highest learning rate of AdamW, after a linear warm-up and before the --schedule."""
+
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine or poly (power 0.9), both to 0, or constant."""
 
     warmup_fraction: float = 0.05
     """Share of all steps that is warm-up."""
+
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each transformer block to the one before it."""
 
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW; only kernels decay."""
 
     clip_norm: float = 1.0
     """Gradients with a larger global norm are scaled down to it."""
+
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other, to take less memory."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is validated, too; 0 for none."""
+
+    stochastic_depth: float = 0.0
+    """Probability of skipping the last transformer block; earlier ones are skipped less often."""
 
     eval_every: int = 8
     """Epochs between validations, after each of which a checkpoint is saved."""
@@ -96,8 +152,9 @@ class RunOptions:
     out: Path | None = None
     """Folder for checkpoints, logs and results; runs/ and the name of the data if None."""
 
-    resume: bool = False
-    """Go on from the last checkpoint in --out, with the options that the run was started with."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """Go on from the last checkpoint in --out, with the options that the run was started with; auto
+    starts a new run if there is none. --resume alone means yes."""
 
     fsdp: int = 1
     """Devices that share the parameters and the optimizer's state, and split the batch as well."""

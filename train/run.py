@@ -1,12 +1,11 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from train import distributed, sharding
 from train.checkpoint import Checkpoints
@@ -18,10 +17,10 @@ from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import LOSSES
+from train.losses import Loss, make_loss
 from train.optim import learning_rate_schedule, make_optimizer
 from train.results import show_results
-from train.run_dir import OptionError, refuse_taken, resume_command, run_file, write_run_file
+from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
 from train.state import abstract_state, create_state
 from train.step import abstract_batch, make_train_step
 from train.task import Task, prepare
@@ -40,61 +39,92 @@ def run(cfg: Config) -> bool:
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
-      train.data.decathlon.BadCasesError: if files of the data cannot be trained on.
-      train.data.decathlon.DataError: if the data set as a whole cannot be read.
+      train.data.dataset.BadCasesError: if files of the data cannot be trained on.
+      train.data.dataset.DataError: if the data set as a whole cannot be read.
       train.loop.DivergenceError: if the loss is no longer a number.
     """
     refuse_wrong_convolutions(cfg.model.dtype)
-    if cfg.data.batch_size % jax.device_count():
-        raise OptionError(
-            f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
-            f"{jax.device_count()}"
-        )
-    if not cfg.run.resume:
-        distributed.run_on_main(lambda: refuse_taken(cfg.out))
-    with _phantoms_removed_on_failure(cfg):
+    mesh = _mesh(cfg)
+    with ExitStack() as stack:
+        distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
+        _check_fits(mesh, cfg, task.model_config.img_size)
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-    return _train(cfg, task)
+        return _train(cfg, task, mesh)
 
 
-def _train(cfg: Config, task: Task) -> bool:
+def _mesh(cfg: Config) -> Mesh:
+    try:
+        mesh = sharding.make_mesh(cfg.run.fsdp, cfg.run.depth_shards)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    _check_fits(mesh, cfg, cfg.data.roi_size)
+    return mesh
+
+
+def _check_fits(mesh: Mesh, cfg: Config, img_size: tuple[int, ...] | None) -> None:
+    grid_depth = None if img_size is None else img_size[0] // cfg.model.patch_size[0]
+    try:
+        sharding.check_fits(mesh, cfg.data.batch_size, cfg.training.accumulate, grid_depth)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def _train(cfg: Config, task: Task, mesh: Mesh) -> bool:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
     schedule = Schedule(
         cfg.steps_per_epoch(len(task.train_samples)), training.epochs, training.eval_every
     )
     learning_rate = learning_rate_schedule(
-        training.learning_rate, schedule.total_steps, training.warmup_fraction
+        training.learning_rate, schedule.total_steps, training.warmup_fraction, training.schedule
     )
     tx = make_optimizer(
-        learning_rate, weight_decay=training.weight_decay, clip_norm=training.clip_norm
+        learning_rate,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        layer_decay=training.layer_decay,
     )
-    model = UNETR(task.model_config, dtype=jnp.dtype(cfg.model.dtype), jit_blocks=True)
-    mesh = sharding.make_mesh()
+    model = UNETR(
+        task.model_config,
+        dtype=jnp.dtype(cfg.model.dtype),
+        jit_blocks=True,
+        stochastic_depth=training.stochastic_depth,
+    )
     replicated = sharding.replicated(mesh)
-    abstract = abstract_state(model, tx, replicated)
+    averaged = training.ema_decay > 0
+    abstract = abstract_state(model, tx, replicated, averaged=averaged)
+    abstract = sharding.with_sharding(abstract, mesh)
+    placed = sharding.state_sharding(abstract, mesh)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
     train_step = compile_in_background(
-        make_train_step(model, tx, LOSSES[training.loss], replicated),
+        make_train_step(
+            model,
+            tx,
+            _loss(cfg),
+            (placed, replicated),
+            mesh=mesh,
+            accumulate=training.accumulate,
+            ema_decay=training.ema_decay,
+        ),
         abstract,
         abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
     )
-    evaluator = Evaluator(model, task.val_cases, task.preprocessing, training.overlap)
+    evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
         AUGMENTATIONS[training.augmentation](task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=sharding.batch_share(mesh),
     )
     checkpoints = Checkpoints(cfg.out / "checkpoints")
     try:
         progress = Progress()
         if checkpoints.last_step is None:
-            state = create_state(model, tx, training.seed, replicated)
+            state = create_state(model, tx, training.seed, placed, averaged=averaged)
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
@@ -103,8 +133,8 @@ def _train(cfg: Config, task: Task) -> bool:
         console.print(
             f"{task.dataset.name}: {len(task.train_samples)} cases to train on, "
             f"{len(task.val_cases)} to validate\n"
-            f"UNETR with {parameters:,} parameters on {jax.device_count()} "
-            f"{jax.default_backend()} device(s), {cfg.model.dtype}\n"
+            f"UNETR with {parameters:,} parameters on {sharding.described(mesh)}, "
+            f"{cfg.model.dtype}\n"
             f"{schedule.total_steps} steps in {schedule.epochs} epochs; {cfg.out} starts at step "
             f"{int(state.step)}; Ctrl-C saves and stops",
             soft_wrap=True,
@@ -145,13 +175,14 @@ def _train(cfg: Config, task: Task) -> bool:
         checkpoints.close()
 
 
-@contextmanager
-def _phantoms_removed_on_failure(cfg: Config) -> Iterator[None]:
-    """Removes the phantoms of a run that fails before it has a run.json."""
-    try:
-        yield
-    except BaseException:
-        made_here = cfg.data.data is None and not run_file(cfg.out).exists()
-        if made_here and distributed.is_main():
-            shutil.rmtree(cfg.out / "data", ignore_errors=True)
-        raise
+def _loss(cfg: Config) -> Loss:
+    options = cfg.loss
+    return make_loss(
+        options.loss,
+        include_background=not options.exclude_background,
+        squared_pred=options.squared_pred,
+        batch=options.batch_dice,
+        smooth_nr=options.smooth_nr,
+        smooth_dr=options.smooth_dr,
+        class_weights=options.class_weights,
+    )

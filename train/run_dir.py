@@ -8,14 +8,21 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from train.config import PHANTOMS, Config, option, parse
-from train.data.decathlon import Case, Dataset
+from train.data.dataset import Case, Dataset
+from train.run_lock import LOCK_NAME, LockedError, locked
 from unetr_flax import UNETRConfig
+from unetr_flax.runtime.atomic import write_text
 
 RUN_NAME = "run.json"
+# The folder of the phantoms, if a run makes its own data.
+PHANTOMS_NAME = "data"
 OLD_RUN_NAME = "config.json"
 
 
@@ -26,17 +33,25 @@ class OptionError(ValueError):
 def read_options(args: list[str]) -> Config:
     """Reads options from the command line and, when resuming, from the run's run.json.
 
+    Returns:
+      The options; `run.resume` is "yes" or "no".
+
     Raises:
       OptionError: if an option is out of range, there is nothing to resume, or an option differs
         from the one the run was started with.
     """
     cfg = parse(args)
-    if cfg.run.resume:
+    if cfg.run.resume == "auto":
+        resume = "yes" if run_file(cfg.out).exists() else "no"
+        cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, resume=resume))
+    run = cfg.run
+    if run.resume == "yes":
         saved = _saved_options(cfg.out)
         # --resume and the other RunOptions are not saved: they come from the arguments again.
         defaults = dataclasses.replace(saved, run=dataclasses.replace(PHANTOMS.run, out=cfg.out))
-        cfg = parse(args, defaults)
-        _compare(cfg.to_dict(), saved.to_dict(), cfg.out)
+        cfg = dataclasses.replace(parse(args, defaults), run=run)
+        cfg = dataclasses.replace(cfg, run=dataclasses.replace(run, out=cfg.out))
+        _compare_options(cfg, saved)
     try:
         cfg.check()
     except ValueError as error:
@@ -60,13 +75,41 @@ def run_file(out: Path) -> Path:
     return old if old.exists() and not path.exists() else path
 
 
-def refuse_taken(out: Path) -> None:
-    """Makes sure that a new run may have the folder.
+@contextmanager
+def claimed(cfg: Config) -> Iterator[None]:
+    """Holds the lock of the run's folder; call it on the process that writes.
+
+    A new run may have a folder that is absent, empty, or that a run claimed without ever beginning.
+    If the run fails before it has a run.json, the folder is left as it was found.
 
     Raises:
-      OptionError: if anything is in the folder, its place is taken by a file, or checkpoints could
-        be saved but not read there.
+      OptionError: if the folder holds other things or another run, another process uses it,
+        checkpoints could be saved but not read there, or it cannot be written.
     """
+    out = cfg.out
+    if cfg.run.resume == "no":
+        _refuse_taken(out)
+    existed = out.exists()
+    try:
+        with locked(out):
+            if cfg.run.resume == "no":
+                _refuse_taken(out)
+                _remove_leftovers(out)
+            try:
+                yield
+            finally:
+                if not run_file(out).exists():
+                    _remove_leftovers(out)
+                    (out / LOCK_NAME).unlink(missing_ok=True)
+                    if not existed:
+                        with suppress(OSError):  # something else is in the folder by now
+                            out.rmdir()
+    except LockedError as error:
+        raise OptionError(str(error)) from None
+
+
+def _refuse_taken(out: Path) -> None:
+    """Raises OptionError unless a new run may have the folder."""
     # Orbax reads nothing back from such a path, which would come to light after training only.
     if set("[]") & set(str(out.absolute())):
         raise OptionError(f"--out {out}: checkpoints cannot be read from a path with [ or ]")
@@ -74,14 +117,28 @@ def refuse_taken(out: Path) -> None:
         raise OptionError(
             f"--out {out}: holds a run; add --resume to go on with it, or give another folder"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not _is_free(out)):
         raise OptionError(f"--out {out}: exists and is not empty; give another folder")
+
+
+def _is_free(out: Path) -> bool:
+    """Returns whether a folder holds nothing, or nothing but what a run makes before it begins."""
+    names = {path.name for path in out.iterdir()}
+    return not names or (LOCK_NAME in names and names <= {LOCK_NAME, PHANTOMS_NAME})
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes the phantoms of a run that never began."""
+    shutil.rmtree(out / PHANTOMS_NAME, ignore_errors=True)
 
 
 def write_run_file(
     cfg: Config, dataset: Dataset, val_cases: tuple[Case, ...], model_config: UNETRConfig
 ) -> None:
     """Writes run.json; when resuming, checks that the saved file still holds.
+
+    On resuming, the folder of the data may be another one and the epochs may be more than before;
+    the file is written anew with them.
 
     Raises:
       OptionError: if the data or the model are not those that the run was started with.
@@ -97,7 +154,7 @@ def write_run_file(
             "validation": [case.name for case in val_cases],
         },
     }
-    if cfg.run.resume:
+    if cfg.run.resume == "yes":
         saved = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
         if saved["dataset"] != record["dataset"]:
             raise OptionError(
@@ -105,11 +162,10 @@ def write_run_file(
                 "with; its cases, labels or files have changed"
             )
         _compare(record["model"], saved["model"], cfg.out)
-        return
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    temporary = cfg.out / f"{RUN_NAME}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(cfg.out / RUN_NAME)
+        if saved["options"] == record["options"]:
+            return
+        record = saved | {"options": record["options"]}
+    write_text(run_file(cfg.out), json.dumps(record, indent=1) + "\n")
 
 
 def _saved_options(out: Path) -> Config:
@@ -120,6 +176,21 @@ def _saved_options(out: Path) -> Config:
         raise OptionError(f"--out {out}: holds no run to resume, it has no {RUN_NAME}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(f"{path}: is not the record of a run of this version: {error}") from None
+
+
+def _compare_options(cfg: Config, saved: Config) -> None:
+    """Raises OptionError if an option is not what it was, or may become."""
+    if cfg.training.epochs < saved.training.epochs:
+        raise OptionError(
+            f"--epochs {cfg.training.epochs}: the run in {cfg.out} was started with "
+            f"{saved.training.epochs}, which may grow but not shrink"
+        )
+    # Data that moved are recognized by their fingerprint, once they are read.
+    may_change = ["epochs"]
+    if cfg.data.data is not None and saved.data.data is not None:
+        may_change.append("data")
+    given, before = cfg.to_dict(), saved.to_dict()
+    _compare({k: v for k, v in given.items() if k not in may_change}, before, cfg.out)
 
 
 def _compare(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
@@ -138,7 +209,7 @@ def _show(value: Any) -> str:
 def _fingerprint(dataset: Dataset) -> str:
     """Hashes the names of the cases and the sizes of their files."""
     lines = [
-        f"{case.name} {case.image.stat().st_size} {case.label.stat().st_size}"
+        " ".join([case.name, *(str(path.stat().st_size) for path in case.files)])
         for case in dataset.cases
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -201,6 +201,60 @@ def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
     assert "cases, labels or files have changed" in capsys.readouterr().err
 
 
+def test_one_command_starts_a_run_and_goes_on_with_it(data, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    out = tmp_path / "run"
+    args = [*TINY, "--resume", "auto", "--out", str(out)]
+    # What is left of a run that was killed before it began.
+    (out / "data").mkdir(parents=True)
+    (out / "run.lock").touch()
+    assert main([*args, "--data", str(data), "--epochs", "2"]) == 0
+    assert "starts at step 0" in capsys.readouterr().out
+    assert not (out / "data").exists()
+    assert main([*args, "--data", str(data), "--epochs", "2"]) == 0
+    assert "starts at step 4" in capsys.readouterr().out
+
+    # The data have moved, and the run becomes longer but never shorter.
+    for path in data.iterdir():
+        (moved / path.name).symlink_to(path)
+    assert main([*args, "--data", str(moved), "--epochs", "3"]) == 0
+    assert "6 steps in 3 epochs; " in capsys.readouterr().out
+    options = json.loads((out / "run.json").read_text())["options"]
+    assert (options["data"], options["epochs"]) == (str(moved), 3)
+    assert [r["step"] for r in records(out) if r["kind"] == "train"] == [2, 4, 6]
+    assert main([*args, "--epochs", "2"]) == 2
+    line = capsys.readouterr().err
+    assert line == (
+        f"--epochs 2: the run in {out} was started with 3, which may grow but not shrink\n"
+    )
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(out)]
+    code = "import sys; from pathlib import Path; from train.run_lock import locked\n"
+    code += "with locked(Path(sys.argv[1])): print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        owner.stdout.readline()
+        before = snapshot(out)
+        assert main(args) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"--out {out}: is in use by process {owner.pid} on ")
+        assert line.count("\n") == 1
+        assert snapshot(out) == before
+        owner.communicate(b"\n")
+    assert main(args) == 0
+    capsys.readouterr()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(data, capsys):
+    assert main([*TINY, "--data", str(data), "--out", "/proc/run"]) == 1
+    assert capsys.readouterr().err == "/proc/run: No such file or directory\n"
+
+
 def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, capsys):
     folder = tmp_path / "bad"
     (folder / "labelsTr").mkdir(parents=True)
@@ -232,7 +286,7 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
-        (["--data", "nowhere"], 1, "nowhere/dataset.json: no such file"),
+        (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],
 )

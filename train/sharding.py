@@ -54,6 +54,40 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
+def described(mesh: Mesh) -> str:
+    """Says in words which devices a mesh has."""
+    axes = {FSDP: "that share the parameters", DEPTH: "that share a volume"}
+    words = [f"{mesh.shape[axis]} {use}" for axis, use in axes.items() if mesh.shape[axis] > 1]
+    devices = f"{mesh.size} {jax.default_backend()} device(s)"
+    return f"{devices} ({', '.join(words)})" if words else devices
+
+
+def check_fits(mesh: Mesh, batch_size: int, accumulate: int, grid_depth: int | None) -> None:
+    """Checks that volumes and batches can be split as the mesh says.
+
+    Args:
+      mesh: see `make_mesh`.
+      batch_size: volumes per step.
+      accumulate: number of parts of a batch that are computed one after the other.
+      grid_depth: patches of a volume along its first axis; None if not known yet.
+
+    Raises:
+      ValueError: naming the option, its value and what is allowed.
+    """
+    depth, shards = mesh.shape[DEPTH], batch_shards(mesh)
+    if batch_size % (shards * accumulate):
+        split = f"{mesh.size}" + (f" / --depth-shards {depth}" if depth > 1 else "")
+        parts = f" times --accumulate {accumulate}" if accumulate > 1 else ""
+        raise ValueError(
+            f"--batch-size {batch_size}: must be divisible by the number of devices, {split}{parts}"
+        )
+    if grid_depth is not None and grid_depth % depth:
+        raise ValueError(
+            f"--depth-shards {depth}: must divide the {grid_depth} patches that a volume has along "
+            "its first axis, --roi-size over --patch-size"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding with a full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, Sharding
 
+from train.ema import update_average
 from train.losses import Loss
 from train.sharding import gathered, lowered_for
 from train.state import TrainState
@@ -16,6 +17,11 @@ from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
 
 Batch = Mapping[str, jax.Array]
+# (keys [B], images [B, *spatial, C], labels [B, *spatial]) -> images and labels of these shapes.
+Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+# Separates the keys of augmentation from those of dropout.
+AUGMENT_KEY = 1
 
 
 def abstract_batch(
@@ -37,6 +43,9 @@ def make_train_step(
     platform: str | None = None,
     *,
     mesh: Mesh | None = None,
+    augment: Augment | None = None,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -52,6 +61,12 @@ def make_train_step(
         one for each array; the compiler decides if None.
       platform: "cpu", "gpu" or "tpu", on which the step will run; JAX's default if None.
       mesh: the devices, if parameters or depth are split over some of them; see `train.sharding`.
+      augment: changes images and labels at random, see `train.data.augment`.
+      accumulate: number of equal parts of the batch that are computed one after the other, for less
+        memory. Loss and gradient are the means over the parts; each part has batch statistics of
+        its own, with which the running ones are updated in turn.
+      ema_decay: decay of the state's average of the variables, see `train.ema`; used if the state
+        has one.
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
@@ -60,22 +75,45 @@ def make_train_step(
 
     platform = platform or jax.default_backend()
 
-    @ops.target_platform(platform)
-    @lowered_for(mesh)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-
+    def value_and_gradient(params, batch_stats, batch, key):
         def objective(params):
             logits, updates = model.apply(
-                {"params": gathered(params, mesh), "batch_stats": state.batch_stats},
+                {"params": gathered(params, mesh), "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
-                rngs={"dropout": dropout_key},
+                rngs={"dropout": key},
                 mutable=["batch_stats"],
             )
             return loss(logits, batch["label"]), updates.get("batch_stats", {})
 
-        (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (value, updated), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return value, updated, grads
+
+    def accumulated(params, batch_stats, batch, key):
+        def add(carry, part):
+            total, batch_stats = carry
+            number, batch = part
+            part_key = jax.random.fold_in(key, number)
+            value, batch_stats, grads = value_and_gradient(params, batch_stats, batch, part_key)
+            return (jax.tree.map(jnp.add, total, (value, grads)), batch_stats), None
+
+        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        carry, _ = jax.lax.scan(add, (zeros, batch_stats), (jnp.arange(accumulate), parts))
+        total, batch_stats = carry
+        value, grads = jax.tree.map(lambda x: x / accumulate, total)
+        return value, batch_stats, grads
+
+    @ops.target_platform(platform)
+    @lowered_for(mesh)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        batch = dict(batch)
+        if augment is not None:
+            keys = jax.random.split(jax.random.fold_in(key, AUGMENT_KEY), batch["label"].shape[0])
+            batch["image"], batch["label"] = augment(keys, batch["image"], batch["label"])
+        gradient = value_and_gradient if accumulate == 1 else accumulated
+        value, batch_stats, grads = gradient(state.params, state.batch_stats, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
@@ -83,6 +121,9 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if state.average is not None:
+            average = update_average(state.average, new_state.variables, state.step, ema_decay)
+            new_state = new_state.replace(average=average)
         return new_state, {"loss": value, "grad_norm": ops.global_norm(grads)}
 
     return jax.jit(
@@ -91,3 +132,12 @@ def make_train_step(
         out_shardings=sharding,
         compiler_options=compiler_options(platform),
     )
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """Splits a batch [B, ...] into [parts, B / parts, ...].
+
+    Each part takes rows from all over the batch, so that a batch that is split over devices need
+    not move between them.
+    """
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

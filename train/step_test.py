@@ -1,5 +1,7 @@
 import types
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.losses import dice_cross_entropy_loss
+from train.losses import cross_entropy_loss, dice_cross_entropy_loss
 from train.stand_in import Small
 from train.state import create_state
 from train.step import make_train_step
@@ -84,6 +86,59 @@ def test_gradient_norm_is_from_before_clipping(small, batch):
     assert plain == pytest.approx(step, rel=1e-4)
     assert clipped == plain
     assert short_step == pytest.approx(1e-3, rel=1e-3)
+
+
+class Linear(nn.Module):
+    """A linear map of each voxel, whose loss of a batch is the mean of those of its parts."""
+
+    config: Any
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.config.out_channels)(x)
+
+
+def test_parts_of_a_batch_accumulate_to_the_whole():
+    config = types.SimpleNamespace(img_size=(2, 3, 4), in_channels=2, out_channels=3)
+    model, tx = Linear(config), optax.sgd(1.0)
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(4, 2, 3, 4, 2)).astype(np.float32)
+    batch = {"image": image, "label": rng.integers(0, 3, (4, 2, 3, 4)).astype(np.int32)}
+    results = []
+    for accumulate in (1, 2):
+        train_step = make_train_step(model, tx, cross_entropy_loss, accumulate=accumulate)
+        state, metrics = train_step(create_state(model, tx, seed=0), batch)
+        results.append((state.params, metrics))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_each_part_updates_the_running_statistics_in_turn(small, batch):
+    tx = optax.sgd(0.0)
+    train_step = make_train_step(small, tx, dice_cross_entropy_loss, accumulate=2)
+    state, _ = train_step(create_state(small, tx, seed=0), batch)
+    means = batch["image"].mean(axis=(1, 2, 3))
+    expected = 0.5 * (0.5 * means[0]) + 0.5 * means[1]
+    np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], expected, rtol=1e-5)
+
+
+def test_the_batch_is_augmented_with_a_key_for_each_sample_and_step(small, batch):
+    tx = optax.sgd(0.0)
+    seen = []
+
+    def augment(keys, image, label):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), jax.random.key_data(keys))
+        return image, jnp.zeros_like(label)
+
+    train_step = make_train_step(small, tx, cross_entropy_loss, augment=augment)
+    state = create_state(small, tx, seed=0)
+    for _ in range(2):
+        state, metrics = train_step(state, batch)
+    jax.effects_barrier()
+    assert len({tuple(key) for keys in seen for key in keys}) == 4
+    unchanged = make_train_step(small, tx, cross_entropy_loss)(create_state(small, tx, 0), batch)
+    assert metrics["loss"] != unchanged[1]["loss"]
 
 
 def test_equal_seeds_give_equal_states(small):

@@ -9,12 +9,16 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from train.config import Config
-from train.data.decathlon import Case, Dataset, read_dataset, split
+from train.data.dataset import Case, Dataset
+from train.data.label_names import with_regions
+from train.data.layouts import read_dataset
 from train.data.loader import auto_roi
 from train.data.phantoms import make_phantoms
 from train.data.preprocess import Sample, read_samples
+from train.data.split import split_dataset
 from train.distributed import run_on_main
-from train.run_dir import OptionError
+from train.options import DataOptions
+from train.run_dir import PHANTOMS_NAME, OptionError
 from unetr_flax import Preprocessing, UNETRConfig
 
 
@@ -42,16 +46,23 @@ def prepare(cfg: Config, console: Console) -> Task:
 
     Raises:
       OptionError: if options do not fit the data.
-      train.data.decathlon.BadCasesError: if files of the data cannot be trained on.
-      train.data.decathlon.DataError: if the data set as a whole cannot be read.
+      train.data.dataset.BadCasesError: if files of the data cannot be trained on.
+      train.data.dataset.DataError: if the data set as a whole cannot be read.
     """
     folder = cfg.data.data
     if folder is None:
-        folder = cfg.out / "data"
+        folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
-    dataset = read_dataset(folder)
-    channels = {"in_channels": len(dataset.modalities), "out_channels": len(dataset.labels)}
-    train_cases, val_cases = split(dataset.cases, cfg.data.val_fraction, cfg.training.seed)
+    dataset = _read_dataset(folder, cfg.data)
+    channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
+    train_cases, val_cases = split_dataset(
+        dataset,
+        val_fraction=cfg.data.val_fraction,
+        seed=cfg.training.seed,
+        num_folds=cfg.data.num_folds,
+        fold=cfg.data.fold,
+        splits=cfg.data.splits,
+    )
     try:
         cfg.check_length(len(train_cases))
         # Numbers of channels and classes that the model cannot have must surface before reading.
@@ -67,6 +78,21 @@ def prepare(cfg: Config, console: Console) -> Task:
         roi_size = auto_roi([sample.label.shape for sample in samples], cfg.model.patch_size)
         model_config = dataclasses.replace(model_config, img_size=roi_size)
     return Task(dataset, tuple(samples), val_cases, preprocessing, model_config)
+
+
+def _read_dataset(folder: Path, options: DataOptions) -> Dataset:
+    """Reads a data set, and applies the options that change what its labels mean.
+
+    Raises:
+      OptionError: if --regions does not fit the data.
+      train.data.dataset.DataError: if the data set cannot be read.
+    """
+    dataset = read_dataset(folder, options.modalities)
+    dataset = dataclasses.replace(dataset, allow_grid_mismatch=options.allow_grid_mismatch)
+    try:
+        return dataset if options.regions is None else with_regions(dataset, options.regions)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
 
 
 def _make_phantoms(folder: Path, cfg: Config, console: Console) -> None:

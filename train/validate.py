@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from train.data.decathlon import Case
+from train.data.cases import read_case
+from train.data.dataset import Case, Dataset
 from train.data.preprocess import Sample
 from train.distributed import process_sum
 from train.interrupt import Interrupt
@@ -18,7 +19,6 @@ from train.state import TrainState
 from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceCounts, DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
-from unetr_flax.imaging.nifti import read_labels, read_volume
 from unetr_flax.imaging.restore import Restorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
@@ -29,6 +29,7 @@ class Evaluator:
 
     Args:
       model: a UNETR; its img_size is the window.
+      dataset: the data set of the cases.
       cases: cases to segment.
       preprocessing: preparation of a scan for the model, which is undone for the logits.
       overlap: fraction of the window that neighbors share.
@@ -37,12 +38,14 @@ class Evaluator:
     def __init__(
         self,
         model: nn.Module,
+        dataset: Dataset,
         cases: Sequence[Case],
         preprocessing: Preprocessing,
         overlap: float,
     ):
         self._config = model.config
         self._predict = make_predict(model)
+        self._dataset = dataset
         self._cases = cases
         self._preprocessing = preprocessing
         self._overlap = overlap
@@ -101,8 +104,7 @@ class Evaluator:
         The file was checked before training; it is read for each validation since the volumes of
         all validation cases may be more than memory holds.
         """
-        volume = read_volume(case.image)
-        labels, _ = read_labels(case.label)
+        volume, labels = read_case(self._dataset, case)
         image = self._preprocessing.normalize(volume)
         grid = self._preprocessing.grid(image, volume.spacing)
         sample = Sample(case.name, image, labels, volume.spacing)

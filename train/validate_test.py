@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from train.data.decathlon import Case
+from train.data.dataset import Case, Dataset
 from train.validate import Evaluator
 from unetr_flax import Preprocessing
 from unetr_flax.imaging.stored_voxels import StoredVoxels
@@ -32,9 +32,9 @@ def cases(tmp_path):
         label = np.zeros(shape, np.uint8)
         label[:, : shape[1] // 2 + i] = 1
         affine = np.diag([1.0, 2.0, 3.0, 1.0])
-        case = Case(f"c{i}", tmp_path / f"image{i}.nii.gz", tmp_path / f"label{i}.nii.gz")
+        case = Case(f"c{i}", (tmp_path / f"image{i}.nii.gz",), tmp_path / f"label{i}.nii.gz")
         # The two intensities lie below and above the CT window.
-        nib.save(nib.Nifti1Image(label.astype(np.int16) * 3000 - 1500, affine), case.image)
+        nib.save(nib.Nifti1Image(label.astype(np.int16) * 3000 - 1500, affine), case.images[0])
         nib.save(nib.Nifti1Image(label, affine), case.label)
         cases.append(case)
     return cases
@@ -43,7 +43,8 @@ def cases(tmp_path):
 def evaluator(cases, modality="CT", **options):
     config = types.SimpleNamespace(img_size=WINDOW, in_channels=1, out_channels=2)
     preprocessing = Preprocessing.from_modalities([modality], **options)
-    return Evaluator(Threshold(config), cases, preprocessing, overlap=0.25)
+    dataset = Dataset("Test", (modality,), ("background", "bright"), tuple(cases))
+    return Evaluator(Threshold(config), dataset, cases, preprocessing, overlap=0.25)
 
 
 def state():
@@ -89,7 +90,7 @@ def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
         lambda self, volume: normalized.append(volume) or normalize(self, volume),
     )
     evaluator(cases, spacing=(1.5, 1.0, 2.0))(state(), NOBODY)
-    assert sorted(read) == sorted(path for case in cases for path in (case.image, case.label))
+    assert sorted(read) == sorted(path for case in cases for path in case.files)
     assert len(normalized) == len(cases)
 
 

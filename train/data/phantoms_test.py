@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from train.data import phantoms
-from train.data.decathlon import read_dataset
+from train.data.layouts import read_dataset
 from train.data.phantoms import LABELS, make_phantom, make_phantoms
 from train.data.preprocess import read_samples
 from unetr_flax import Preprocessing
@@ -29,7 +29,7 @@ def test_phantoms_are_a_data_set_that_loads(tmp_path):
 def test_files_are_hounsfield_units_in_several_orientations(tmp_path):
     make_phantoms(tmp_path / "phantoms", 4, seed=0)
     dataset = read_dataset(tmp_path / "phantoms")
-    images = [nib.load(case.image) for case in dataset.cases]
+    images = [nib.load(case.images[0]) for case in dataset.cases]
     assert len({nib.aff2axcodes(image.affine) for image in images}) == 3
     assert len({image.shape for image in images}) > 1
     for image, case in zip(images, dataset.cases, strict=True):
@@ -57,7 +57,7 @@ def test_seed_and_number_determine_a_phantom(tmp_path):
     def arrays(name, seed):
         make_phantoms(tmp_path / name, 2, seed)
         cases = read_dataset(tmp_path / name).cases
-        return [np.asarray(nib.load(case.image).dataobj) for case in cases]
+        return [np.asarray(nib.load(case.images[0]).dataobj) for case in cases]
 
     first, again, other = arrays("a", 1), arrays("b", 1), arrays("c", 2)
     for x, y, z in zip(first, again, other, strict=True):

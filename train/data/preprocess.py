@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from train.data.decathlon import Case, Dataset, read_cases
+from train.data.cases import read_cases
+from train.data.dataset import Case, Dataset
 from train.distributed import is_main, run_on_main
 from unetr_flax import Preprocessing
 from unetr_flax.imaging.intensity import background

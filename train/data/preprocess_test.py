@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from train.data.decathlon import BadCasesError, read_dataset
+from train.data.dataset import BadCasesError
+from train.data.layouts import read_dataset
 from train.data.phantoms import LABELS, make_phantoms
 from train.data.preprocess import make_sample, read_samples
 from unetr_flax import Preprocessing
@@ -87,13 +88,13 @@ def test_training_cases_become_samples_from_the_only_read_of_each_file(dataset, 
     done = []
     samples = read_samples(dataset, train_cases, Preprocessing.from_modalities(["CT"]), done.append)
     assert [sample.name for sample in samples] == [case.name for case in train_cases]
-    assert sorted(read) == sorted(p for case in dataset.cases for p in (case.image, case.label))
+    assert sorted(read) == sorted(p for case in dataset.cases for p in case.files)
     assert len(normalized) == len(train_cases)
     assert done == [1, 2, 3]
 
 
 def test_bad_validation_cases_are_found_too(dataset):
-    dataset.cases[1].image.write_bytes(b"")
+    dataset.cases[1].images[0].write_bytes(b"")
     with pytest.raises(BadCasesError, match=r"phantom_001\.nii\.gz: not a readable NIfTI file"):
         read_samples(dataset, dataset.cases[::2], Preprocessing.from_modalities(["CT"]))
 
@@ -107,4 +108,4 @@ def test_other_processes_read_their_training_cases_after_the_check(dataset, monk
     (sample,) = read_samples(dataset, dataset.cases[1:2], Preprocessing.from_modalities(["CT"]))
     assert sample.name == dataset.cases[1].name
     assert len(checks) == 1
-    assert sorted(read) == sorted([dataset.cases[1].image, dataset.cases[1].label])
+    assert sorted(read) == sorted(dataset.cases[1].files)

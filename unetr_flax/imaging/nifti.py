@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, check_ending, plane_slabs
-from unetr_flax.imaging.image_file import ImageFile
+from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, check_ending
+from unetr_flax.imaging.label_map import read_whole_numbers
 from unetr_flax.imaging.nifti_file import open_nifti
-from unetr_flax.imaging.scan import allocate, read_scan
+from unetr_flax.imaging.scan import read_scan
 from unetr_flax.imaging.volume import Volume, VolumeError
 
 
@@ -46,12 +46,7 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     file = open_nifti(path)
     if file.channels != 1:
         raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
-    labels = allocate(path, file.grid.canonical_shape, np.int32)
-    stored = file.read_stored()[..., 0]
-    view = file.grid.view_on_file_axes(labels)
-    for planes in plane_slabs(file.grid.shape, 8):
-        view[:, :, planes] = _whole_numbers(file, stored[:, :, planes], planes.start)
-    return labels, file.grid.canonical_affine
+    return read_whole_numbers(file)[..., 0], file.grid.canonical_affine
 
 
 def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
@@ -76,33 +71,3 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None
     if labels.shape != grid.canonical_shape:
         raise VolumeError(f"{like}: grid {grid.canonical_shape}, labels have {labels.shape}")
     grid.write_labels(path, labels)
-
-
-def _whole_numbers(file: ImageFile, stored: np.ndarray, first_plane: int) -> np.ndarray:
-    """Converts some planes of a file to int32, if all are whole numbers."""
-    values = file.scale(stored)
-    # NaN and numbers beyond int32 become other numbers, which the comparison finds.
-    with np.errstate(all="ignore"):
-        whole = np.rint(values) if values.dtype.kind == "f" else values
-        labels = whole.astype(np.int32)
-        wrong = (labels != whole) | ~(np.abs(values - whole) <= _rounding_error(file, stored))
-    if wrong.any():
-        x, y, z = (int(i) for i in np.argwhere(wrong)[0])
-        raise VolumeError(
-            f"{file.path}: labels must be whole numbers of 32 bits, voxel "
-            f"{(x, y, first_plane + z)} of the file is {values[x, y, z]:.9g}"
-        )
-    return labels
-
-
-def _rounding_error(file: ImageFile, stored: np.ndarray) -> np.ndarray | float:
-    """Bounds how far scaled numbers may be from those that were to be stored."""
-    if (file.slope, file.intercept) == (1, 0):
-        return 0.0
-    # Slope and intercept are themselves rounded to float32 in a header.
-    header = np.finfo(np.float32).eps * (
-        np.abs(stored.astype(np.float64) * file.slope) + abs(file.intercept)
-    )
-    # From a slope of 1 on not every whole number can be stored, so none was rounded.
-    half_step = abs(file.slope) / 2 if stored.dtype.kind in "iu" and abs(file.slope) < 1 else 0.0
-    return half_step + header

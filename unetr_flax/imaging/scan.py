@@ -100,14 +100,20 @@ def _open(paths: list[Path]) -> Sequence[_Opened]:
         return [DicomSeries.open_folder(paths[0])]
     if not paths[0].name.lower().endswith(SCAN_ENDINGS) and is_dicom(paths[0]):
         return [DicomSeries.open(paths)]
-    files = [_open_file(path) for path in paths]
+    files = [open_image_file(path) for path in paths]
     for file in files:
         if len(files) > 1 and file.channels > 1:
             raise VolumeError(f"{file.path}: {file.channels} channels, must be one per file")
     return files
 
 
-def _open_file(path: Path) -> ImageFile:
+def open_image_file(path: Path) -> ImageFile:
+    """Reads and checks the header of a file in NIfTI, NRRD or MetaImage format.
+
+    Raises:
+      VolumeError: if the file is missing, damaged or of another kind, or claims more voxels than it
+        can hold.
+    """
     name = path.name.lower()
     for ending, opener in _OPENERS.items():
         if name.endswith(ending):

@@ -159,10 +159,19 @@ class TransformerBlock(nn.Module):
         x: jax.Array,
         mask: jax.Array | None = None,
         *,
+        branch_scale: jax.Array | None = None,
         train: bool = False,
         return_weights: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Computes [B, N, E] -> [B, N, E], and attention weights [B, H, N, N] if asked for."""
+        """Computes [B, N, E] -> [B, N, E], and attention weights [B, H, N, N] if asked for.
+
+        Args:
+          x: tokens.
+          mask: boolean, broadcastable to [B, H, N queries, N keys]; True where a query may look.
+          branch_scale: factors of what attention and feed-forward layer add, [2, B]; 1 if None.
+          train: whether dropout is active.
+          return_weights: whether to return the attention weights.
+        """
         cfg = self.config
         fields = common_fields(self)
         attention = MultiHeadAttention(cfg, **fields, name="attention")
@@ -170,10 +179,31 @@ class TransformerBlock(nn.Module):
         y = layer_norm(self, name="norm1")(x)
         attended: Any = attention(y, mask, train=train, return_weights=return_weights)
         y = attended[0] if return_weights else attended
+        if branch_scale is not None:
+            y = y * branch_scale[0, :, None, None].astype(y.dtype)
         x = ops.add(x, y, lowering=self.lowering)
         y = feed_forward(layer_norm(self, name="norm2")(x), train=train)
+        if branch_scale is not None:
+            y = y * branch_scale[1, :, None, None].astype(y.dtype)
         x = ops.add(x, y, lowering=self.lowering)
         return (x, attended[1]) if return_weights else x
+
+
+def branch_scales(
+    key: jax.Array, num_layers: int, batch_size: int, stochastic_depth: float
+) -> jax.Array:
+    """Draws the factors of residual branches for stochastic depth (Huang et al. 2016).
+
+    The probability of dropping a branch grows linearly from 0 for the first block to
+    `stochastic_depth` for the last (section 3); branches that stay are divided by the probability
+    of staying, so that nothing changes at inference.
+
+    Returns:
+      0 or the inverse of the probability for each block, branch and sample, [num_layers, 2, B].
+    """
+    keep = 1 - jnp.linspace(0, stochastic_depth, num_layers)[:, None, None]
+    stays = jax.random.bernoulli(key, keep, (num_layers, 2, batch_size))
+    return jnp.where(stays, 1 / keep, 0)
 
 
 def layer_norm(module: nn.Module, *, name: str) -> nn.LayerNorm:
@@ -205,6 +235,7 @@ class VisionTransformer(nn.Module):
     Attributes:
       remat: whether the backward pass computes each block again.
       jit_blocks: whether equal blocks are traced only once, see `UNETR`.
+      stochastic_depth: probability of skipping the last block, see `UNETR`.
     """
 
     config: UNETRConfig
@@ -213,6 +244,7 @@ class VisionTransformer(nn.Module):
     lowering: ops.Lowering = "auto"
     remat: bool = False
     jit_blocks: bool = False
+    stochastic_depth: float = 0.0
 
     @nn.compact
     def __call__(
@@ -238,15 +270,22 @@ class VisionTransformer(nn.Module):
         cfg = self.config
         fields = common_fields(self)
         x = PatchEmbedding(cfg, **fields, name="embedding")(image, train=train)
+        scales: Any = [None] * cfg.num_layers
+        if train and self.stochastic_depth:
+            key = self.make_rng("dropout")
+            scales = branch_scales(key, cfg.num_layers, x.shape[0], self.stochastic_depth)
         features, attention = [], []
         block_class = _TransformerBlockTracedOnce if self.jit_blocks else TransformerBlock
         for i in range(cfg.num_layers):
             block = block_class(cfg, **fields, name=f"block_{i}")
             if return_attention:
-                x, weights = block(x, mask, train=train, return_weights=True)
+                x, weights = block(
+                    x, mask, branch_scale=scales[i], train=train, return_weights=True
+                )
                 attention.append(weights)
             else:
-                x = call(block, x, remat=self.remat, mask=mask, train=train)
+                options = {"mask": mask, "branch_scale": scales[i], "train": train}
+                x = call(block, x, remat=self.remat, **options)
             if i + 1 in cfg.skip_layers:
                 features.append(x)
         if cfg.family_spec.final_norm:

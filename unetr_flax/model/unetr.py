@@ -32,6 +32,9 @@ class UNETR(nn.Module):
       jit_blocks: whether equal transformer blocks are traced only once, by `nn.jit`. Programs then
         compile faster, but dropout draws other random numbers, and `nn.tabulate` sees into the
         first block only.
+      stochastic_depth: probability, in training, that what the last transformer block adds is left
+        out for a sample; it falls linearly to 0 for the first block (Huang et al. 2016). Needs the
+        rng "dropout".
     """
 
     config: UNETRConfig
@@ -40,6 +43,7 @@ class UNETR(nn.Module):
     remat: bool = False
     lowering: ops.Lowering = "auto"
     jit_blocks: bool = False
+    stochastic_depth: float = 0.0
 
     @nn.compact
     def __call__(
@@ -77,7 +81,13 @@ class UNETR(nn.Module):
             allowed = " or ".join(map(repr, get_args(ops.Lowering)))
             raise ValueError(f"lowering={self.lowering!r}: must be {allowed}")
         fields = {**common_fields(self), "remat": self.remat}
-        encoder = VisionTransformer(cfg, **fields, jit_blocks=self.jit_blocks, name="encoder")
+        encoder = VisionTransformer(
+            cfg,
+            **fields,
+            jit_blocks=self.jit_blocks,
+            stochastic_depth=self.stochastic_depth,
+            name="encoder",
+        )
         skips, attention = encoder(x, mask, train=train, return_attention=return_attention)
         logits = Decoder(cfg, **fields, name="decoder")(x, skips, train=train)
         if not (return_skips or return_attention):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 
 import flax.linen as nn
@@ -173,6 +174,23 @@ def test_blocks_that_are_traced_once_have_the_same_parameters_and_numbers(variab
     model, traced_once = (UNETR(CFG, jit_blocks=each, remat=remat) for each in (False, True))
     assert abstract_variables(traced_once) == abstract_variables(model)
     assert_close(jax.jit(traced_once.apply)(variables, x), jax.jit(model.apply)(variables, x))
+
+
+def test_stochastic_depth_drops_branches_of_later_blocks_in_training_only(variables):
+    scales = np.asarray(encoder.branch_scales(jax.random.key(0), 3, 4000, 0.4))
+    for scale, rate in zip(scales, (0, 0.2, 0.4), strict=True):
+        assert set(np.unique(scale)) <= {0, np.float32(1) / np.float32(1 - rate)}
+        np.testing.assert_allclose((scale == 0).mean(1), rate, atol=0.03)
+    model = encoder.VisionTransformer(CFG, jit_blocks=True, stochastic_depth=0.99)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def features(train):
+        params = {"params": variables["params"]["encoder"]}
+        return model.apply(params, image(), train=train, rngs={"dropout": jax.random.key(1)})[0]
+
+    plain, dropped = features(False), features(True)
+    assert_close(dropped[0], plain[0])
+    assert not np.allclose(dropped[-1], plain[-1])
 
 
 def test_mask_cuts_tokens_off(variables):

@@ -48,9 +48,8 @@ class Transfer:
 
     def describe(self) -> str:
         """Describes the transfer in a few lines."""
-        groups = sorted(
-            {re.sub(r"\.\d+\.", ".*.", key).rpartition(".")[0] or key for key in self.skipped}
-        )
+        modules = (re.sub(r"\.(weight|bias)$", "", key) for key in self.skipped)
+        groups = sorted({re.sub(r"\.\d+\.", ".*.", module) for module in modules})
         shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
         prefix = f", prefix {self.prefix!r} removed" if self.prefix else ""
         lines = [

@@ -1,0 +1,134 @@
+"""The labels that a data set declares: names of classes and regions, and the ignored id."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.data.dataset import IGNORED_ID, DataError, Dataset
+
+IGNORE_NAME = "ignore"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Declared labels; the fields are those of `Dataset`.
+
+    Attributes:
+      labels: names of the background and of all classes or regions.
+      regions: class ids of each region; empty if the labels are classes.
+      ignored_id: id of voxels that do not count; None if the id 255 is a class.
+    """
+
+    labels: tuple[str, ...]
+    regions: tuple[tuple[int, ...], ...] = ()
+    ignored_id: int | None = IGNORED_ID
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of the data set that the labels decide."""
+        target = "regions" if self.regions else "classes"
+        return {**vars(self), "target": target}
+
+
+def parse_labels(content: Any, path: Path) -> Labels:
+    """Parses the field "labels" of a JSON file.
+
+    Both forms in use are read: `{"0": "background", "1": "liver"}` of the Decathlon, and
+    `{"background": 0, "liver": 1}` of nnU-Net v2, whose regions are lists of ids and whose label
+    named "ignore" marks voxels that do not count.
+
+    Args:
+      content: the value of the field.
+      path: the JSON file, for messages.
+
+    Raises:
+      DataError: if the field has another form, or there is no background or nothing else.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise DataError(f'{path}: labels: must be an object like {{"0": "background", ...}}')
+    if all(str(key).isdigit() for key in content):
+        ids = {str(name): int(key) for key, name in content.items()}
+        if len(ids) < len(content):
+            raise DataError(f"{path}: labels: two ids have the same name")
+    else:
+        ids = {str(name): _ids(value, str(name), path) for name, value in content.items()}
+    ignored = next((name for name in ids if name.lower() == IGNORE_NAME), None)
+    ignored_id = ids.pop(ignored) if ignored is not None else IGNORED_ID
+    if isinstance(ignored_id, tuple):
+        raise DataError(f"{path}: labels: {ignored}: must be one id, not {list(ignored_id)}")
+    background = next((name for name, value in ids.items() if value in (0, (0,))), None)
+    if background is None:
+        raise DataError(
+            f"{path}: labels: none has the id 0, which is the background of every label map; add "
+            '"0": "background" (and number the others from 1)'
+        )
+    if len(ids) < 2:
+        raise DataError(
+            f"{path}: labels: {background!r} with the id 0 is the background, and there is nothing "
+            "else to segment; add the other labels, numbered from 1"
+        )
+    if any(isinstance(value, tuple) for value in ids.values()):
+        ids.pop(background)
+        regions = tuple(v if isinstance(v, tuple) else (v,) for v in ids.values())
+        return Labels((background, *ids), regions, ignored_id)
+    if sorted(ids.values()) != list(range(len(ids))):
+        shown = sorted(map(str, ids.values()))
+        raise DataError(
+            f"{path}: labels: ids are {shown}, must be 0 to {len(ids) - 1} without gaps"
+        )
+    names = tuple(sorted(ids, key=lambda name: ids[name]))
+    return Labels(names, ignored_id=None if ignored_id == IGNORED_ID < len(ids) else ignored_id)
+
+
+def parse_channels(content: Any, field: str, path: Path) -> tuple[str, ...]:
+    """Parses the names of channels, `{"0": name, "1": name, ...}`, in the order of their numbers.
+
+    Raises:
+      DataError: if the field has another form.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise DataError(f'{path}: {field}: must be an object like {{"0": "name", ...}}')
+    if content.keys() != {str(i) for i in range(len(content))}:
+        raise DataError(
+            f"{path}: {field}: ids are {sorted(content)}, must be 0 to {len(content) - 1} without "
+            "gaps"
+        )
+    return tuple(str(content[str(i)]) for i in range(len(content)))
+
+
+def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
+    """Joins the classes of a data set to regions, which may overlap.
+
+    Args:
+      dataset: a data set whose label maps hold classes.
+      regions: the regions in the form `NAME=ID,ID,...`, such as `WT=1,2,3` of BraTS.
+
+    Raises:
+      ValueError: naming --regions and what is wrong.
+    """
+    if dataset.has_regions:
+        raise ValueError(f"--regions: the data set {dataset.name} has regions of its own")
+    names, ids = [], []
+    for region in regions:
+        name, separator, numbers = region.rpartition("=")
+        chosen = numbers.split(",")
+        if not separator or not name or not all(number.isdigit() for number in chosen):
+            raise ValueError(f"--regions {region}: must be NAME=ID,ID,... such as WT=1,2,3")
+        highest = len(dataset.labels) - 1
+        if not all(1 <= int(number) <= highest for number in chosen):
+            raise ValueError(f"--regions {region}: ids must be 1 to {highest}")
+        names.append(name)
+        ids.append(tuple(int(number) for number in chosen))
+    return dataclasses.replace(
+        dataset, labels=(dataset.labels[0], *names), target="regions", regions=tuple(ids)
+    )
+
+
+def _ids(value: Any, name: str, path: Path) -> int | tuple[int, ...]:
+    """Reads the id of a class, or the ids of a region."""
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(type(item) is int and item >= 0 for item in values):
+        raise DataError(
+            f"{path}: labels: {name}: must be an id or a list of ids from 0, not {value!r}"
+        )
+    return tuple(values) if isinstance(value, list) else values[0]

@@ -1,0 +1,63 @@
+"""Small data sets on disk for the tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+SHAPE = (6, 5, 4)
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Writes a NIfTI file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def overwrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes the voxels of a NIfTI file."""
+    image: Any = nib.load(path)
+    write(path, change(np.asarray(image.dataobj).copy()), image.affine)
+
+
+def write_image(path: Path, seed: int = 0) -> Path:
+    """Writes an image of random intensities."""
+    return write(path, np.random.default_rng(seed).random(SHAPE).astype(np.float32))
+
+
+def write_label(path: Path, seed: int = 0, classes: int = 3) -> Path:
+    """Writes a label map of random classes."""
+    return write(path, np.random.default_rng(seed).integers(0, classes, SHAPE).astype(np.uint8))
+
+
+def describe(folder: Path, **changes) -> None:
+    """Writes dataset.json, or changes fields of the one that is there; None removes a field."""
+    path = folder / "dataset.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content = {key: value for key, value in (content | changes).items() if value is not None}
+    path.write_text(json.dumps(content))
+
+
+def write_decathlon(folder: Path, cases: int = 3) -> Path:
+    """Writes a good data set in Decathlon layout, with the hidden files of real folders."""
+    training = []
+    for i in range(cases):
+        name = f"case_{i}.nii.gz"
+        write_image(folder / "imagesTr" / name, i)
+        write_label(folder / "labelsTr" / name, i)
+        training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name / "._case_0.nii.gz").write_bytes(b"macOS")
+    describe(
+        folder,
+        name="Test",
+        modality={"0": "MRI"},
+        labels={"0": "background", "1": "anterior", "2": "posterior"},
+        numTraining=99,
+        training=training,
+    )
+    return folder
