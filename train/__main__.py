@@ -1,5 +1,7 @@
 """python -m train: trains a UNETR; see --help."""
 
+import dataclasses
+import os
 import signal
 import sys
 
@@ -7,7 +9,9 @@ from train import distributed
 from train.console import make_console
 from train.data.dataset import BadCasesError, DataError
 from train.interrupt import EXIT_STATUS
+from train.launch import Launch, LaunchError, find_launch
 from train.loop import DivergenceError
+from train.options import RunOptions
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
@@ -27,12 +31,10 @@ def main(args: list[str]) -> int:
         if cfg.run.keep_freed_memory:
             keep_freed_memory()
         keep_compiled_programs(cfg.run.compilation_cache)
-        if cfg.run.coordinator_address is not None:
-            distributed.connect(
-                cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
-            )
+        if (launch := _launch(cfg.run)) is not None:
+            distributed.connect(*dataclasses.astuple(launch))
         return 0 if run(cfg) else EXIT_STATUS
-    except (OptionError, CompilationCacheError, CudnnError) as error:
+    except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
     except (
         DataError,
@@ -47,6 +49,13 @@ def main(args: list[str]) -> int:
         if cfg is not None and run_file(cfg.out).exists():
             return _fail(f"Interrupted. To go on:\n{resume_command(cfg)}", EXIT_STATUS)
         return _fail("Interrupted before the run began.", EXIT_STATUS)
+
+
+def _launch(options: RunOptions) -> Launch | None:
+    """Returns the processes of the run by the options, or else by the environment."""
+    if options.coordinator_address is None:
+        return find_launch(os.environ)
+    return Launch(options.coordinator_address, options.num_processes, options.process_id)
 
 
 def _fail(message: object, status: int) -> int:

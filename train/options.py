@@ -163,7 +163,7 @@ class RunOptions:
     """Devices that share each volume, split along its first axis, for large --roi-size."""
 
     coordinator_address: str | None = None
-    """host:port of process 0, to train with several processes, each with its own devices."""
+    """host:port of process 0, for several processes that no cluster has started."""
 
     num_processes: int = 1
     """Processes of the run."""
