@@ -3,7 +3,8 @@
 It needs the package libtpu. Run
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile
 in one process at a time, as the compiler holds a lock. The command fails if a program needs more
-memory than `PROMISES` gives it or, without a promise, than its chip has. Computation is bfloat16,
+memory than `PROMISES` gives it or, without a promise, than its chip has, or if its chips gather
+feature maps. Computation is bfloat16,
 parameters are float32, the optimizer is AdamW.
 """
 
@@ -20,6 +21,7 @@ import tyro
 from jax.experimental import topologies
 from rich.console import Console
 
+from train.collectives import gathered_volumes
 from train.losses import dice_cross_entropy_loss
 from train.sharding import (
     batch_sharding,
@@ -175,6 +177,7 @@ class Figures:
       flops: floating-point operations; the body of a loop counts once.
       traffic: bytes read and written in the chip's memory; the body of a loop counts once.
       seconds: seconds that compiling took.
+      gathered: number of feature maps that are gathered on a chip.
     """
 
     total: int
@@ -182,6 +185,7 @@ class Figures:
     flops: float
     traffic: float
     seconds: float
+    gathered: int = 0
 
 
 def chosen(options: Options) -> list[Program]:
@@ -240,6 +244,9 @@ def compile_program(
         lowered = step.lower(state, data)
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
+    tokens = cfg.num_patches * cfg.hidden_size * (batch * depth_shards // chips)
+    parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
+    gathered = gathered_volumes(compiled.as_text(), tokens, parameters)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Figures(
         total=memory.temp_size_in_bytes
@@ -250,6 +257,7 @@ def compile_program(
         flops=cost["flops"],
         traffic=cost["bytes accessed"],
         seconds=seconds,
+        gathered=len(gathered),
     )
 
 
@@ -263,7 +271,7 @@ def main(args: list[str]) -> int:
         print(f"tpu_compile: {error}", file=sys.stderr)
         return 2
     console.print(HEAD, highlight=False, soft_wrap=True)
-    too_large = []
+    failures = []
     for program in programs:
         try:
             found = compile_program(
@@ -280,17 +288,19 @@ def main(args: list[str]) -> int:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             row = f"| {program} | {str(error).splitlines()[0][:200]} |"
-            too_large.append(f"{program}: more than the chip has")
+            failures.append(f"{program}: more than the chip has")
         else:
             _keep(options.out, program, found)
             row = line(program, found)
             if found.total > program.room * 2**30:
                 total = f"{found.total / 2**30:.2f}"
-                too_large.append(f"{program}: {total} GiB, must fit {program.room:g} GiB")
+                failures.append(f"{program}: {total} GiB, must fit {program.room:g} GiB")
+            if found.gathered:
+                failures.append(f"{program}: gathers {found.gathered} feature maps")
         console.print(row, highlight=False, soft_wrap=True)
-    for each in too_large:
+    for each in failures:
         print(f"tpu_compile: {each}", file=sys.stderr)
-    return 1 if too_large else 0
+    return 1 if failures else 0
 
 
 HEAD = """\

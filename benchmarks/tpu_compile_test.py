@@ -84,6 +84,13 @@ def test_what_the_compiler_refuses_fails_and_the_rest_is_compiled(compiler, tmp_
         main(["--kinds", "step", "--out", str(out)])
 
 
+def test_gathered_feature_maps_fail(monkeypatch, compiler, tmp_path, capsys):
+    figures = Figures(0, 0, flops=0, traffic=0, seconds=0, gathered=2)
+    monkeypatch.setattr(tpu_compile, "compile_program", lambda *args: figures)
+    assert main(["--kinds", "step", "--out", str(tmp_path / "figures.json")]) == 1
+    assert "| step: gathers 2 feature maps" in capsys.readouterr().err
+
+
 def test_figures_replace_those_of_the_same_program(compiler, tmp_path):
     out = tmp_path / "new" / "figures.json"
     for total, kinds in ((1, ["forward", "step"]), (2, ["step"])):
