@@ -25,9 +25,7 @@ DATA, FSDP, DEPTH = AXES = ("data", "fsdp", "depth")
 SPLIT_BY_FSDP = ("kernel", "position_embedding")
 
 
-def make_mesh(
-    fsdp: int = 1, depth_shards: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(fsdp: int = 1, depth_shards: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges devices along the three axes.
 
     Args:
@@ -164,8 +162,11 @@ def gathered(params: Any, mesh: Mesh | None) -> Any:
 @contextlib.contextmanager
 def lowered_for(mesh: Mesh | None) -> Iterator[None]:
     """Makes the operations that are traced within it suit the mesh; None changes nothing."""
-    split = mesh is not None and mesh.shape[FSDP] * mesh.shape[DEPTH] > 1
-    with ops.sharded_volumes(ops.VolumeSharding(mesh, (DATA, FSDP), DEPTH) if split else None):
+    volumes = None
+    # The compiler splits the batch alone as well as it can be.
+    if mesh is not None and mesh.shape[FSDP] * mesh.shape[DEPTH] > 1:
+        volumes = ops.VolumeSharding(mesh, (DATA, FSDP), DEPTH)
+    with ops.sharded_volumes(volumes):
         yield
 
 
@@ -225,5 +226,5 @@ def local_copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def _is_here(device: jax.Device) -> bool:
+def _is_here(device: Any) -> bool:
     return device.process_index == jax.process_index()

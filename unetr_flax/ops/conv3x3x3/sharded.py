@@ -56,7 +56,8 @@ def backward(
             given = given._replace(x=sharding.with_neighbors(given.x))
             # The results of the neighbors' slices were dropped, so their gradients are zero.
             grad = jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        x, up, kernel, bias = compute(given, grad)
+        found: Any = compute(given, grad)
+        x, up, kernel, bias = found
         kernel, bias = sharding.total_of_all((kernel, bias))
         if up is not None:
             up_kernel, up_bias = sharding.total_of_all((up.kernel, up.bias))
@@ -67,18 +68,15 @@ def backward(
         specs = _specs(sharding, given)
         return by_shard(on_shard, sharding, (specs, sharding.volume), specs)(given, grad)
 
-    if sharding.count > 1:
-        gradients = functools.partial(backward_as_one, gradients)
-    return backward_with_arrays(gradients, operands, grad)
+    as_one = functools.partial(backward_as_one, gradients)
+    return backward_with_arrays(as_one if sharding.count > 1 else gradients, operands, grad)
 
 
 def _specs(sharding: VolumeSharding, operands: ArrayOperands) -> Any:
-    up = operands.up
-    if up is not None:
-        up = up.replace(x=sharding.volume, kernel=COPIED, bias=None if up.bias is None else COPIED)
-    return Operands(
-        None if operands.x is None else sharding.volume,
-        up,
-        COPIED,
-        None if operands.bias is None else COPIED,
-    )
+    """Returns a tree like the operands with the spec of each array."""
+
+    def spec(path, _):
+        # Volumes are the fields named x, also that of the up-sampling.
+        return sharding.volume if path[-1].name == "x" else COPIED
+
+    return jax.tree_util.tree_map_with_path(spec, operands)
