@@ -51,7 +51,9 @@ class PatchEmbedding(nn.Module):
             (1, cfg.num_patches, cfg.hidden_size),
             self.param_dtype,
         )
-        x = ops.add(x, position.astype(x.dtype), lowering=self.lowering)
+        # The residual stream keeps the precision of the parameters, as in PyTorch's autocast.
+        dtype = jnp.promote_types(x.dtype, position.dtype)
+        x = ops.add(x.astype(dtype), position.astype(dtype), lowering=self.lowering)
         return nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
 
 
@@ -181,11 +183,11 @@ class TransformerBlock(nn.Module):
         y = attended[0] if return_weights else attended
         if branch_scale is not None:
             y = y * branch_scale[0, :, None, None].astype(y.dtype)
-        x = ops.add(x, y, lowering=self.lowering)
+        x = ops.add(x, y.astype(x.dtype), lowering=self.lowering)
         y = feed_forward(layer_norm(self, name="norm2")(x), train=train)
         if branch_scale is not None:
             y = y * branch_scale[1, :, None, None].astype(y.dtype)
-        x = ops.add(x, y, lowering=self.lowering)
+        x = ops.add(x, y.astype(x.dtype), lowering=self.lowering)
         return (x, attended[1]) if return_weights else x
 
 
@@ -287,7 +289,7 @@ class VisionTransformer(nn.Module):
                 options = {"mask": mask, "branch_scale": scales[i], "train": train}
                 x = call(block, x, remat=self.remat, **options)
             if i + 1 in cfg.skip_layers:
-                features.append(x)
+                features.append(x if self.dtype is None else x.astype(self.dtype))
         if cfg.family_spec.final_norm:
             features[-1] = layer_norm(self, name="norm")(features[-1])
         return tuple(features), tuple(attention)

@@ -9,6 +9,7 @@ from jax import lax
 
 from unetr_flax.ops.conv3x3x3.api import conv3x3x3
 from unetr_flax.ops.conv3x3x3.operands import Operands
+from unetr_flax.ops.dtypes import add_bias
 from unetr_flax.ops.features import (
     DeferredNorm,
     DeferredUpsample,
@@ -71,7 +72,7 @@ class Conv(nn.Conv):
             operands: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
             x, kernel, bias = operands
             y = xla_conv(x, kernel, strides, padding, self.precision)
-            return y if bias is None else y + bias
+            return add_bias(y, bias)
         x, kernel, bias = self._promoted((conv_operands(inputs), kernel, bias))
         return conv(x, kernel, bias, strides, padding, self.precision)
 
@@ -103,14 +104,14 @@ def conv(
     if set(kernel_size) == set(strides) == {1}:
         arrays = (p.array() if isinstance(p, DeferredNorm) else p for p in parts(x))
         y = _pointwise(tuple(arrays), kernel.reshape(-1, features), precision)
-        return y if bias is None else y + bias
+        return add_bias(y, bias)
     array = concatenated(x)
     if tuple(kernel_size) == strides and not any(map(int.__mod__, array.shape[1:-1], kernel_size)):
         patches = space_to_depth(array, kernel_size)
         y = _pointwise((patches,), kernel.reshape(-1, features), precision)
     else:
         y = xla_conv(array, kernel, strides, padding, precision)
-    return y if bias is None else y + bias
+    return add_bias(y, bias)
 
 
 def xla_conv(

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unetr_flax.ops.dtypes import add_bias
 from unetr_flax.ops.features import DeferredUpsample, remember
 from unetr_flax.ops.platform import Lowering
 from unetr_flax.ops.upsample import xla
@@ -56,12 +57,12 @@ class ConvTranspose(nn.ConvTranspose):
         options = (self.precision, self.preferred_element_type)
         if self.lowering == "xla":
             y = xla.upsample(x, kernel, *options)
-            y = y if bias is None else y + bias
+            y = add_bias(y, bias)
             return y.reshape(*batch, *y.shape[1:])
         # The kernel of nn.ConvTranspose slides over its input, and so appears mirrored.
         kernel = jnp.flip(kernel, range(len(kernel_size)))
         y = upsample(x, kernel, *options)
-        y = y if bias is None else y + bias
+        y = add_bias(y, bias)
         if len(batch) == 1 and self.preferred_element_type is None:
             # A cast would hide the norm that made the input.
             source = inputs if inputs.dtype == x.dtype else x

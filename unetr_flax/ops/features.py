@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from unetr_flax.ops.dtypes import add_bias
 from unetr_flax.ops.norm.tuned import normalize
 from unetr_flax.ops.upsample.api import upsample
 
@@ -84,7 +85,7 @@ class DeferredUpsample(flax.struct.PyTreeNode, Generic[Input]):
     def array(self) -> jax.Array:
         """Computes the result, [N, *(spatial * strides), O]."""
         y = upsample(materialized(self.x), self.kernel, self.precision, None)
-        return y if self.bias is None else y + self.bias
+        return add_bias(y, self.bias)
 
 
 class Concatenation(NamedTuple):

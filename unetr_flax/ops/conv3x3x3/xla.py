@@ -4,6 +4,7 @@ import jax
 from jax import lax
 
 from unetr_flax.ops.conv3x3x3.operands import ArrayOperands, Operands, backward_as_one, mirrored
+from unetr_flax.ops.dtypes import add_bias
 from unetr_flax.ops.reductions import channel_sums
 
 LAYOUT = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3))
@@ -15,7 +16,7 @@ def forward(
     """Computes [N, D, H, W, O]."""
     x, _, kernel, bias = operands.as_one()
     y = convolve(x, kernel, precision)
-    return y if bias is None else y + bias
+    return add_bias(y, bias)
 
 
 def backward(
