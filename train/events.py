@@ -4,6 +4,7 @@ tensorboardX itself writes in a thread of its own, whose errors, such as a full 
 tracebacks that nobody can handle.
 """
 
+import logging
 import os
 import socket
 import time
@@ -17,6 +18,10 @@ from tensorboardX.record_writer import RecordWriter
 
 # A generated module, whose messages no type checker knows.
 messages: Any = event_pb2
+
+
+# A number that is not finite, such as the Dice of a class that no case has, is no reason to warn.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class EventFile:

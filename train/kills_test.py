@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import nibabel as nib
 import numpy as np
 import orbax.checkpoint as ocp
@@ -152,8 +153,12 @@ def arguments(data, out, epochs):
 
 def left_by(out):
     """Returns all that a run leaves, but for times."""
-    (last,) = [max((out / "checkpoints" / "last").iterdir(), key=lambda path: int(path.name))]
-    state = ocp.StandardCheckpointer().restore(last / "state")
+    last = max((out / "checkpoints" / "last").iterdir(), key=lambda path: int(path.name))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(last / "state").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        state = checkpointer.restore(last / "state", args=args)
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return {
         "state": state,

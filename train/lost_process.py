@@ -21,6 +21,11 @@ HEARTBEAT_SECONDS = 60
 FATAL = re.compile(rb"Terminating process because the JAX distributed service detected fatal error")
 UNHEALTHY = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s+)+)")
 NO_COORDINATOR = re.compile(rb"Socket closed|Connection re(?:fused|set)|failed to connect")
+# What the runtime may say just before.
+PRELUDE = re.compile(
+    rb"preemption_sync_manager\.cc|coordination_service_agent\.cc|"
+    rb"^Additional GRPC error information|^:UNKNOWN:Error received from peer"
+)
 # What a collective operation says that another process has left.
 BROKEN_COLLECTIVE = re.compile("Gloo|NCCL|nccl|Connection (?:closed|reset)|heartbeat|UNAVAILABLE")
 
@@ -62,15 +67,22 @@ def explanation(message: bytes, command: str) -> str:
 
 
 def relay(source: BinaryIO, target: BinaryIO, command: str) -> None:
-    """Hands on lines until the runtime's last message, and explains that one."""
+    """Hands on lines until the runtime's last message, and explains that one.
+
+    Lines that may lead up to it come at the end, unless it comes instead.
+    """
+    held = []
     for line in iter(source.readline, b""):
         if FATAL.search(line):
             message = line + source.read()
-            target.write(explanation(message, command).encode())
+            held = [explanation(message, command).encode()]
+        elif PRELUDE.search(line):
+            held.append(line)
+        else:
+            target.write(line)
             target.flush()
-            return
-        target.write(line)
-        target.flush()
+    target.writelines(held)
+    target.flush()
 
 
 if __name__ == "__main__":

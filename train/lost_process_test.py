@@ -9,6 +9,7 @@ from train.lost_process import explanation, is_broken_collective, relay
 
 FATAL = b"F1126 13:50:27.796098 16259 client.h:80] Terminating process because the JAX distributed "
 FATAL += b"service detected fatal errors. This most likely indicates that another task died. "
+PRELUDE = b"E1126 14:55:06.499193 17611 coordination_service_agent.cc:289] Polled an error\n"
 STACK = b"*** Check failure stack trace: ***\n    @     0x7f0c4b172104  absl::LogMessage()\n"
 
 
@@ -30,7 +31,7 @@ STACK = b"*** Check failure stack trace: ***\n    @     0x7f0c4b172104  absl::Lo
     ],
 )
 def test_the_runtimes_last_message_becomes_one_line(message, lost):
-    source = io.BytesIO(b"a warning\n" + FATAL + message + STACK)
+    source = io.BytesIO(b"a warning\n" + PRELUDE + FATAL + message + STACK)
     target = io.BytesIO()
     relay(source, target, "python -m train --resume")
     assert target.getvalue().decode() == (
@@ -38,6 +39,12 @@ def test_the_runtimes_last_message_becomes_one_line(message, lost):
         "python -m train --resume\n"
     )
     assert explanation(FATAL + message, "x").endswith("again: x\n")
+
+
+def test_what_might_have_led_up_to_it_is_not_lost():
+    target = io.BytesIO()
+    relay(io.BytesIO(PRELUDE + b"a warning\n"), target, "x")
+    assert target.getvalue() == b"a warning\n" + PRELUDE
 
 
 def test_what_a_process_writes_is_handed_on_even_if_it_is_killed():

@@ -117,13 +117,14 @@ class Evaluator:
           target (see `train.data.targets`), both on the scan's own grid.
         """
         predict = functools.partial(self._predict, variables)
+        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                restorer = self._restorer(grid)
+                restorer = restorer_of(grid, self._config.out_channels)
                 blocks = stream_logits(
                     image,
                     predict,
@@ -138,10 +139,6 @@ class Evaluator:
                         return
                     restorer.add(start, logits)
                 yield sample, restorer.labels
-
-    def _restorer(self, grid: ModelGrid) -> Restorer | RegionRestorer:
-        number = self._config.out_channels
-        return (RegionRestorer if self._dataset.has_regions else Restorer)(grid, number)
 
     def _load(self, case: Case) -> tuple[Sample, np.ndarray, ModelGrid]:
         """Reads a case: normalized on its own grid, its image on the model's grid, and that grid.
