@@ -129,7 +129,7 @@ def compile_program_of_any_length(
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=replicated,
+        out_shardings=(sharding.state_sharding(abstract, mesh), replicated),
         compiler_options=compiler_options(),
     )
     length = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
@@ -172,12 +172,14 @@ def _parts(
     )
     replicated = sharding.replicated(mesh)
     abstract = abstract_state(model, tx, replicated, averaged=training.ema_decay > 0)
+    abstract = sharding.with_sharding(abstract, mesh)
     batch = abstract_batch(model.config, cfg.data.batch_size, sharding.batch_sharding(mesh))
     step = make_train_step(
         model,
         tx,
         _loss(cfg, has_regions),
-        replicated,
+        (sharding.state_sharding(abstract, mesh), replicated),
+        mesh=mesh,
         augment=make_changes(cfg),
         accumulate=training.accumulate,
         ema_decay=training.ema_decay,
