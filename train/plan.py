@@ -136,7 +136,14 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
             "dice_cross_entropy",
             f"Dice weighs all structures alike, and the smallest has {smallest:.2g} of the voxels",
         ),
-        Choice("augmentation", "augmentation", "nnunet", f"{fingerprint.num_cases} cases are few"),
+        Choice(
+            "augmentation",
+            "augmentation",
+            "nnunet" if large else "default",
+            f"{STEPS_ON_ACCELERATOR} steps learn from strong changes"
+            if large
+            else f"in {STEPS_ON_CPU} steps stronger changes hinder more than they help",
+        ),
         Choice(
             "augmentation",
             "flips",

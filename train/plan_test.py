@@ -40,6 +40,7 @@ def test_anisotropic_ct_on_a_gpu(abdomen):
     assert z == pytest.approx(np.percentile(abdomen.spacings[:, 2], 10), rel=0.01)
     assert plan["window"] == (-41.0, 200.0)
     assert plan["flips"] == ()
+    assert plan["augmentation"] == "nnunet"
     assert not plan["crop_foreground"]
     assert plan["family"] == "monai"
     cfg = apply(first, DATA)
@@ -55,6 +56,7 @@ def test_the_same_data_on_cpu_get_a_small_model(abdomen):
     first = plan_first(abdomen, CPU)
     cfg = apply(first, DATA)
     assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8))
+    assert cfg.augmentation.augmentation == "default"
     second = values(plan_second(abdomen, CPU, cfg))
     assert max(second["roi_size"]) <= 96
     assert second["eval_every"] * 5 <= second["epochs"]
