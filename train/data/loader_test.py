@@ -139,9 +139,26 @@ def test_close_stops_the_threads():
     before = set(threading.enumerate())
     batches = stream()
     next(batches)
-    assert set(threading.enumerate()) > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
-    assert set(threading.enumerate()) <= before
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_the_time_that_next_waits_is_counted():
+    started = threading.Event()
+
+    def slow(case, rng):
+        started.wait(0.05)
+        return case
+
+    batches = Batches([sample(ROI)], [*PLAIN, slow], 1, 0)
+    assert batches.waited == 0
+    next(batches)
+    assert batches.waited >= 0.05
+    batches.close()
 
 
 def test_unusable_batch_sizes():
