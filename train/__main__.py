@@ -1,5 +1,6 @@
 """python -m train: trains a UNETR; see --help."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -11,8 +12,10 @@ from train.checkpoint import CheckpointError
 from train.console import make_console
 from train.data.dataset import BadCasesError, DataError
 from train.interrupt import Stopped, exit_status, raise_on_signals
+from train.launch import Launch, LaunchError, find_launch
 from train.loop import DivergenceError
 from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective
+from train.options import RunOptions
 from train.plan import plan_options
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
@@ -34,16 +37,14 @@ def main(args: list[str]) -> int:
         if cfg.run.keep_freed_memory:
             keep_freed_memory()
         keep_compiled_programs(cfg.run.compilation_cache)
-        if cfg.run.coordinator_address is not None:
+        if (launch := _launch(cfg.run)) is not None:
             explain_on_stderr(resume_command(cfg))
-            distributed.connect(
-                cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
-            )
+            distributed.connect(*dataclasses.astuple(launch))
         cfg, plan = plan_options(args, cfg)
         status = run(cfg, plan)
         distributed.disconnect()
         return status
-    except (OptionError, CompilationCacheError, CudnnError) as error:
+    except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
     except (
         DataError,
@@ -71,6 +72,13 @@ def _wait_for_verdict(error: BaseException) -> None:
     broken = any(is_broken_collective(e) for e in (error, error.__cause__) if e is not None)
     if broken and jax.distributed.is_initialized():
         time.sleep(HEARTBEAT_SECONDS + 30)
+
+
+def _launch(options: RunOptions) -> Launch | None:
+    """Returns the processes of the run by the options, or else by the environment."""
+    if options.coordinator_address is None:
+        return find_launch(os.environ)
+    return Launch(options.coordinator_address, options.num_processes, options.process_id)
 
 
 def _fail(message: object, status: int) -> int:

@@ -156,7 +156,10 @@ class Config:
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
             (training, ("epochs", "eval_every", "learning_rate", "clip_norm", "accumulate")),
-            (run, ("num_processes", "keep_checkpoints", "save_minutes")),
+            (
+                run,
+                ("num_processes", "keep_checkpoints", "save_minutes", "fsdp", "depth_shards"),
+            ),
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
@@ -221,16 +224,10 @@ class Config:
         data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
         _require(
-            data,
-            "batch_size",
-            lambda x: x % run.num_processes == 0,
-            f"must be divisible by {processes}",
-        )
-        _require(
             self.training,
             "accumulate",
-            lambda x: data.batch_size % (x * run.num_processes) == 0,
-            f"--batch-size {data.batch_size} must be divisible by it times {processes}",
+            lambda x: data.batch_size % x == 0,
+            f"--batch-size {data.batch_size} must be divisible by it",
         )
         _require(
             run, "process_id", lambda x: 0 <= x < run.num_processes, f"must be in [0, {processes})"

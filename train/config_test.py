@@ -114,7 +114,7 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--class-weights 1 -1", "--class-weights 1.0 -1.0: must not be negative"),
         (
             "--accumulate 3 --batch-size 4",
-            "--accumulate 3: --batch-size 4 must be divisible by it times --num-processes 1",
+            "--accumulate 3: --batch-size 4 must be divisible by it",
         ),
         ("--augmentation [all]", "--augmentation [all]: must be default, none, nnunet"),
         ("--flips 0 3", "--flips 0 3: must be axes 0, 1 and 2, each at most once"),
@@ -133,10 +133,8 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--num-layers 3", "--num-layers 3: must be at least 4"),
         ("--light-r 3", "--light-r 3.0: must be above 0, at most 32 and"),
         ("--dropout-rate 1", "--dropout-rate 1.0: must be in [0, 1)"),
-        (
-            "--num-processes 3 --coordinator-address h:1 --batch-size 4",
-            "--batch-size 4: must be divisible by --num-processes 3",
-        ),
+        ("--fsdp 0", "--fsdp 0: must be above 0"),
+        ("--depth-shards -1", "--depth-shards -1: must be above 0"),
         ("--num-processes 2", "--coordinator-address None: must be given"),
         ("--process-id 1", "--process-id 1: must be in [0, --num-processes 1)"),
     ],

@@ -103,9 +103,7 @@ def _measure(
     assert training.budget is not None
     averaged = training.ema_decay > 0
     program.wait()
-    state = create_state(
-        model, program.tx, training.seed, sharding.replicated(mesh), averaged=averaged
-    )
+    state = create_state(model, program.tx, training.seed, program.placed, averaged=averaged)
     place = batches.state()
 
     def step() -> None:

@@ -191,8 +191,14 @@ class RunOptions:
     save_minutes: float = 10.0
     """Longest time between two checkpoints; there is one after each validation in any case."""
 
+    fsdp: int = 1
+    """Devices that share the parameters and the optimizer's state, and split the batch as well."""
+
+    depth_shards: int = 1
+    """Devices that share each volume, split along its first axis, for large --roi-size."""
+
     coordinator_address: str | None = None
-    """host:port of process 0, to train with several processes, each with its own devices."""
+    """host:port of process 0, for several processes that no cluster has started."""
 
     num_processes: int = 1
     """Processes of the run."""

@@ -58,6 +58,7 @@ class Program(NamedTuple):
       tx: the optimizer.
       learning_rate: the learning rate as a function of the step.
       abstract: shapes, dtypes and shardings of the train state.
+      placed: the shardings of the train state.
       train_step: see `train.step.make_train_step`.
       wait: waits until the step is compiled.
     """
@@ -65,6 +66,7 @@ class Program(NamedTuple):
     tx: optax.GradientTransformation
     learning_rate: Callable[[int], Any]
     abstract: TrainState
+    placed: Any
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     wait: Callable[[], Any]
 
@@ -91,7 +93,9 @@ def compile_program(
     tx, abstract, batch, step = _parts(cfg, model, mesh, has_regions, learning_rate)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
     program = compile_in_background(step, abstract, batch, check=check)
-    return Program(tx, learning_rate, abstract, program, program.wait)
+    return Program(
+        tx, learning_rate, abstract, sharding.state_sharding(abstract, mesh), program, program.wait
+    )
 
 
 def compile_program_of_any_length(
@@ -119,6 +123,8 @@ def compile_program_of_any_length(
         cfg, model, mesh, has_regions, lambda count: learning_rate(count, traced[-1])
     )
 
+    placed = sharding.state_sharding(abstract, mesh)
+
     def train_step(state: TrainState, batch: Any, total_steps: jax.Array) -> Any:
         traced.append(total_steps)
         try:
@@ -129,7 +135,7 @@ def compile_program_of_any_length(
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=replicated,
+        out_shardings=(placed, replicated),
         compiler_options=compiler_options(),
     )
     length = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
@@ -141,6 +147,7 @@ def compile_program_of_any_length(
             tx,
             lambda count: learning_rate(count, total_steps),
             abstract,
+            placed,
             lambda state, batch: program(state, batch, number),
             program.wait,
         )
@@ -172,12 +179,14 @@ def _parts(
     )
     replicated = sharding.replicated(mesh)
     abstract = abstract_state(model, tx, replicated, averaged=training.ema_decay > 0)
+    abstract = sharding.with_sharding(abstract, mesh)
     batch = abstract_batch(model.config, cfg.data.batch_size, sharding.batch_sharding(mesh))
     step = make_train_step(
         model,
         tx,
         _loss(cfg, has_regions),
-        replicated,
+        (sharding.state_sharding(abstract, mesh), replicated),
+        mesh=mesh,
         augment=make_changes(cfg),
         accumulate=training.accumulate,
         ema_decay=training.ema_decay,

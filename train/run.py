@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import jax
+from jax.sharding import Mesh
 
 from train import distributed, sharding
 from train.checkpoint import Checkpoints
@@ -52,29 +53,41 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     """
     started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
-    if cfg.data.batch_size % jax.device_count():
-        raise OptionError(
-            f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
-            f"{jax.device_count()}"
-        )
+    mesh = _mesh(cfg)
     check_size(cfg)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
+        _check_fits(mesh, cfg, task.model_config.img_size)
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-        return _train(cfg, task, plan, started)
+        return _train(cfg, task, mesh, plan, started)
 
 
-def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
+def _mesh(cfg: Config) -> Mesh:
+    try:
+        mesh = sharding.make_mesh(cfg.run.fsdp, cfg.run.depth_shards)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    _check_fits(mesh, cfg, cfg.data.roi_size)
+    return mesh
+
+
+def _check_fits(mesh: Mesh, cfg: Config, img_size: tuple[int, ...] | None) -> None:
+    grid_depth = None if img_size is None else img_size[0] // cfg.model.patch_size[0]
+    try:
+        sharding.check_fits(mesh, cfg.data.batch_size, cfg.training.accumulate, grid_depth)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: float) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
     if plan:
         console.print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
     model = make_model(cfg, task.model_config)
-    mesh = sharding.make_mesh()
-    replicated = sharding.replicated(mesh)
     averaged = training.ema_decay > 0
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
@@ -82,7 +95,7 @@ def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
         AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=sharding.batch_share(mesh),
     )
     steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
     schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
@@ -105,7 +118,7 @@ def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
     try:
         progress = Progress()
         if checkpoints.last_step is None:
-            state = create_state(model, tx, training.seed, replicated, averaged=averaged)
+            state = create_state(model, tx, training.seed, program.placed, averaged=averaged)
             if distributed.is_main():
                 samples = draw_samples(batches, make_changes(cfg), training.seed)
                 save_sheet(cfg.out / "augmentation.png", *samples)
@@ -120,8 +133,8 @@ def _train(cfg: Config, task: Task, plan: Sequence[str], started: float) -> int:
         console.print(
             f"{task.dataset.name}: {len(task.train_samples)} cases to train on, "
             f"{len(task.val_cases)} to validate\n"
-            f"UNETR with {parameters:,} parameters on {jax.device_count()} "
-            f"{jax.default_backend()} device(s), {cfg.model.dtype}\n"
+            f"UNETR with {parameters:,} parameters on {sharding.described(mesh)}, "
+            f"{cfg.model.dtype}\n"
             f"{schedule.total_steps} steps in {schedule.epochs} epochs; {cfg.out} starts at step "
             f"{int(state.step)}; Ctrl-C saves and stops",
             soft_wrap=True,

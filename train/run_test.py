@@ -464,10 +464,22 @@ def test_a_signal_before_the_first_step_has_its_status(
     assert not out.exists()
 
 
-def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
-    args = [*TINY, "--data", str(data), "--batch-size", "2", "--val-fraction", "0.4"]
+@pytest.mark.parametrize(
+    "several",
+    [
+        ["--batch-size", "2"],
+        # Both processes load the same volumes, and each trains on one half of them.
+        pytest.param(
+            ["--batch-size", "1", "--roi-size", "32", "32", "16", "--depth-shards", "2"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["batch", "depth"],
+)
+def test_two_processes_make_the_run_that_one_makes(several, data, tmp_path):
+    args = [*TINY, "--data", str(data), *several, "--val-fraction", "0.4"]
     args += ["--epochs", "20", "--eval-every", "10", "--learning-rate", "0.3"]
-    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    assert main([*args, "--depth-shards", "1", "--out", str(tmp_path / "one")]) == 0
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

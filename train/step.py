@@ -1,15 +1,17 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from train.ema import update_average
 from train.losses import Loss
+from train.sharding import gathered, lowered_for
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
@@ -37,9 +39,10 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     loss: Loss,
-    sharding: Sharding | None = None,
+    sharding: Any = None,
     platform: str | None = None,
     *,
+    mesh: Mesh | None = None,
     augment: Augment | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -54,8 +57,10 @@ def make_train_step(
       model: a UNETR.
       tx: the optimizer.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
-      sharding: where the new state and the metrics live; the compiler decides if None.
+      sharding: where the new state and the metrics live, as `jax.jit` takes it: one sharding, or
+        one for each array; the compiler decides if None.
       platform: "cpu", "gpu" or "tpu", on which the step will run; JAX's default if None.
+      mesh: the devices, if parameters or depth are split over some of them; see `train.sharding`.
       augment: changes images and labels at random, see `train.data.augment`.
       accumulate: number of equal parts of the batch that are computed one after the other, for less
         memory. Loss and gradient are the means over the parts; each part has batch statistics of
@@ -74,7 +79,7 @@ def make_train_step(
     def value_and_gradient(params, batch_stats, batch, key):
         def objective(params):
             logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": gathered(params, mesh), "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
                 rngs={"dropout": key},
@@ -101,6 +106,7 @@ def make_train_step(
         return value, batch_stats, grads
 
     @ops.target_platform(platform)
+    @lowered_for(mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         batch = dict(batch)
