@@ -7,7 +7,7 @@ import pytest
 
 from train.data.loader import Batches, auto_roi
 from train.data.preprocess import Sample
-from train.data.transforms import RandomCrop, RandomRotatedCrop, default_augmentation
+from train.data.transforms import RandomCrop, RandomRotatedCrop, default_transforms
 
 ROI = (8, 6, 10)
 PLAIN = [RandomCrop(ROI)]
@@ -27,7 +27,7 @@ def sample(shape, seed=0, name="case"):
 
 def stream(seed=0, **options):
     samples = [sample((9, 5, 12 + i), seed=i, name=str(i)) for i in range(5)]
-    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_augmentation(ROI)[1:]]
+    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_transforms(ROI)[1:]]
     return Batches(samples, transforms, 2, seed, **options)
 
 
