@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train import sharding
+from train import distributed, sharding
 from train.config import Config
+from train.console import make_console
 from train.data.augment import AUGMENTATIONS, make_augment
 from train.losses import Loss, make_target_loss
+from train.memory import check_step
 from train.optim import learning_rate_schedule, make_optimizer
 from train.state import TrainState, abstract_state
 from train.step import Augment, abstract_batch, make_train_step
@@ -21,8 +23,6 @@ from unetr_flax.runtime.compiler_options import compiler_options
 
 # A schedule of any length is the schedule of so many steps, stretched or compressed.
 STANDARD_STEPS = 10_000
-
-Check = Callable[[jax.stages.Compiled], None]
 
 
 def make_model(cfg: Config, model_config: UNETRConfig) -> UNETR:
@@ -77,7 +77,6 @@ def compile_program(
     mesh: jax.sharding.Mesh,
     has_regions: bool,
     total_steps: int,
-    check: Check,
 ) -> Program:
     """Begins to compile the training step of a run of `total_steps` in the background.
 
@@ -87,19 +86,18 @@ def compile_program(
       mesh: the devices.
       has_regions: whether the data have regions, not classes.
       total_steps: number of steps of the whole run.
-      check: called with the compiled step before its first call.
     """
     learning_rate = _schedule(cfg, total_steps)
     tx, abstract, batch, step = _parts(cfg, model, mesh, has_regions, learning_rate)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    program = compile_in_background(step, abstract, batch, check=check)
+    program = compile_in_background(step, abstract, batch, check=_tell_memory)
     return Program(
         tx, learning_rate, abstract, sharding.state_sharding(abstract, mesh), program, program.wait
     )
 
 
 def compile_program_of_any_length(
-    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, has_regions: bool, check: Check
+    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, has_regions: bool
 ) -> Callable[[int], Program]:
     """Begins to compile a training step whose number of steps is chosen later, by an argument.
 
@@ -139,7 +137,7 @@ def compile_program_of_any_length(
         compiler_options=compiler_options(),
     )
     length = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    program = compile_in_background(jitted, abstract, batch, length, check=check)
+    program = compile_in_background(jitted, abstract, batch, length, check=_tell_memory)
 
     def of_length(total_steps: int) -> Program:
         number = jax.device_put(np.float32(total_steps), replicated)
@@ -153,6 +151,17 @@ def compile_program_of_any_length(
         )
 
     return of_length
+
+
+def _tell_memory(compiled: jax.stages.Compiled) -> None:
+    """Prints the memory that a step takes.
+
+    Raises:
+      OptionError: if there is not as much.
+    """
+    line = check_step(compiled)
+    if line is not None and distributed.is_main():
+        make_console().print(line, soft_wrap=True)
 
 
 def _schedule(cfg: Config, total_steps: int) -> optax.Schedule:

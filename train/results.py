@@ -25,7 +25,6 @@ from unetr_flax.evaluation.comparison import Comparison, draw_comparison
 from unetr_flax.imaging.volume import escape
 from unetr_flax.runtime.atomic import write_bytes
 
-PICTURE = "predictions.png"
 PICTURED_CASES = 4
 
 

@@ -21,8 +21,6 @@ from train.state import TrainState
 from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
-from unetr_flax.imaging.restore import Restorer
-from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
@@ -117,7 +115,6 @@ class Evaluator:
           target (see `train.data.targets`), both on the scan's own grid.
         """
         predict = functools.partial(self._predict, variables)
-        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
