@@ -115,6 +115,7 @@ class Evaluator:
           target (see `train.data.targets`), both on the scan's own grid.
         """
         predict = functools.partial(self._predict, variables)
+        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
