@@ -21,6 +21,8 @@ from train.state import TrainState
 from unetr_flax import Preprocessing
 from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
+from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
