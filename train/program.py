@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train import distributed, sharding
+from train import sharding
 from train.config import Config
-from train.console import make_console
 from train.data.augment import AUGMENTATIONS, make_augment
 from train.losses import Loss, make_target_loss
-from train.memory import check_step
 from train.optim import learning_rate_schedule, make_optimizer
 from train.state import TrainState, abstract_state
 from train.step import Augment, abstract_batch, make_train_step
@@ -23,6 +21,8 @@ from unetr_flax.runtime.compiler_options import compiler_options
 
 # A schedule of any length is the schedule of so many steps, stretched or compressed.
 STANDARD_STEPS = 10_000
+
+Check = Callable[[jax.stages.Compiled], None]
 
 
 def make_model(cfg: Config, model_config: UNETRConfig) -> UNETR:
@@ -58,7 +58,6 @@ class Program(NamedTuple):
       tx: the optimizer.
       learning_rate: the learning rate as a function of the step.
       abstract: shapes, dtypes and shardings of the train state.
-      placed: the shardings of the train state.
       train_step: see `train.step.make_train_step`.
       wait: waits until the step is compiled.
     """
@@ -66,7 +65,6 @@ class Program(NamedTuple):
     tx: optax.GradientTransformation
     learning_rate: Callable[[int], Any]
     abstract: TrainState
-    placed: Any
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     wait: Callable[[], Any]
 
@@ -77,6 +75,7 @@ def compile_program(
     mesh: jax.sharding.Mesh,
     has_regions: bool,
     total_steps: int,
+    check: Check,
 ) -> Program:
     """Begins to compile the training step of a run of `total_steps` in the background.
 
@@ -86,18 +85,17 @@ def compile_program(
       mesh: the devices.
       has_regions: whether the data have regions, not classes.
       total_steps: number of steps of the whole run.
+      check: called with the compiled step before its first call.
     """
     learning_rate = _schedule(cfg, total_steps)
     tx, abstract, batch, step = _parts(cfg, model, mesh, has_regions, learning_rate)
     # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    program = compile_in_background(step, abstract, batch, check=_tell_memory)
-    return Program(
-        tx, learning_rate, abstract, sharding.state_sharding(abstract, mesh), program, program.wait
-    )
+    program = compile_in_background(step, abstract, batch, check=check)
+    return Program(tx, learning_rate, abstract, program, program.wait)
 
 
 def compile_program_of_any_length(
-    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, has_regions: bool
+    cfg: Config, model: UNETR, mesh: jax.sharding.Mesh, has_regions: bool, check: Check
 ) -> Callable[[int], Program]:
     """Begins to compile a training step whose number of steps is chosen later, by an argument.
 
@@ -121,8 +119,6 @@ def compile_program_of_any_length(
         cfg, model, mesh, has_regions, lambda count: learning_rate(count, traced[-1])
     )
 
-    placed = sharding.state_sharding(abstract, mesh)
-
     def train_step(state: TrainState, batch: Any, total_steps: jax.Array) -> Any:
         traced.append(total_steps)
         try:
@@ -133,11 +129,11 @@ def compile_program_of_any_length(
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=(placed, replicated),
+        out_shardings=(sharding.state_sharding(abstract, mesh), replicated),
         compiler_options=compiler_options(),
     )
     length = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    program = compile_in_background(jitted, abstract, batch, length, check=_tell_memory)
+    program = compile_in_background(jitted, abstract, batch, length, check=check)
 
     def of_length(total_steps: int) -> Program:
         number = jax.device_put(np.float32(total_steps), replicated)
@@ -145,23 +141,11 @@ def compile_program_of_any_length(
             tx,
             lambda count: learning_rate(count, total_steps),
             abstract,
-            placed,
             lambda state, batch: program(state, batch, number),
             program.wait,
         )
 
     return of_length
-
-
-def _tell_memory(compiled: jax.stages.Compiled) -> None:
-    """Prints the memory that a step takes.
-
-    Raises:
-      OptionError: if there is not as much.
-    """
-    line = check_step(compiled)
-    if line is not None and distributed.is_main():
-        make_console().print(line, soft_wrap=True)
 
 
 def _schedule(cfg: Config, total_steps: int) -> optax.Schedule:

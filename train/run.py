@@ -19,7 +19,7 @@ from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
-from train.memory import check_size
+from train.memory import check_size, check_step
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
@@ -100,10 +100,14 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
     steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
     schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
     has_regions = task.dataset.has_regions
+
+    def check(step: jax.stages.Compiled) -> None:
+        console.print(check_step(step), soft_wrap=True)
+
     if training.budget is None:
-        program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps)
+        program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps, check)
     else:
-        of_length = compile_program_of_any_length(cfg, model, mesh, has_regions)
+        of_length = compile_program_of_any_length(cfg, model, mesh, has_regions, check)
         program = of_length(schedule.total_steps)
         schedule = schedule_of_budget(
             cfg, task, model, mesh, program, schedule, evaluator, batches, started, console
@@ -114,7 +118,8 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
     try:
         progress = Progress()
         if checkpoints.last_step is None:
-            state = create_state(model, tx, training.seed, program.placed, averaged=averaged)
+            placed = sharding.state_sharding(abstract, mesh)
+            state = create_state(model, tx, training.seed, placed, averaged=averaged)
             if distributed.is_main():
                 samples = draw_samples(batches, make_changes(cfg), training.seed)
                 save_sheet(cfg.out / "augmentation.png", *samples)

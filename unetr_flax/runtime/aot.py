@@ -1,7 +1,7 @@
 """Compiling a jitted function ahead of its first call, in the foreground or in the background."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -36,14 +36,14 @@ class BackgroundProgram(Generic[R]):
     """A jitted function that is being compiled in the background; calling it runs the program.
 
     Attributes:
-      wait: waits until compiling is done, and raises the error that compiling or the check raised.
-        Unlike compiling itself, waiting can be interrupted.
+      wait: waits until compiling and checking are done, and raises the error of either. Unlike
+        compiling itself, waiting can be interrupted.
     """
 
     def __init__(
         self,
         function: Callable[..., R],
-        *args: Any,
+        args: Sequence[Any],
         check: Callable[[jax.stages.Compiled], None],
     ):
         def compile_and_check() -> jax.stages.Compiled:
@@ -77,4 +77,4 @@ def compile_in_background(
       *args: its arguments, as arrays or as their shapes, dtypes and shardings.
       check: called with the compiled program in the background, before its first call.
     """
-    return BackgroundProgram(function, *args, check=check)
+    return BackgroundProgram(function, args, check)
