@@ -163,7 +163,7 @@ def left_by(out):
     return {
         "state": state,
         "progress": json.loads((last / "progress" / "metadata").read_text()),
-        "metrics": [{**json.loads(line), "seconds": 0} for line in lines],
+        "metrics": [json.loads(line) | {"seconds": 0, "waiting_for_data": 0} for line in lines],
         "validation": json.loads((out / "validation.json").read_text()),
         "model": (out / "model" / "step").read_text(),
         "report": (out / "report.md").read_text().replace(out.name, "run"),
