@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.launch import LaunchError
+from train.lost_process import HEARTBEAT_SECONDS
 
 # Seconds that a process waits for the others to start: images of containers are pulled meanwhile.
 START_SECONDS = 1800
@@ -35,11 +36,21 @@ def connect(
     """
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, initialization_timeout=START_SECONDS
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LaunchError(f"the processes of the run cannot connect: {reason}") from error
+
+
+def disconnect() -> None:
+    """Ends the connection, for which every process waits; none may use the others after."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def is_main() -> bool:

@@ -70,7 +70,8 @@ def make_train_step(
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
-      metrics, scalars, are "loss" and "grad_norm", the global norm of the gradient before clipping.
+      metrics, scalars, are "loss", "grad_norm", the global norm of the gradient before clipping,
+      and "skipped", whether one of the two is not finite: such a step changes no parameter.
     """
 
     platform = platform or jax.default_backend()
@@ -115,8 +116,9 @@ def make_train_step(
         gradient = value_and_gradient if accumulate == 1 else accumulated
         value, batch_stats, grads = gradient(state.params, state.batch_stats, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        grad_norm = ops.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         new_state = state.replace(
-            step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
@@ -124,7 +126,10 @@ def make_train_step(
         if state.average is not None:
             average = update_average(state.average, new_state.variables, state.step, ema_decay)
             new_state = new_state.replace(average=average)
-        return new_state, {"loss": value, "grad_norm": ops.global_norm(grads)}
+        # A step that is not finite changes nothing but the number of steps.
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        new_state = new_state.replace(step=state.step + 1)
+        return new_state, {"loss": value, "grad_norm": grad_norm, "skipped": ~finite}
 
     return jax.jit(
         train_step,

@@ -20,8 +20,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     background is raised by `next`, at the batch that it concerns.
 
     Args:
-      samples: preprocessed cases. They stay in memory: 4 bytes per voxel for each channel and for
-        the label, and 8 more per voxel of the foreground.
+      samples: preprocessed cases, each asked for when it is cropped.
       transforms: applied to a case one after the other; together they make crops of one shape.
       batch_size: crops of the global batch.
       seed: seed of the order of cases and of the transforms.
@@ -89,7 +88,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         crops = [self._crop(number) for number in range(first, first + share)]
         return {
             "image": np.stack([crop.image for crop in crops]),
-            "label": np.stack([crop.label for crop in crops]),
+            "label": np.stack([crop.label for crop in crops]).astype(np.int32, copy=False),
         }
 
     def _crop(self, number: int) -> Sample:
