@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from parity_tests import report
+from parity_tests.causes import explain_rows, print_table
 from parity_tests.ladder import RUNGS
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.compare import Row
+from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import make_twins, precise
 from unetr_flax.weights import read_state_dict
 from unetr_flax.weights.torch_files import to_tensor
@@ -55,19 +56,25 @@ class Options:
     """a checkpoint of the reference (torch.save or safetensors) instead of random weights"""
     out: Path = Path("runs/parity")
     """folder for report.md, report.json and error_by_depth.png"""
+    causes: bool = False
+    """instead, plant errors in small models and print which causes are named; takes minutes"""
+    healthy: bool = False
+    """with --causes, also diagnose 40 small models that agree, which must accuse nothing"""
 
 
 def main() -> int:
     """Runs the command and returns its exit status."""
     options = tyro.cli(Options, prog="python -m parity_tests")
     console = Console()
+    if options.causes:
+        return print_table(options.healthy)
     try:
         cfg = _config(options)
         state_dict = None
         if options.checkpoint is not None:
             arrays = read_state_dict(options.checkpoint).state_dict
             state_dict = {key: to_tensor(value) for key, value in arrays.items()}
-        rows = climb(options, cfg, state_dict, console)
+        rows, why = climb(options, cfg, state_dict, console)
     except ValueError as error:
         print(f"python -m parity_tests: {error}", file=sys.stderr)
         return 2
@@ -75,13 +82,15 @@ def main() -> int:
         f"{name}={value}" for name, value in cfg.to_dict().items()
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.md").write_text(report.markdown(rows, title))
-    (options.out / "report.json").write_text(json.dumps(report.as_json(rows, cfg), indent=1))
+    (options.out / "report.md").write_text(report.markdown(rows, title, why))
+    (options.out / "report.json").write_text(json.dumps(report.as_json(rows, cfg, why), indent=1))
     report.plot(rows, options.out / "error_by_depth.png")
     console.print(report.summary_table(rows))
     failed = [row for row in rows if not row.ok]
     for row in failed[:20]:
         console.print(f"[red]differs[/red] {row.rung}: {row.name} {row.dtype} {row.relative:.2e}")
+    for line in why:
+        console.print(line, markup=False, highlight=False)
     console.print(
         f"{len(rows) - len(failed)} of {len(rows)} comparisons within tolerance; "
         f"tables and plot in {options.out}"
@@ -89,15 +98,22 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def climb(options: Options, cfg: UNETRConfig, state_dict, console: Console) -> list[Row]:
-    """Climbs the chosen rungs, float64 first, and shows progress; returns the rows of all rungs."""
-    rows = []
+def climb(
+    options: Options, cfg: UNETRConfig, state_dict, console: Console
+) -> tuple[list[Row], list[str]]:
+    """Climbs the chosen rungs, float64 first, and shows progress.
+
+    Returns:
+      The rows of all rungs, and lines that say why comparisons do not hold.
+    """
+    rows, by_dtype = [], {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with precise(), Progress(*columns, console=console) as progress:
         for dtype in ("float64", "float32"):
             twins = make_twins(
                 cfg, dtype, batch=options.batch, seed=options.seed, state_dict=state_dict
             )
+            by_dtype[dtype] = twins
             for rung in options.rungs:
                 if dtype == "float32" and rung not in FLOAT32_RUNGS:
                     continue
@@ -107,7 +123,7 @@ def climb(options: Options, cfg: UNETRConfig, state_dict, console: Console) -> l
                 worst = max(found, key=lambda row: row.relative / row.tolerance)
                 text = f"{dtype} {rung}: {len(found)} comparisons, worst {worst.relative:.1e}"
                 progress.update(task, completed=1, description=text)
-    return rows
+    return rows, explain_rows(rows, by_dtype)
 
 
 def _config(options: Options) -> UNETRConfig:

@@ -11,7 +11,7 @@ import unetr_torch_ref as reference
 from parity_tests import configs
 from unetr_flax.model import blocks, encoder
 from unetr_flax.parity.activations import TOKEN_KINDS
-from unetr_flax.parity.compare import assert_parity, compare
+from unetr_flax.parity.rows import assert_rows, compare_arrays
 from unetr_flax.parity.twins import channels_first, channels_first_tensor, precise, randomize
 from unetr_flax.weights.families.reference import TABLE
 from unetr_flax.weights.mapping import ModulePair, array_pairs, with_parts
@@ -88,18 +88,18 @@ def test_block(name, dtype):
         ours, vjp = jax.vjp(jax.jit(forward), variables["params"], x)
         params_grad, x_grad = vjp(cotangent)
 
-    rows = [compare(name, "output", ours, theirs.detach().numpy())]
+    rows = [compare_arrays(name, "output", ours, theirs.detach().numpy())]
     if dtype == "float64":
         x_grad = channels_first(x_grad) if on_grid else x_grad
-        rows.append(compare(name, "gradient of the input", x_grad, x_torch.grad.numpy()))
+        rows.append(compare_arrays(name, "gradient of the input", x_grad, x_torch.grad.numpy()))
         grads = traverse_util.flatten_dict({"params": params_grad})
         parameters = dict(torch_module.named_parameters())
         for pair in array_pairs(with_parts(ModulePair("", (), kind), TABLE), TABLE):
             (key,) = pair.torch_keys
             if key in parameters:
                 grad = pair.layout.to_torch(np.asarray(grads[pair.flax_path]), h=H, qkv=3)
-                rows.append(compare(name, key, grad, parameters[key].grad.numpy()))
-    assert_parity(rows)
+                rows.append(compare_arrays(name, key, grad, parameters[key].grad.numpy()))
+    assert_rows(rows)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -114,4 +114,4 @@ def test_attention_with_mask(dtype):
     with precise():
         module = encoder.MultiHeadAttention(CFG, param_dtype=np.dtype(dtype))
         ours = jax.jit(module.apply)(flax_variables(torch_module, "attention"), x, mask)
-    assert_parity([compare("attention", "masked output", ours, theirs)])
+    assert_rows([compare_arrays("attention", "masked output", ours, theirs)])

@@ -10,7 +10,7 @@ import torch
 from parity_tests.gradients import gradient_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.model.encoder import VisionTransformer
-from unetr_flax.parity.compare import assert_parity, compare
+from unetr_flax.parity.rows import assert_rows, compare_arrays
 from unetr_flax.parity.twins import (
     channels_first,
     channels_first_tensor,
@@ -33,12 +33,12 @@ def test_the_article_s_model_at_128():
     x = channels_first_tensor(twins.image)
     with torch.no_grad():
         features, theirs = twins.torch_model.encode(x), twins.torch_model(x)
-    rows = [compare("logits", "logits", channels_first(logits), theirs.numpy())]
+    rows = [compare_arrays("logits", "logits", channels_first(logits), theirs.numpy())]
     rows += [
-        compare("skip features", f"z{layer}", skip, feature.numpy())
+        compare_arrays("skip features", f"z{layer}", skip, feature.numpy())
         for layer, skip, feature in zip(cfg.skip_layers, skips, features, strict=True)
     ]
-    assert_parity(rows)
+    assert_rows(rows)
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_training_step_s_gradients_at_128_in_float64():
     with precise():
         twins = make_twins(cfg, "float64", batch=1)
         twins = dataclasses.replace(twins, model=twins.model.clone(remat=True))
-        assert_parity(gradient_rows(twins, train=True))
+        assert_rows(gradient_rows(twins, train=True))
 
 
 @pytest.mark.slow
@@ -73,9 +73,9 @@ def test_the_article_s_transformer_at_224():
     with precise():
         skips, _ = jax.jit(VisionTransformer(cfg).apply)({"params": params}, image)
     assert [tuple(feature.shape) for feature in features] == [(1, 2744, 768)] * 4
-    assert_parity(
+    assert_rows(
         [
-            compare("skip features", f"z{layer}", skip, feature.numpy())
+            compare_arrays("skip features", f"z{layer}", skip, feature.numpy())
             for layer, skip, feature in zip(cfg.skip_layers, skips, features, strict=True)
         ]
     )

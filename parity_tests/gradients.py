@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,10 +12,15 @@ import torch
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.parity.activations import flax_found, forward, found_rows, torch_found
-from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.activations import compared_rows, flax_found, forward
+from unetr_flax.parity.diagnose import Finding
+from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.training import explain_gradients, explain_loss
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights import to_torch
+
+# Gradients smaller than this part of the largest one are zero except for rounding.
+NEGLIGIBLE = 1e-12
 
 
 def random_labels(twins: Twins, seed: int = 0) -> np.ndarray:
@@ -31,10 +36,45 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
       twins: both models.
       train: whether both models run in training mode; then running statistics are compared too.
     """
+    ours, theirs = backward(twins, train=train)
+    rung = "gradients, training mode" if train else "gradients"
+    rows = [compare_arrays(rung, "loss", np.asarray(ours.loss), theirs.loss.detach().numpy())]
+    rows += _compared_gradients(rung, twins, ours.gradients, theirs.model, theirs.image)
+    if train:
+        rows += statistics_rows(theirs.model, ours.updated["batch_stats"], twins)
+    return rows
+
+
+class FlaxBackward(NamedTuple):
+    """Loss, gradients by parameters and image, and updated collections of the Flax model."""
+
+    loss: jax.Array
+    gradients: Any
+    updated: Any
+
+
+class TorchBackward(NamedTuple):
+    """Loss, logits, and PyTorch's model and image, which hold their gradients."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    model: torch.nn.Module
+    image: torch.Tensor
+
+
+def backward(twins: Twins, *, train: bool) -> tuple[FlaxBackward, TorchBackward]:
+    """Runs both models forward and backward.
+
+    Args:
+      twins: both models.
+      train: whether both run in training mode.
+    """
     labels = random_labels(twins)
     torch_model = copy.deepcopy(twins.torch_model).train(train)
     x = channels_first_tensor(twins.image).requires_grad_()
-    their_loss = torch_loss(torch_model(x), torch.from_numpy(labels).long())
+    logits = torch_model(x)
+    logits.retain_grad()
+    their_loss = torch_loss(logits, torch.from_numpy(labels).long())
     their_loss.backward()
 
     def loss_fn(params, image, labels):
@@ -47,12 +87,32 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
         return dice_cross_entropy_loss(logits, labels), updated
 
     (our_loss, updated), gradients = _value_and_gradients(loss_fn, twins, labels)
-    rung = "gradients, training mode" if train else "gradients"
-    rows = [compare(rung, "loss", np.asarray(our_loss), their_loss.detach().numpy())]
-    rows += _compared_gradients(rung, twins, gradients, torch_model, x)
-    if train:
-        rows += statistics_rows(torch_model, updated["batch_stats"], twins)
-    return rows
+    return (
+        FlaxBackward(our_loss, gradients, updated),
+        TorchBackward(their_loss, logits, torch_model, x),
+    )
+
+
+def backward_findings(twins: Twins, *, train: bool) -> list[Finding]:
+    """Explains why the gradients of both models differ: the loss first, then each parameter's."""
+    ours, theirs = backward(twins, train=train)
+    labels = random_labels(twins)
+    logits = theirs.logits.detach().numpy()
+    value_and_grad = jax.value_and_grad(dice_cross_entropy_loss)
+    our_loss, our_grad = value_and_grad(np.moveaxis(logits, 1, -1), labels)
+    findings = explain_loss(
+        logits,
+        labels,
+        (np.asarray(our_loss), channels_first(our_grad)),
+        (theirs.loss.detach().numpy(), theirs.logits.grad.numpy()),
+    )
+    if findings:
+        return findings
+    named = theirs.model.named_parameters()
+    of_torch = {name: p.grad.numpy() for name, p in named if p.grad is not None}
+    largest = max(float(np.abs(gradient).max()) for gradient in of_torch.values())
+    of_flax = to_torch({"params": ours.gradients[0]}, twins.cfg)
+    return explain_gradients(of_flax, of_torch, negligible=NEGLIGIBLE * largest)
 
 
 def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
@@ -75,7 +135,7 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
         return (tree["logits"] * weighting).mean(), tree
 
     (_, tree), gradients = _value_and_gradients(loss_fn, twins, weighting)
-    rows = found_rows(flax_found(cfg, tree), torch_found(twins))
+    rows = compared_rows(twins, flax_found(cfg, tree))
     rows += _compared_gradients("gradients", twins, gradients, twins.torch_model, x)
     twins.torch_model.zero_grad()
     return rows
@@ -92,7 +152,7 @@ def _compared_gradients(
 ) -> list[Row]:
     """Compares the gradients of the image and of all parameters; PyTorch's are in its tensors."""
     parameters, image = gradients
-    rows = [compare(rung, "image", channels_first(image), x.grad.numpy())]
+    rows = [compare_arrays(rung, "image", channels_first(image), x.grad.numpy())]
     # Parameters that PyTorch never applies have no gradient there, and do not exist in Flax.
     theirs = {
         name: p.grad.numpy() for name, p in torch_model.named_parameters() if p.grad is not None
@@ -102,7 +162,7 @@ def _compared_gradients(
     beside = _canceled(torch_model, twins.cfg)
     for name, gradient in theirs.items():
         scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
-        rows.append(compare(rung, name, ours[name], gradient, scale=scale))
+        rows.append(compare_arrays(rung, name, ours[name], gradient, scale=scale))
     return rows
 
 
@@ -110,7 +170,7 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
     """Compares the running statistics of both models."""
     ours = to_torch({**twins.variables, "batch_stats": batch_stats}, twins.cfg)
     return [
-        compare("running statistics", name, ours[name], value.numpy())
+        compare_arrays("running statistics", name, ours[name], value.numpy())
         for name, value in torch_model.state_dict().items()
         if name.rpartition(".")[2] in ("running_mean", "running_var")
     ]

@@ -7,7 +7,7 @@ import numpy as np
 from parity_tests.gradients import gradient_rows
 from parity_tests.trajectory import trajectory_rows
 from unetr_flax.parity.activations import activation_rows
-from unetr_flax.parity.compare import Row
+from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import Twins
 
 

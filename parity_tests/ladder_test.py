@@ -5,7 +5,7 @@ import pytest
 from parity_tests import configs
 from parity_tests.ladder import RUNGS
 from parity_tests.planted_errors import PLANTED_ERRORS
-from unetr_flax.parity.compare import assert_parity
+from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.twins import make_twins, precise
 
 
@@ -13,14 +13,14 @@ from unetr_flax.parity.twins import make_twins, precise
 @pytest.mark.parametrize("name", configs.ALL)
 def test_float64(name, rung):
     with precise():
-        assert_parity(RUNGS[rung](make_twins(configs.ALL[name], "float64")))
+        assert_rows(RUNGS[rung](make_twins(configs.ALL[name], "float64")))
 
 
 @pytest.mark.parametrize("rung", ["activations", "masked activations"])
 @pytest.mark.parametrize("name", configs.ALL)
 def test_float32(name, rung):
     with precise():
-        assert_parity(RUNGS[rung](make_twins(configs.ALL[name], "float32")))
+        assert_rows(RUNGS[rung](make_twins(configs.ALL[name], "float32")))
 
 
 @pytest.mark.usefixtures("traced_anew")

@@ -6,7 +6,7 @@ from parity_tests.gradients import evaluation_rows
 from parity_tests.monai_configs import ALL, DIFFERENCES
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
-from unetr_flax.parity.compare import Row
+from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import make_twins, precise
 
 HEADER = (

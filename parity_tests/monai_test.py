@@ -10,7 +10,7 @@ from parity_tests.monai_configs import ALL, COVERING, WITH_GRADIENTS
 from parity_tests.monai_grid import grid_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
-from unetr_flax.parity.compare import assert_parity
+from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
@@ -28,18 +28,18 @@ def unless(default: tuple[str, ...]) -> list:
 
 @pytest.mark.parametrize("name", unless(WITH_GRADIENTS))
 def test_float64_forward_and_gradients(name):
-    assert_parity(grid_rows(name, "float64"))
+    assert_rows(grid_rows(name, "float64"))
 
 
 @pytest.mark.parametrize("name", [name for name in COVERING if name not in WITH_GRADIENTS])
 def test_float64_forward(name):
     with precise():
-        assert_parity(activation_rows(make_twins(UNETRConfig.monai(**ALL[name]), "float64")))
+        assert_rows(activation_rows(make_twins(UNETRConfig.monai(**ALL[name]), "float64")))
 
 
 @pytest.mark.parametrize("name", unless(COVERING))
 def test_float32_forward(name):
-    assert_parity(grid_rows(name, "float32"))
+    assert_rows(grid_rows(name, "float32"))
 
 
 def test_gradients_and_statistics_in_training_mode():
@@ -47,7 +47,7 @@ def test_gradients_and_statistics_in_training_mode():
     with precise():
         rows = gradient_rows(make_twins(cfg, "float64"), train=True)
     assert "running statistics" in {row.rung for row in rows}
-    assert_parity(rows)
+    assert_rows(rows)
 
 
 @pytest.mark.parametrize("name", ALL)

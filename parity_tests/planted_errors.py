@@ -79,17 +79,21 @@ def _both(first: Callable, second: Callable):
 def _flax_batch_norm(**options: Any):
     """Makes a stand-in for `blocks.BatchNorm`: Flax's own with PyTorch's epsilon and momentum."""
 
-    def make(negative_slope: float, lowering: ops.Lowering, **types: Any):
-        del lowering  # Flax's batch norm has one form only.
+    class FlaxBatchNorm(nn.Module):
+        negative_slope: float
+        lowering: ops.Lowering
+        dtype: Any = None
+        param_dtype: Any = None
 
-        def apply(x: jax.Array, train: bool) -> jax.Array:
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
             settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
-            y = nn.BatchNorm(**{**settings, **options}, **types)(x)
-            return nn.leaky_relu(y, negative_slope)
+            types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+            norm = nn.BatchNorm(**{**settings, **options}, **types)
+            nn.share_scope(self, norm)
+            return nn.leaky_relu(norm(x), self.negative_slope)
 
-        return apply
-
-    return make
+    return FlaxBatchNorm
 
 
 def _transposed_tokens(config: UNETRConfig, **options: Any):

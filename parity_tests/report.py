@@ -1,6 +1,7 @@
 """Reports of the ladder's comparisons: tables for terminal and Markdown, JSON and a plot."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.compare import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row
 
 DTYPES = ("float64", "float32")
 
@@ -65,10 +66,18 @@ def summary_table(rows: list[Row]) -> Table:
     return table
 
 
-def markdown(rows: list[Row], title: str) -> str:
-    """Writes the whole report: summary, then every comparison with its figures in both dtypes."""
+def markdown(rows: list[Row], title: str, why: Sequence[str] = ()) -> str:
+    """Writes the whole report: summary, causes, then every comparison in both dtypes.
+
+    Args:
+      rows: the comparisons.
+      title: what was compared.
+      why: lines that say which modules differ, and for which causes.
+    """
     parts = [f"# Parity of the Flax UNETR with PyTorch\n\n{title}\n\n{versions()}\n"]
     parts.append(_markdown_table(SUMMARY_HEADER, _summary(rows)))
+    if why:
+        parts.append("\n## Why it differs\n\n" + "\n".join(f"- {line}" for line in why) + "\n")
     header = ("what", "shape")
     header += tuple(
         f"{name} {dtype}" for dtype in DTYPES for name in ("max abs", "relative", "ULPs")
@@ -90,11 +99,12 @@ def markdown(rows: list[Row], title: str) -> str:
     return "\n".join(parts)
 
 
-def as_json(rows: list[Row], cfg: UNETRConfig) -> dict[str, Any]:
-    """Returns the report as values that JSON can hold."""
+def as_json(rows: list[Row], cfg: UNETRConfig, why: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the report as values that JSON can hold; arguments as in `markdown`."""
     return {
         "versions": versions(),
         "config": cfg.to_dict(),
+        "why": list(why),
         "rows": [{**vars(row), "ok": row.ok} for row in rows],
     }
 

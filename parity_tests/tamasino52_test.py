@@ -7,7 +7,7 @@ import torch
 from parity_tests.gradients import evaluation_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
-from unetr_flax.parity.compare import assert_parity
+from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import make_twins, precise, randomize
 from unetr_flax.weights import from_torch, to_torch
@@ -42,13 +42,13 @@ ALL = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 )
 def test_float64_forward_and_gradients(name):
     with precise():
-        assert_parity(evaluation_rows(make_twins(CONFIGS[name], "float64")))
+        assert_rows(evaluation_rows(make_twins(CONFIGS[name], "float64")))
 
 
 @ALL
 def test_float32_forward(cfg):
     with precise():
-        assert_parity(activation_rows(make_twins(cfg, "float32")))
+        assert_rows(activation_rows(make_twins(cfg, "float32")))
 
 
 @ALL

@@ -14,7 +14,7 @@ from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from train.state import initial_state
 from train.step import make_train_step
-from unetr_flax.parity.compare import Row, compare
+from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.twins import Twins, channels_first_tensor
 from unetr_flax.weights import to_torch
 
@@ -24,6 +24,9 @@ ADAM_EPSILON = 1e-6
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
 WEIGHT_DECAY = 0.05
 MOMENTUM = 0.9
+
+# Arrays by PyTorch's names.
+Named = dict[str, np.ndarray]
 
 
 def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
@@ -37,13 +40,28 @@ def trajectory_rows(twins: Twins, optimizer: str, steps: int = 20) -> list[Row]:
     their_model, their_losses = _torch_steps(twins, optimizer, steps)
     variables, our_losses = _flax_steps(twins, optimizer, steps)
     rung = f"{steps} steps of {optimizer}"
-    rows = [compare(rung, "loss of every step", our_losses, their_losses)]
+    rows = [compare_arrays(rung, "loss of every step", our_losses, their_losses)]
     ours = to_torch(variables, twins.cfg)
     rows += [
-        compare(rung, name, ours[name], parameter.detach().numpy())
+        compare_arrays(rung, name, ours[name], parameter.detach().numpy())
         for name, parameter in their_model.named_parameters()
     ]
     return rows + statistics_rows(their_model, variables["batch_stats"], twins)
+
+
+def first_steps(twins: Twins, optimizer: str) -> tuple[Named, Named, Named, Named]:
+    """Takes one step with both models; returns the parameters by PyTorch's names.
+
+    Returns:
+      The parameters before the step, PyTorch's gradients, and the parameters after the Flax
+      model's and after PyTorch's step.
+    """
+    before = {n: p.detach().numpy().copy() for n, p in twins.torch_model.named_parameters()}
+    model, _ = _torch_steps(twins, optimizer, 1)
+    variables, _ = _flax_steps(twins, optimizer, 1)
+    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    theirs = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    return before, gradients, to_torch(variables, twins.cfg), theirs
 
 
 def _torch_steps(twins: Twins, optimizer: str, steps: int) -> tuple[torch.nn.Module, np.ndarray]:

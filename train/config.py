@@ -156,7 +156,7 @@ class Config:
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
             (training, ("epochs", "eval_every", "learning_rate", "clip_norm", "accumulate")),
-            (run, ("num_processes", "fsdp", "depth_shards", "keep_checkpoints", "save_minutes")),
+            (run, ("num_processes", "keep_checkpoints", "save_minutes", "fsdp", "depth_shards")),
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")

@@ -32,6 +32,9 @@ class DivergenceError(RuntimeError):
 class Batches(Iterator[Any], Protocol):
     """The interface of the data: batches without end, and a place in them that can be saved."""
 
+    waited: float
+    """Seconds that `next` has waited so far."""
+
     def state(self) -> dict[str, Any]:
         """Returns the place of the iterator, as JSON types."""
         ...
@@ -157,6 +160,7 @@ def fit(
             log.step(number, values["loss"])
 
     started = saved = time.monotonic()
+    waited_before = batches.waited
     while True:
         validated = broken_off = False
         if schedule.validates_at(step) and progress.validated_step != step:
@@ -209,7 +213,10 @@ def fit(
                 means["skipped_steps"] = progress.skipped
             now = time.monotonic()
             rate = float(learning_rate(step - 1))
-            log.train(step, means | {"learning_rate": rate, "seconds": now - started})
+            seconds, waited = now - started, batches.waited - waited_before
+            times = {"seconds": seconds, "waiting_for_data": waited / max(seconds, 1e-9)}
+            log.train(step, means | {"learning_rate": rate} | times)
+            waited_before = batches.waited
             progress.sums, progress.sum_steps = {}, 0
             started = now
 

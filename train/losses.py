@@ -183,8 +183,7 @@ def make_target_loss(name: str, *, has_regions: bool, **options: Unpack[LossKeyw
     loss = make_loss(name, **{**options, "sigmoid": has_regions, "ignore_label": IGNORED})
 
     def regions_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        masks = region_masks(targets, logits.shape[-1])
-        return loss(logits, jnp.where(targets[..., None] == IGNORED, IGNORED, masks))
+        return loss(logits, region_masks(targets, logits.shape[-1]))
 
     return regions_loss if has_regions else loss
 

@@ -103,13 +103,8 @@ def _measure(
     assert training.budget is not None
     averaged = training.ema_decay > 0
     program.wait()
-    state = create_state(
-        model,
-        program.tx,
-        training.seed,
-        sharding.state_sharding(program.abstract, mesh),
-        averaged=averaged,
-    )
+    placed = sharding.state_sharding(program.abstract, mesh)
+    state = create_state(model, program.tx, training.seed, placed, averaged=averaged)
     place = batches.state()
 
     def step() -> None:

@@ -1,7 +1,6 @@
 """The memory that training needs, compared with what there is."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 
@@ -61,9 +60,9 @@ def check_roi(cfg: Config, need: Need) -> None:
         )
 
 
-def device_memory(devices: Sequence[jax.Device] | None = None) -> int:
+def device_memory() -> int:
     """Returns the bytes of memory of a device: its own, or what this process can get on CPU."""
-    device = (devices or jax.local_devices())[0]
+    device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])

@@ -185,17 +185,17 @@ class RunOptions:
     """Go on from the last checkpoint in --out, with the options that the run was started with; auto
     starts a new run if there is none. --resume alone means yes."""
 
-    fsdp: int = 1
-    """Devices that share the parameters and the optimizer's state, and split the batch as well."""
-
-    depth_shards: int = 1
-    """Devices that share each volume, split along its first axis, for large --roi-size."""
-
     keep_checkpoints: int = 2
     """Number of last checkpoints to keep; the best is kept besides."""
 
     save_minutes: float = 10.0
     """Longest time between two checkpoints; there is one after each validation in any case."""
+
+    fsdp: int = 1
+    """Devices that share the parameters and the optimizer's state, and split the batch as well."""
+
+    depth_shards: int = 1
+    """Devices that share each volume, split along its first axis, for large --roi-size."""
 
     coordinator_address: str | None = None
     """host:port of process 0, for several processes that no cluster has started."""

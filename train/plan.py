@@ -6,7 +6,6 @@ patches of fixed size. Options on the command line come before those of the plan
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from train.config import DATA, Config, option, parse
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
+from train.memory import device_memory
 from train.run_dir import OptionError
 from train.task import read_run_dataset
 
@@ -52,11 +52,7 @@ class Device:
     @classmethod
     def here(cls) -> "Device":
         """Returns the device that JAX uses."""
-        device = jax.local_devices()[0]
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if device.platform != "cpu":
-            memory = (device.memory_stats() or {}).get("bytes_limit", memory)
-        return cls(device.platform, memory, jax.device_count())
+        return cls(jax.default_backend(), device_memory(), jax.device_count())
 
 
 @dataclasses.dataclass(frozen=True)

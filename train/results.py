@@ -25,7 +25,6 @@ from unetr_flax.evaluation.comparison import Comparison, draw_comparison
 from unetr_flax.imaging.volume import escape
 from unetr_flax.runtime.atomic import write_bytes
 
-PICTURE = "predictions.png"
 PICTURED_CASES = 4
 
 
@@ -59,7 +58,7 @@ def show_results(
     cases = [by_name[name] for name in worst] or list(task.val_cases[:PICTURED_CASES])
     columns, pictures = [], []
     if cases:
-        pictures.append(("The worst cases", out / PICTURE))
+        pictures.append(("The worst cases", out / "predictions.png"))
     for earlier in out.glob("worst_[0-9][0-9].png"):
         earlier.unlink()
     for rank, (sample, predicted) in enumerate(evaluator.segment(variables, cases), 1):

@@ -114,11 +114,11 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         )
         program = of_length(schedule.total_steps)
     abstract, tx = program.abstract, program.tx
-    placed = sharding.state_sharding(abstract, mesh)
     checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
         if checkpoints.last_step is None:
+            placed = sharding.state_sharding(abstract, mesh)
             state = create_state(model, tx, training.seed, placed, averaged=averaged)
             if distributed.is_main():
                 samples = draw_samples(batches, make_changes(cfg), training.seed)

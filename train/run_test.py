@@ -16,6 +16,7 @@ from train.__main__ import main
 from train.interrupt import Stopped
 from train.stand_in import Small
 
+TIMES = ("seconds", "waiting_for_data")
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
 TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
 # A plan for data would choose others; without them programs compile faster.
@@ -66,7 +67,7 @@ def data(tmp_path_factory):
 def records(out):
     """Returns the lines of metrics.jsonl without times."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: x for k, x in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: x for k, x in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def snapshot(folder):

@@ -21,7 +21,11 @@ from unetr_flax.weights import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class VerifyOptions:
-    """The volumes that both models are run on."""
+    """The model to compare with, and the volumes that both models are run on."""
+
+    torch_module: str | None = None
+    """Your own module instead of the family's original, FILE.py:FACTORY; the file is run, and
+    FACTORY() makes the module, which gets the checkpoint's weights."""
 
     volume: Path | None = None
     """A NIfTI scan to compare on too, preprocessed, its middle cut or filled to the window."""
@@ -40,19 +44,21 @@ def verify(
 ) -> None:
     """Run a checkpoint's PyTorch original and its Flax port, and compare every module.
 
-    Both get the checkpoint's own weights and the same input, in float64 and in float32. The exit
-    status is 0 if all differences are rounding and 1 if not. Needs torch, and for MONAI's models
-    monai.
+    Both get the checkpoint's own weights and the same input, in float64 and in float32. Where they
+    differ, every module is compared on equal inputs, and the cause is named. The exit status is 0
+    if all differences are rounding and 1 if not. Needs torch, and for MONAI's models monai.
 
     Args:
       source: PyTorch file, or model folder.
-      volumes: The volumes that both models are run on.
+      volumes: The model to compare with, and the volumes that both models are run on.
       told: Facts about the model in a PyTorch file that its shapes do not tell.
     """
     if volumes.batch < 1:
         raise CheckpointError(f"--batch {volumes.batch}: must be at least 1")
     try:
+        import unetr_flax.parity.own_module as own_module
         import unetr_flax.parity.verify as parity
+        from unetr_flax.parity.diagnose import told as told_findings
         from unetr_flax.parity.table import print_table
     except ModuleNotFoundError as error:
         raise CheckpointError(
@@ -62,16 +68,21 @@ def verify(
     print(f"{source}: {describe(model)}")
     volume = None if volumes.volume is None else _window(volumes.volume, model)
     keep_for_accelerators()
-    rows = parity.verify(
-        model.cfg,
-        model.state_dict,
-        volume=volume,
-        batch=volumes.batch,
-        seed=volumes.seed,
-    )
+    module, prefix = None, ""
+    if volumes.torch_module is not None:
+        module = own_module.load_module(volumes.torch_module)
+        prefix, notes = own_module.adopt(module, model.state_dict, model.cfg)
+        print(f"{volumes.torch_module}: {type(module).__name__}, with the checkpoint's weights")
+        for note in notes:
+            print(f"  {note}")
+    inputs = parity.Inputs(volume, volumes.batch, volumes.seed, module, prefix)
+    rows = parity.verify(model.cfg, model.state_dict, inputs)
     print_table(rows)
     failed = [row for row in rows if not row.ok]
     if failed:
+        findings, meaning = parity.explain(model.cfg, model.state_dict, rows, inputs)
+        for line in [*told_findings(findings), *([meaning] if meaning else [])]:
+            print(line)
         worst = max(failed, key=lambda row: row.relative / row.tolerance)
         raise Verdict(
             f"{source}: {len(failed)} of {len(rows)} comparisons differ by more than rounding, "

@@ -40,7 +40,8 @@ def verify(monkeypatch, capsys, tmp_path, variables):
         save_pretrained(tmp_path / "model", CFG, variables, preprocessing=preprocessing)
         seen = []
         monkeypatch.setattr(
-            "unetr_flax.parity.verify.verify", lambda *args, volume, **_: seen.append(volume) or []
+            "unetr_flax.parity.verify.verify",
+            lambda cfg, weights, inputs: seen.append(inputs.volume) or [],
         )
         monkeypatch.setattr("unetr_flax.parity.table.print_table", lambda rows: None)
         command = ["unetr", "verify", str(tmp_path / "model"), "--volume", str(path)]

@@ -1,6 +1,6 @@
 """Comparison of one forward pass: outputs of modules, skip features, attention, stages, logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import einops
@@ -13,8 +13,14 @@ from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
-from unetr_flax.parity.compare import Row, compare
-from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
+from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.torch_models import TorchModelError
+from unetr_flax.parity.twins import (
+    Twins,
+    channels_first,
+    channels_first_tensor,
+    named_modules,
+)
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
@@ -34,6 +40,8 @@ Found = dict[str, dict[str, np.ndarray]]
 def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
+    Modules that somebody's own PyTorch model does not have are left out.
+
     Args:
       twins: both models and their image.
       mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one (only the
@@ -44,70 +52,100 @@ def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
         return forward(twins.cfg, twins.model, variables, image, mask)
 
     ours = flax_found(twins.cfg, jax.jit(evaluate)(twins.variables, twins.image))
-    return found_rows(ours, torch_found(twins, mask), "" if mask is None else ", masked")
+    return compared_rows(twins, ours, mask)
 
 
-def found_rows(ours: Found, theirs: Found, suffix: str = "") -> list[Row]:
-    """Compares all outputs of both models; `suffix` is added to the names of the rungs."""
-    assert {k: list(v) for k, v in ours.items()} == {k: list(v) for k, v in theirs.items()}
-    return [
-        compare(rung + suffix, name, array, theirs[rung][name])
-        for rung, arrays in ours.items()
-        for name, array in arrays.items()
-    ]
+def compared_rows(twins: Twins, ours: Found, mask: np.ndarray | None = None) -> list[Row]:
+    """Runs the PyTorch model and compares each output as soon as it is computed.
+
+    Neither PyTorch's outputs nor those that have been compared are kept, to bound the memory.
+
+    Args:
+      twins: both models.
+      ours: the Flax model's outputs, taken away one by one.
+      mask: boolean attention mask [B, H, N, N].
+    """
+    suffix = "" if mask is None else ", masked"
+    names = [(rung, name) for rung, arrays in ours.items() for name in arrays]
+    rows: dict[tuple[str, str], Row] = {}
+
+    def compare(rung: str, name: str, theirs: np.ndarray) -> None:
+        # Of a module that is called several times the first call counts.
+        own = ours[rung].pop(name, None)
+        if own is None:
+            return
+        if twins.own and own.shape != theirs.shape:
+            raise TorchModelError(
+                f"{name}: the module's output has shape {theirs.shape}, must be {own.shape}"
+            )
+        rows[rung, name] = compare_arrays(rung + suffix, name, own, theirs)
+
+    _visit(twins, mask, _visitors(twins, compare))
+    # Only somebody's own model may lack modules.
+    assert twins.own or len(rows) == len(names), [name for name in names if name not in rows]
+    return [rows[name] for name in names if name in rows]
 
 
-def torch_found(twins: Twins, mask: np.ndarray | None = None) -> Found:
-    """Evaluates the PyTorch model and returns its outputs."""
+Visitor = Callable[[Any], None]
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Returns a module's output, or the first of several."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def _visitors(
+    twins: Twins, compare: Callable[[str, str, np.ndarray], None]
+) -> dict[str, list[Visitor]]:
+    """Returns what is done with the output of each PyTorch module, by the module's name."""
     cfg = twins.cfg
     torch_model = family_of(cfg).torch_model
-    attention = {
-        f"{pair.torch_name}.{torch_model.attention_dropout}": pair.torch_name
-        for pair in module_pairs(cfg)
-        if pair.kind == "attention"
-    }
-    modules = {pair.torch_name: negative_slope(pair, cfg) for pair in by_depth(cfg)}
-    names = {*modules, *attention, *torch_model.stages, torch_model.encoder, ""}
-    outputs = _outputs(twins, mask, names)
-    skips = torch_model.features(outputs[torch_model.encoder], cfg)
-    return {
-        "activations": {
-            name: np.where(outputs[name] > 0, outputs[name], slope * outputs[name])
-            for name, slope in modules.items()
-        },
-        "skip features": {
-            f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)
-        },
-        "attention maps": {name: outputs[key] for key, name in attention.items()},
-        "decoder stages": {name: outputs[name] for name in torch_model.stages},
-        "logits": {"logits": outputs[""]},
-    }
+    visitors: dict[str, list[Visitor]] = {}
+
+    def add(module: str, rung: str, name: str, slope: float = 1.0) -> None:
+        def visit(output: Any) -> None:
+            array = first_tensor(output).numpy(force=True)
+            # Flax's norms compute the activation that follows as well.
+            compare(rung, name, array if slope == 1 else np.where(array > 0, array, slope * array))
+
+        visitors.setdefault(module, []).append(visit)
+
+    for pair in by_depth(cfg):
+        add(pair.torch_name, "activations", pair.torch_name, negative_slope(pair, cfg))
+        if pair.kind == "attention":
+            dropout = f"{pair.torch_name}.{torch_model.attention_dropout}"
+            add(dropout, "attention maps", pair.torch_name)
+    for name in torch_model.stages:
+        add(name, "decoder stages", name)
+    add("", "logits", "logits")
+
+    def visit_features(output: Any) -> None:
+        skips = torch_model.features(output, cfg)
+        for layer, skip in zip(cfg.skip_layers, skips, strict=True):
+            compare("skip features", f"z{layer}", skip.numpy(force=True))
+
+    visitors.setdefault(torch_model.encoder, []).append(visit_features)
+    return visitors
 
 
-def _outputs(twins: Twins, mask: np.ndarray | None, names: set[str]) -> dict[str, Any]:
-    """Evaluates the PyTorch model and returns outputs of modules by name; "" is the whole model."""
-    outputs: dict[str, Any] = {}
+def _visit(twins: Twins, mask: np.ndarray | None, visitors: dict[str, list[Visitor]]) -> None:
+    """Runs the PyTorch model and visits the outputs of its modules; "" is the whole model."""
     handles = []
-    for name, module in twins.torch_model.named_modules():
-        if name in names:
+    for name, module in named_modules(twins.torch_model, twins.prefix):
 
-            def keep(module, args, output, name=name):
-                outputs[name] = _copied(output)
+        def visit(module, args, output, name=name):
+            for visitor in visitors[name]:
+                visitor(output)
 
-            handles.append(module.register_forward_hook(keep))
+        if name in visitors:
+            handles.append(module.register_forward_hook(visit))
     options = {} if mask is None else {"mask": torch.from_numpy(mask)}
-    with torch.no_grad():
-        twins.torch_model(channels_first_tensor(twins.image), **options)
-    for handle in handles:
-        handle.remove()
-    return outputs
-
-
-def _copied(output: Any) -> Any:
-    # A later module may overwrite the output in place.
-    if isinstance(output, torch.Tensor):
-        return output.numpy(force=True).copy()
-    return [_copied(part) for part in output]
+    try:
+        with torch.no_grad():
+            twins.torch_model(channels_first_tensor(twins.image), **options)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def forward(

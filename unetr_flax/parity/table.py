@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unetr_flax.parity.compare import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row
 from unetr_flax.weights.families import FAMILIES
 
 

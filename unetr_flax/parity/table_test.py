@@ -5,12 +5,12 @@ import math
 import numpy as np
 from rich.console import Console
 
-from unetr_flax.parity.compare import compare
+from unetr_flax.parity.rows import compare_arrays
 from unetr_flax.parity.table import lines, print_table
 
 
 def row(rung, name, relative, dtype="float64"):
-    found = compare(rung, name, np.ones((2, 3), dtype), np.ones((2, 3), dtype))
+    found = compare_arrays(rung, name, np.ones((2, 3), dtype), np.ones((2, 3), dtype))
     return dataclasses.replace(found, relative=relative, ulps=relative / 2e-16)
 
 

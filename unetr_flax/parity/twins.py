@@ -28,6 +28,8 @@ class Twins:
       model: the Flax model.
       variables: the Flax variables, converted from the PyTorch weights.
       image: [B, *img_size, in_channels].
+      own: whether the PyTorch model is somebody's own instead of the original.
+      prefix: prefix of the names that the family's modules have in it.
     """
 
     cfg: UNETRConfig
@@ -36,6 +38,8 @@ class Twins:
     model: UNETR
     variables: dict[str, Any]
     image: np.ndarray
+    own: bool = False
+    prefix: str = ""
 
 
 def randomize(module: torch.nn.Module, seed: int) -> None:
@@ -72,6 +76,8 @@ def make_twins(
     seed: int = 0,
     state_dict: Mapping[str, Any] | None = None,
     image: np.ndarray | None = None,
+    torch_model: torch.nn.Module | None = None,
+    prefix: str = "",
 ) -> Twins:
     """Makes both models with random weights and statistics, or with those of a state dict.
 
@@ -82,14 +88,20 @@ def make_twins(
       seed: seed of weights and image.
       state_dict: weights to use instead of random ones, as for `from_torch`.
       image: image to use instead of a random one, [B, *img_size, in_channels].
+      torch_model: a model of somebody's own to compare with instead of the original, with the
+        weights that it shall have.
+      prefix: prefix of the names that the family's modules have in that model.
     """
-    torch_model = torch_model_of(cfg).to(getattr(torch, dtype)).eval()
+    own = torch_model is not None
+    torch_model = torch_model if own else torch_model_of(cfg)
+    torch_model = torch_model.to(getattr(torch, dtype)).eval()
     if state_dict is None:
         randomize(torch_model, seed)
         state_dict = torch_model.state_dict()
     # The conversion comes before load_weights, because its errors say more.
     variables = from_torch(state_dict, cfg)
-    load_weights(torch_model, state_dict, cfg)
+    if not own:
+        load_weights(torch_model, state_dict, cfg)
     if image is None:
         shape = (batch, *cfg.img_size, cfg.in_channels)
         image = np.random.default_rng(seed).standard_normal(shape)
@@ -100,7 +112,17 @@ def make_twins(
         model=UNETR(cfg, param_dtype=jnp.dtype(dtype)),
         variables=jax.tree.map(lambda x: x.astype(dtype), variables),
         image=image.astype(dtype),
+        own=own,
+        prefix=prefix,
     )
+
+
+def named_modules(model: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yields the whole model as "", and the modules behind a prefix by their names without it."""
+    yield "", model
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and name != prefix:
+            yield name.removeprefix(prefix), module
 
 
 @contextlib.contextmanager

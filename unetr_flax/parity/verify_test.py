@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from unetr_flax import UNETRConfig
+from unetr_flax.parity.diagnose import told
 from unetr_flax.parity.torch_models import torch_model_of
 from unetr_flax.parity.twins import randomize
-from unetr_flax.parity.verify import verify
+from unetr_flax.parity.verify import Inputs, explain, verify
 from unetr_flax.weights import WeightsError
 from unetr_flax.weights.mapping import module_pairs
 
@@ -33,7 +34,7 @@ def state_dict():
 
 def test_every_module_in_both_dtypes_on_random_images_and_a_volume(state_dict):
     volume = np.random.default_rng(5).random((1, 16, 8, 24, 2), np.float32)
-    rows = verify(CFG, state_dict, volume=volume)
+    rows = verify(CFG, state_dict, Inputs(volume=volume))
     assert all(row.ok for row in rows)
     counts = {}
     for row in rows:
@@ -51,14 +52,21 @@ def test_every_module_in_both_dtypes_on_random_images_and_a_volume(state_dict):
 
 
 def test_a_port_that_is_wrong_somewhere_does_not_hold(state_dict):
+    inputs = Inputs(batch=1)
     with mock.patch("flax.linen.relu", lambda x: x):
-        rows = verify(CFG, state_dict, batch=1)
+        rows = verify(CFG, state_dict, inputs)
+        findings, meaning = explain(CFG, state_dict, rows, inputs)
     failed = {row.rung for row in rows if not row.ok}
     assert failed == {"activations", "decoder stages", "logits"}
+    assert meaning == ""
+    assert {finding.cause for finding in findings} == {"no activation instead of ReLU in Flax"}
+    (line,) = told(findings)
+    assert line.startswith("decoder9.block.2: differs by ")
+    assert "the same in 16 more: decoder9_upsampler.0.block.1, " in line
 
 
 def test_what_does_not_fit(state_dict):
     with pytest.raises(ValueError, match=re.escape("volume: shape (16, 8, 24, 2), must be (batch")):
-        verify(CFG, state_dict, volume=np.zeros((16, 8, 24, 2)))
+        verify(CFG, state_dict, Inputs(volume=np.zeros((16, 8, 24, 2))))
     with pytest.raises(WeightsError, match=r"unexpected: decoder0\.9\.weight"):
         verify(CFG, {**state_dict, "decoder0.9.weight": np.zeros(3)})

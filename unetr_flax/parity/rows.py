@@ -38,7 +38,7 @@ class Row:
         return self.relative <= self.tolerance
 
 
-def compare(
+def compare_arrays(
     rung: str, name: str, ours: np.ndarray, theirs: np.ndarray, *, scale: float | None = None
 ) -> Row:
     """Compares two arrays of one shape and dtype.
@@ -73,7 +73,7 @@ def compare(
     )
 
 
-def assert_parity(rows: list[Row]) -> None:
+def assert_rows(rows: list[Row]) -> None:
     """Fails with every row that is not within its tolerance.
 
     Raises:
