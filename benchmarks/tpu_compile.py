@@ -3,12 +3,12 @@
 It needs the package libtpu. Run
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile
 in one process at a time, as the compiler holds a lock. The command fails if a program needs more
-memory than `PROMISES` gives it or, without a promise, than its chip has. Computation is bfloat16,
+memory than `PROMISES` gives it or, without a promise, than its chip has, or if its chips gather
+feature maps. Computation is bfloat16,
 parameters are float32, the optimizer is AdamW.
 """
 
 import dataclasses
-import functools
 import json
 import sys
 import time
@@ -16,17 +16,22 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+from train.collectives import gathered_volumes
 from train.losses import dice_cross_entropy_loss
-from train.sharding import AXIS, replicated
+from train.sharding import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    state_sharding,
+    with_sharding,
+)
 from train.state import abstract_state
-from train.step import make_train_step
+from train.step import abstract_batch, make_train_step
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.inference.predictor import make_predict
 
@@ -51,7 +56,9 @@ class Program:
       batch: volumes.
       kind: one of `KINDS`: "forward", "step" (of training), or "step-remat", which computes
         activations again in the backward pass.
-      chips: number of chips, 1 or `ALL_CHIPS`.
+      chips: number of chips, 1, 2 or `ALL_CHIPS`.
+      fsdp: chips that share the parameters, see `train.sharding`.
+      depth_shards: chips that share each volume.
 
     Raises:
       ValueError: if there is no such program.
@@ -64,6 +71,8 @@ class Program:
     batch: int
     kind: str
     chips: int = 1
+    fsdp: int = 1
+    depth_shards: int = 1
 
     def __post_init__(self) -> None:
         fields = (("topology", CHIPS), ("family", FAMILIES), ("kind", KINDS))
@@ -72,11 +81,15 @@ class Program:
                 raise ValueError(f"{field} {value!r}: must be one of {', '.join(allowed)}")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch}: must be at least 1")
-        if self.chips not in (1, ALL_CHIPS) or self.batch % self.chips:
+        if self.chips not in (1, 2, ALL_CHIPS) or self.chips % (self.fsdp * self.depth_shards):
             raise ValueError(
-                f"chips {self.chips}: must be 1 or {ALL_CHIPS}, and divide the batch of "
-                f"{self.batch}"
+                f"chips {self.chips}: must be 1, 2 or {ALL_CHIPS}, and divisible by fsdp "
+                f"{self.fsdp} times depth_shards {self.depth_shards}"
             )
+        if self.batch % (shares := self.chips // self.depth_shards):
+            raise ValueError(f"batch {self.batch}: must be divisible by {shares} shares of it")
+        if self.kind == "forward" and self.fsdp * self.depth_shards > 1:
+            raise ValueError("kind 'forward': must be without fsdp and depth_shards")
         if self.family == "monai" and self.light_r != 1:
             raise ValueError(f"light_r {self.light_r:g}: must be 1 for monai")
         _ = self.config
@@ -97,6 +110,8 @@ class Program:
     def __str__(self) -> str:
         width = f" light_r {self.light_r:g}" if self.family == "reference" else ""
         shared = f" on {self.chips} chips" if self.chips > 1 else ""
+        shared += f", fsdp {self.fsdp}" if self.fsdp > 1 else ""
+        shared += f", depth {self.depth_shards}" if self.depth_shards > 1 else ""
         return (
             f"{self.topology} | {self.family}{width}, {self.edge}^3, batch {self.batch}{shared} "
             f"| {self.kind}"
@@ -128,7 +143,13 @@ class Options:
     """Volumes."""
 
     chips: int = 1
-    """Number of chips: 1, or 4 that share the batch."""
+    """Number of chips, 1, 2 or 4, that share the batch, parameters and volumes."""
+
+    fsdp: int = 1
+    """Chips that share the parameters."""
+
+    depth_shards: int = 1
+    """Chips that share each volume."""
 
     light_r: float | None = None
     """Divisor of the reference decoder's widths; 4 if left out."""
@@ -156,6 +177,7 @@ class Figures:
       flops: floating-point operations; the body of a loop counts once.
       traffic: bytes read and written in the chip's memory; the body of a loop counts once.
       seconds: seconds that compiling took.
+      gathered: number of feature maps that are gathered on a chip.
     """
 
     total: int
@@ -163,6 +185,7 @@ class Figures:
     flops: float
     traffic: float
     seconds: float
+    gathered: int = 0
 
 
 def chosen(options: Options) -> list[Program]:
@@ -177,7 +200,17 @@ def chosen(options: Options) -> list[Program]:
     if light_r is None:
         light_r = 1.0 if options.family == "monai" else 4.0
     return [
-        Program(topology, options.family, light_r, edge, options.batch, kind, options.chips)
+        Program(
+            topology,
+            options.family,
+            light_r,
+            edge,
+            options.batch,
+            kind,
+            options.chips,
+            options.fsdp,
+            options.depth_shards,
+        )
         for topology in options.topologies
         for edge in options.edges
         for kind in options.kinds
@@ -185,28 +218,35 @@ def chosen(options: Options) -> list[Program]:
 
 
 def compile_program(
-    topology: str, cfg: UNETRConfig, batch: int, kind: str, chips: int = 1
+    topology: str,
+    cfg: UNETRConfig,
+    batch: int,
+    kind: str,
+    chips: int = 1,
+    fsdp: int = 1,
+    depth_shards: int = 1,
 ) -> Figures:
     """Compiles a program; the arguments are the fields of `Program`."""
     devices = topologies.get_topology_desc(topology, platform="tpu").devices[:chips]
-    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    shared = NamedSharding(mesh, PartitionSpec(AXIS))
+    mesh = make_mesh(fsdp, depth_shards, devices)
     model = UNETR(cfg, dtype=jnp.bfloat16, remat=kind == "step-remat", jit_blocks=True)
     update = optax.adamw(1e-3)
-    struct = functools.partial(jax.ShapeDtypeStruct, sharding=shared)
-    image = struct((batch, *cfg.img_size, cfg.in_channels), jnp.float32)
-    labels = struct((batch, *cfg.img_size), jnp.int32)
-    state = abstract_state(model, update, replicated(mesh))
+    data = abstract_batch(cfg, batch, batch_sharding(mesh))
+    state = with_sharding(abstract_state(model, update, replicated(mesh)), mesh)
     start = time.perf_counter()
     if kind == "forward":
-        lowered = make_predict(model, "tpu").lower(state.variables, image)
+        lowered = make_predict(model, "tpu").lower(state.variables, data["image"])
     else:
+        results = state_sharding(state, mesh), replicated(mesh)
         step = make_train_step(
-            model, update, dice_cross_entropy_loss, replicated(mesh), platform="tpu"
+            model, update, dice_cross_entropy_loss, results, platform="tpu", mesh=mesh
         )
-        lowered = step.lower(state, {"image": image, "label": labels})
+        lowered = step.lower(state, data)
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
+    tokens = cfg.num_patches * cfg.hidden_size * (batch * depth_shards // chips)
+    parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
+    gathered = gathered_volumes(compiled.as_text(), tokens, parameters)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Figures(
         total=memory.temp_size_in_bytes
@@ -217,6 +257,7 @@ def compile_program(
         flops=cost["flops"],
         traffic=cost["bytes accessed"],
         seconds=seconds,
+        gathered=len(gathered),
     )
 
 
@@ -230,28 +271,36 @@ def main(args: list[str]) -> int:
         print(f"tpu_compile: {error}", file=sys.stderr)
         return 2
     console.print(HEAD, highlight=False, soft_wrap=True)
-    too_large = []
+    failures = []
     for program in programs:
         try:
             found = compile_program(
-                program.topology, program.config, program.batch, program.kind, program.chips
+                program.topology,
+                program.config,
+                program.batch,
+                program.kind,
+                program.chips,
+                program.fsdp,
+                program.depth_shards,
             )
         except jax.errors.JaxRuntimeError as error:
             # The compiler itself refuses programs that do not fit the chip.
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             row = f"| {program} | {str(error).splitlines()[0][:200]} |"
-            too_large.append(f"{program}: more than the chip has")
+            failures.append(f"{program}: more than the chip has")
         else:
             _keep(options.out, program, found)
             row = line(program, found)
             if found.total > program.room * 2**30:
                 total = f"{found.total / 2**30:.2f}"
-                too_large.append(f"{program}: {total} GiB, must fit {program.room:g} GiB")
+                failures.append(f"{program}: {total} GiB, must fit {program.room:g} GiB")
+            if found.gathered:
+                failures.append(f"{program}: gathers {found.gathered} feature maps")
         console.print(row, highlight=False, soft_wrap=True)
-    for each in too_large:
+    for each in failures:
         print(f"tpu_compile: {each}", file=sys.stderr)
-    return 1 if too_large else 0
+    return 1 if failures else 0
 
 
 HEAD = """\

@@ -21,7 +21,7 @@ def compiler(monkeypatch):
     """Fakes the compiler: a kind of program needs the bytes that a test sets; 96^3 has 2 GiB."""
     totals = {}
 
-    def compile_program(topology, cfg, batch, kind, chips):
+    def compile_program(topology, cfg, batch, kind, *mesh):
         total = totals.get(kind, 0)
         if isinstance(total, str):
             raise jax.errors.JaxRuntimeError(total)
@@ -84,6 +84,13 @@ def test_what_the_compiler_refuses_fails_and_the_rest_is_compiled(compiler, tmp_
         main(["--kinds", "step", "--out", str(out)])
 
 
+def test_gathered_feature_maps_fail(monkeypatch, compiler, tmp_path, capsys):
+    figures = Figures(0, 0, flops=0, traffic=0, seconds=0, gathered=2)
+    monkeypatch.setattr(tpu_compile, "compile_program", lambda *args: figures)
+    assert main(["--kinds", "step", "--out", str(tmp_path / "figures.json")]) == 1
+    assert "| step: gathers 2 feature maps" in capsys.readouterr().err
+
+
 def test_figures_replace_those_of_the_same_program(compiler, tmp_path):
     out = tmp_path / "new" / "figures.json"
     for total, kinds in ((1, ["forward", "step"]), (2, ["step"])):
@@ -101,6 +108,8 @@ def test_options_choose():
     assert chosen(Options(batch=4, chips=4, kinds=("step",))) == [
         Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4)
     ]
+    options = Options(chips=4, fsdp=2, depth_shards=2, batch=2, kinds=("step",))
+    assert str(*chosen(options)).endswith("batch 2 on 4 chips, fsdp 2, depth 2 | step")
     options = Options(topologies=("v6e:2x2",), edges=(32, 64), family="monai", kinds=("step",))
     assert chosen(options) == [Program("v6e:2x2", "monai", 1, edge, 1, "step") for edge in (32, 64)]
 
@@ -112,8 +121,10 @@ def test_options_choose():
         (["--family", "swin"], "family 'swin': must be one of reference, monai"),
         (["--kinds", "train"], "kind 'train': must be one of forward, step, step-remat"),
         (["--batch", "0"], "batch 0: must be at least 1"),
-        (["--chips", "2"], "chips 2: must be 1 or 4, and divide the batch of 1"),
-        (["--chips", "4", "--batch", "6"], "chips 4: must be 1 or 4, and divide the batch of 6"),
+        (["--chips", "3"], "chips 3: must be 1, 2 or 4, and divisible by fsdp 1 times"),
+        (["--chips", "4", "--depth-shards", "3"], "chips 4: must be 1, 2 or 4, and divisible"),
+        (["--chips", "4", "--batch", "6"], "batch 6: must be divisible by 4 shares of it"),
+        (["--chips", "2", "--depth-shards", "2"], "kind 'forward': must be without fsdp"),
         (["--edges", "90"], "img_size=(90, 90, 90)"),
         (["--light-r", "0"], "light_r=0.0"),
         (["--family", "monai", "--light-r", "4"], "light_r 4: must be 1 for monai"),

@@ -1,13 +1,22 @@
 """python -m train: trains a UNETR; see --help."""
 
-import signal
+import dataclasses
+import os
 import sys
+import time
+
+import jax
 
 from train import distributed
+from train.checkpoint import CheckpointError
 from train.console import make_console
 from train.data.dataset import BadCasesError, DataError
-from train.interrupt import EXIT_STATUS
+from train.interrupt import Stopped, exit_status, raise_on_signals
+from train.launch import Launch, LaunchError, find_launch
 from train.loop import DivergenceError
+from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective
+from train.options import RunOptions
+from train.plan import plan_options
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
@@ -19,7 +28,8 @@ def main(args: list[str]) -> int:
     """Runs the command line.
 
     Returns:
-      The exit status: 0 done, 1 bad data or diverged, 2 bad options, 130 interrupted.
+      The exit status: 0 done, 1 bad data, diverged, or files that cannot be written, 2 bad options,
+      130 or 143 stopped by Ctrl-C or SIGTERM.
     """
     cfg = None
     try:
@@ -27,26 +37,48 @@ def main(args: list[str]) -> int:
         if cfg.run.keep_freed_memory:
             keep_freed_memory()
         keep_compiled_programs(cfg.run.compilation_cache)
-        if cfg.run.coordinator_address is not None:
-            distributed.connect(
-                cfg.run.coordinator_address, cfg.run.num_processes, cfg.run.process_id
-            )
-        return 0 if run(cfg) else EXIT_STATUS
-    except (OptionError, CompilationCacheError, CudnnError) as error:
+        if (launch := _launch(cfg.run)) is not None:
+            explain_on_stderr(resume_command(cfg))
+            distributed.connect(*dataclasses.astuple(launch))
+        cfg, plan = plan_options(args, cfg)
+        status = run(cfg, plan)
+        distributed.disconnect()
+        return status
+    except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:
         return _fail(error, 2)
     except (
         DataError,
         BadCasesError,
+        CheckpointError,
         DivergenceError,
         distributed.MainProcessError,
     ) as error:
+        _wait_for_verdict(error)
         return _fail(error, 1)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        _wait_for_verdict(error)
+        raise
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-    except KeyboardInterrupt:
+    except Stopped as stopped:
+        status = exit_status(stopped.number)
         if cfg is not None and run_file(cfg.out).exists():
-            return _fail(f"Interrupted. To go on:\n{resume_command(cfg)}", EXIT_STATUS)
-        return _fail("Interrupted before the run began.", EXIT_STATUS)
+            return _fail(f"Stopped. To go on:\n{resume_command(cfg)}", status)
+        return _fail("Stopped before the run began.", status)
+
+
+def _wait_for_verdict(error: BaseException) -> None:
+    """Gives the distributed runtime time to find out who was lost; it then ends this process."""
+    broken = any(is_broken_collective(e) for e in (error, error.__cause__) if e is not None)
+    if broken and jax.distributed.is_initialized():
+        time.sleep(HEARTBEAT_SECONDS + 30)
+
+
+def _launch(options: RunOptions) -> Launch | None:
+    """Returns the processes of the run by the options, or else by the environment."""
+    if options.coordinator_address is None:
+        return find_launch(os.environ)
+    return Launch(options.coordinator_address, options.num_processes, options.process_id)
 
 
 def _fail(message: object, status: int) -> int:
@@ -55,6 +87,10 @@ def _fail(message: object, status: int) -> int:
 
 
 if __name__ == "__main__":
-    # Before the loop handles signals, SIGTERM must end the program as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main(sys.argv[1:]))
+    raise_on_signals()
+    ended = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if ended:
+        # A compilation in the background, or another process, must not delay the end.
+        os._exit(ended)

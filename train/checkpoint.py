@@ -1,38 +1,64 @@
-"""Checkpoints of a run: the last, from which it is resumed, and the best, which is its result.
+"""Checkpoints of a run: the last few, from which it is resumed, and the best, which is its result.
 
 A run's folder holds
-  run.json            how the run was started; written once
+  run.json            how the run was started
   checkpoints/last/   train state and resume state (place in the data, progress of the loop)
   checkpoints/best/   parameters and running statistics with the best mean foreground Dice
 Orbax writes each checkpoint to a temporary folder and renames it, so a checkpoint that exists is
 complete.
 """
 
+import contextlib
 import dataclasses
+import functools
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from train.distributed import any_process
 from train.state import TrainState
 
 # Name of the resume state within a checkpoint.
 RESUME = "progress"
+# A reason that the operating system gives, within the messages of orbax and tensorstore.
+REASONS = re.compile(
+    "No space left on device|File too large|Disk quota exceeded|Read-only file system|"
+    "Permission denied|Input/output error|Stale file handle|No such file or directory"
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message is one line."""
 
 
 class Checkpoints:
-    """The two checkpoints of one run; every process of the run must make the same calls.
+    """The checkpoints of one run; every process of the run must make the same calls.
 
     Args:
-      folder: holds both; made if absent.
+      folder: holds all; made if absent.
+      keep: number of last checkpoints to keep.
+
+    Raises:
+      CheckpointError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path):
-        # Saving must not be asynchronous: the next step reuses the state's buffers.
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        folder = folder.absolute()
-        self._last = ocp.CheckpointManager(folder / "last", options=options)
-        self._best = ocp.CheckpointManager(folder / "best", options=options)
+    def __init__(self, folder: Path, keep: int = 1):
+        self._folder = folder.absolute()
+        # Orbax and its futures log pages of tracebacks for an error that is raised here, too.
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        _ignore_closed_loops()
+        self._unfinished: list[ocp.CheckpointManager] = []
+        self._last = self._manager("last", keep)
+        # A best checkpoint may be newer than the last one when a run is killed between the two.
+        self._best = self._manager("best", 2)
 
     @property
     def last_step(self) -> int | None:
@@ -45,48 +71,161 @@ class Checkpoints:
         return self._best.latest_step()
 
     def save_last(self, state: TrainState, resume_state: dict[str, Any]) -> None:
-        """Replaces the last checkpoint, unless it is of the same step already.
+        """Begins to save a last checkpoint, unless it is of the same step already.
+
+        The state is copied before this returns, so its buffers may be donated.
 
         Args:
           state: the train state.
           resume_state: all else that the loop needs to resume, as JSON types.
+
+        Raises:
+          CheckpointError: if this checkpoint, or one before it, cannot be written.
         """
-        items = {
-            "state": ocp.args.StandardSave(_present(state)),
-            RESUME: ocp.args.JsonSave(resume_state),
-        }
-        _save(self._last, int(state.step), items)
+        # The progress names the best checkpoint, which must be there first.
+        self._finish(self._best)
+        resume = ocp.args.JsonSave(resume_state)
+        self._save(
+            self._last,
+            state,
+            lambda copy: {"state": ocp.args.StandardSave(_present(copy)), RESUME: resume},
+        )
 
     def save_best(self, state: TrainState) -> None:
-        """Replaces the best checkpoint, unless it is of the same step already."""
-        _save(self._best, int(state.step), {"variables": ocp.args.StandardSave(state.variables)})
+        """Begins to replace the best checkpoint, unless it is of the same step already.
+
+        Raises:
+          CheckpointError: if this checkpoint, or one before it, cannot be written.
+        """
+        self._save(
+            self._best, state, lambda copy: {"variables": ocp.args.StandardSave(copy.variables)}
+        )
+
+    def check(self) -> None:
+        """Finds out whether a save in the background has failed meanwhile; takes no time.
+
+        Raises:
+          CheckpointError: if one has.
+        """
+        for manager in list(self._unfinished):
+            if not manager.is_saving_in_progress():
+                self._finish(manager)
+
+    def wait(self) -> None:
+        """Waits until all is on the disk.
+
+        Raises:
+          CheckpointError: if a checkpoint cannot be written.
+        """
+        self._finish(self._best)
+        self._finish(self._last)
 
     def restore_last(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Reads the last train state and its resume state.
+        """Reads the last train state and its resume state, or those before if they are damaged.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
+
+        Raises:
+          CheckpointError: if none of the checkpoints can be read.
         """
         items = {
             "state": ocp.args.StandardRestore(_present(abstract)),
             RESUME: ocp.args.JsonRestore(),
         }
-        restored = self._last.restore(self.last_step, args=ocp.args.Composite(**items))
-        return abstract.replace(**restored["state"]), restored[RESUME]
+        for step in sorted(self._last.all_steps(), reverse=True):
+            restored = None
+            try:
+                restored = self._last.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:
+                path = self._folder / "last" / str(step)
+                print(f"{path}: cannot be read: {reason(error)}", file=sys.stderr)
+            if not any_process(restored is None):
+                assert restored is not None
+                return abstract.replace(**restored["state"]), restored[RESUME]
+            # A damaged checkpoint would be taken for a saved one when training gets there again.
+            self._last.delete(step)
+        raise CheckpointError(f"{self._folder / 'last'}: holds no checkpoint that can be read")
 
-    def restore_best(self, abstract: dict[str, Any]) -> dict[str, Any]:
+    def forget_best_after(self, step: int) -> None:
+        """Removes best checkpoints of later steps, which a run that goes on from `step` repeats."""
+        for later in [found for found in self._best.all_steps() if found > step]:
+            self._best.delete(later)
+
+    def restore_best(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
         """Reads the best "params" and "batch_stats".
 
         Args:
           abstract: shapes, dtypes and shardings of both.
+          step: the step of the best validation; that of the newest best checkpoint if None.
+
+        Raises:
+          CheckpointError: if they cannot be read.
         """
-        items = {"variables": ocp.args.StandardRestore(abstract)}
-        return self._best.restore(self.best_step, args=ocp.args.Composite(**items))["variables"]
+        items = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+        with self._one_line_errors("the best checkpoint cannot be read"):
+            return self._best.restore(step or self.best_step, args=items)["variables"]
 
     def close(self) -> None:
-        """Ends the managers' threads."""
-        self._last.close()
-        self._best.close()
+        """Ends the managers' threads; saves that are under way are finished first."""
+        for manager in (self._last, self._best):
+            # Whoever had to know of an error has called `wait`.
+            with contextlib.suppress(Exception):
+                manager.close()
+
+    def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        with self._one_line_errors("cannot be written"):
+            return ocp.CheckpointManager(self._folder / name, options=options)
+
+    def _save(
+        self, manager: ocp.CheckpointManager, state: TrainState, items: Callable[[TrainState], Any]
+    ) -> None:
+        step = int(state.step)
+        # A run that is interrupted before its next step has nothing new to save.
+        if manager.latest_step() == step:
+            return
+        # On CPU orbax would go on reading the buffers that the next step reuses.
+        copy = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
+        self._finish(manager)
+        with self._one_line_errors("cannot be written"):
+            manager.save(step, args=ocp.args.Composite(**items(copy)))
+        self._unfinished.append(manager)
+
+    def _finish(self, manager: ocp.CheckpointManager) -> None:
+        if manager in self._unfinished:
+            self._unfinished.remove(manager)
+            with self._one_line_errors("cannot be written"):
+                manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _one_line_errors(self, what: str) -> Iterator[None]:
+        """Turns whatever orbax raises into a `CheckpointError`."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(f"{self._folder}: {what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Returns the operating system's reason within an error of orbax, or the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := REASONS.search(str(error)):
+        return found[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """Keeps tensorstore's late reports to an event loop, which orbax closed, off the screen."""
+    hook = sys.unraisablehook
+
+    def ignore(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = ignore
 
 
 def _present(state: TrainState) -> dict[str, Any]:
@@ -96,9 +235,3 @@ def _present(state: TrainState) -> dict[str, Any]:
     """
     parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: part for name, part in parts.items() if part is not None}
-
-
-def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
-    # A run that is interrupted before its next step has nothing new to save.
-    if manager.latest_step() != step:
-        manager.save(step, args=ocp.args.Composite(**items))

@@ -1,3 +1,6 @@
+import contextlib
+import gc
+import resource
 import types
 
 import jax
@@ -7,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from train.checkpoint import Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints
 from train.stand_in import Small
 from train.state import abstract_state, create_state
 
@@ -22,6 +25,18 @@ def abstract():
 
 def state_at(step, seed):
     return create_state(MODEL, TX, seed).replace(step=jnp.int32(step))
+
+
+def save_and_wait(checkpoints, *args):
+    checkpoints.save_last(*args)
+    checkpoints.wait()
+
+
+def save_and_check(checkpoints, *args):
+    """Saves, and asks for errors as the loop does."""
+    checkpoints.save_last(*args)
+    while True:
+        checkpoints.check()
 
 
 def assert_equal(a, b):
@@ -39,7 +54,7 @@ def test_last_and_best_are_kept_apart_and_one_of_each(tmp_path, abstract):
         checkpoints.save_last(state, {"step": step})
     checkpoints.close()
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["3"]
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["1", "2"]
 
     checkpoints = Checkpoints(tmp_path)
     assert (checkpoints.last_step, checkpoints.best_step) == (3, 2)
@@ -47,6 +62,9 @@ def test_last_and_best_are_kept_apart_and_one_of_each(tmp_path, abstract):
     assert_equal(state, state_at(3, seed=3))
     assert resume_state == {"step": 3}
     assert_equal(checkpoints.restore_best(abstract.variables), state_at(2, seed=2).variables)
+    # A run that goes on from an earlier step finds the best of that time.
+    checkpoints.forget_best_after(1)
+    assert_equal(checkpoints.restore_best(abstract.variables, 1), state_at(1, seed=1).variables)
     checkpoints.close()
 
 
@@ -67,14 +85,82 @@ def test_saving_the_same_step_again_keeps_the_first(tmp_path, abstract):
     checkpoints.close()
 
 
-def test_a_checkpoint_cut_off_while_it_was_written_does_not_count(tmp_path, abstract, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
+def test_a_checkpoint_cut_off_while_it_was_written_does_not_count(tmp_path, abstract):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
     checkpoints.save_last(state_at(1, seed=1), {"n": 1})
     # An object that JSON cannot hold fails in the midst of the save.
-    with pytest.raises((TypeError, ValueError)):
-        checkpoints.save_last(state_at(2, seed=2), {"n": object()})
+    with pytest.raises(CheckpointError, match=r"checkpoints: cannot be written: .*serializable"):
+        save_and_wait(checkpoints, state_at(2, seed=2), {"n": object()})
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(folder)
     assert checkpoints.last_step == 1
     assert checkpoints.restore_last(abstract)[1] == {"n": 1}
+    checkpoints.close()
+
+
+@contextlib.contextmanager
+def files_of_at_most(number):
+    """Makes the operating system refuse to write more bytes to a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_intact(tmp_path, abstract, capfd):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(state_at(1, seed=1), {"n": 1})
+    checkpoints.wait()
+    with files_of_at_most(50):
+        said = f"^{tmp_path}: cannot be written: File too large$"
+        with pytest.raises(CheckpointError, match=said):
+            save_and_check(checkpoints, state_at(2, seed=2), {"n": 2})
+        checkpoints.close()
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+    # With room again, the step is saved as if nothing had happened.
+    checkpoints = Checkpoints(tmp_path)
+    state, resume_state = checkpoints.restore_last(abstract)
+    assert_equal(state, state_at(1, seed=1))
+    assert resume_state == {"n": 1}
+    checkpoints.save_last(state_at(2, seed=2), {"n": 2})
+    checkpoints.wait()
+    assert_equal(checkpoints.restore_last(abstract)[0], state_at(2, seed=2))
+    checkpoints.close()
+
+
+def test_the_one_before_takes_the_place_of_a_damaged_checkpoint(tmp_path, abstract, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save_last(state_at(step, seed=step), {"n": step})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "3"]
+    for path in (tmp_path / "last" / "3" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    state, resume_state = checkpoints.restore_last(abstract)
+    assert_equal(state, state_at(2, seed=2))
+    assert resume_state == {"n": 2}
+    assert f"{tmp_path}/last/3: cannot be read: " in capsys.readouterr().err
+    # Training that gets to the step again saves it again.
+    checkpoints.save_last(state_at(3, seed=3), {"n": 4})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore_last(abstract)[1] == {"n": 4}
+    checkpoints.close()
+
+
+def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(tmp_path, abstract):
+    state = state_at(1, seed=1)
+    checkpoints = Checkpoints(tmp_path)
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    checkpoints.save_last(state, {})
+    overwrite(state)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore_last(abstract)[0], state_at(1, seed=1))
     checkpoints.close()

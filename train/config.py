@@ -1,16 +1,25 @@
 """The configuration of a run: all of its options, checked, from the command line or run.json."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import tyro
 
-from train.data.transforms import AUGMENTATIONS
+from train.budget import seconds
+from train.data.augment import AUGMENTATIONS
 from train.losses import LOSSES
 from train.optim import SCHEDULES
-from train.options import DataOptions, LossOptions, ModelOptions, RunOptions, TrainingOptions
+from train.options import (
+    AugmentationOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    RunOptions,
+    TrainingOptions,
+)
 from unetr_flax import UNETRConfig
 
 # Steps are counted in int32 on the device.
@@ -31,6 +40,7 @@ class Config:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     loss: LossOptions = dataclasses.field(default_factory=LossOptions)
+    augmentation: AugmentationOptions = dataclasses.field(default_factory=AugmentationOptions)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -50,15 +60,21 @@ class Config:
         self._check_numbers()
         self.check_length(num_cases=1)
         self._check_processes()
+        self._check_budget()
         for record, name, allowed in (
             (self.loss, "loss", LOSSES),
-            (self.training, "augmentation", AUGMENTATIONS),
+            (self.augmentation, "augmentation", AUGMENTATIONS),
             (self.training, "schedule", SCHEDULES),
         ):
             rule = f"must be {_any_of(allowed)}"
             _require(record, name, lambda x, allowed=allowed: x in allowed, rule)
+        recipe = self.training.recipe
+        if recipe is not None and recipe not in RECIPE_NAMES:
+            raise ValueError(f"--recipe {recipe}: must be {_any_of(RECIPE_NAMES)}")
         rule = "must be at least 4, for four features of the decoder"
         _require(self.model, "num_layers", lambda x: x >= 4, rule)
+        if self.data.roi_size is not None:
+            self.check_roi(self.data.roi_size)
         # The model checks its sizes itself; only its channels and classes depend on the data.
         self.model_config(in_channels=1, out_channels=2)
 
@@ -78,6 +94,19 @@ class Config:
         limit = MAX_STEPS // self.steps_per_epoch(num_cases)
         _require(self.training, "epochs", lambda x: x <= limit, f"must be at most {limit}")
 
+    def check_roi(self, roi_size: Sequence[int]) -> None:
+        """Checks that crops of a size can be augmented.
+
+        Raises:
+          ValueError: naming the option, its value and what is allowed.
+        """
+        _require(
+            self.augmentation,
+            "rotate90_probability",
+            lambda x: x == 0 or roi_size[0] == roi_size[1],
+            f"needs crops of one size along axes 0 and 1, not of {' x '.join(map(str, roi_size))}",
+        )
+
     def model_config(self, in_channels: int, out_channels: int) -> UNETRConfig:
         """Builds the configuration of the model; its window is one patch if --roi-size is None.
 
@@ -88,11 +117,18 @@ class Config:
         Raises:
           ValueError: naming an option that the model cannot have, and what is allowed.
         """
-        options = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
-        del options["dtype"]
+        model = self.model
+        options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        del options["family"], options["dtype"]
+        if model.family == "monai":
+            self._check_monai()
+            del options["num_layers"], options["patch_size"]
+            options["feature_size"] = round(32 / options.pop("light_r"))
+            options["mlp_dim"] = 4 * model.hidden_size
+        configure = UNETRConfig.monai if model.family == "monai" else UNETRConfig.reference
         try:
-            return UNETRConfig.reference(
-                img_size=self.data.roi_size or self.model.patch_size,
+            return configure(
+                img_size=self.data.roi_size or model.patch_size,
                 in_channels=in_channels,
                 out_channels=out_channels,
                 **options,
@@ -100,9 +136,18 @@ class Config:
         except ValueError as error:
             raise ValueError(_in_words_of_options(str(error))) from None
 
+    def _check_monai(self) -> None:
+        """Checks the options that MONAI's UNETR does not have."""
+        model = self.model
+        rule = "must be 16 16 16 for --family monai"
+        _require(model, "patch_size", lambda x: x == (16, 16, 16), rule)
+        _require(model, "num_layers", lambda x: x == 12, "must be 12 for --family monai")
+        rule = "32 divided by it must be a whole number for --family monai"
+        _require(model, "light_r", lambda x: x > 0 and (32 / x).is_integer(), rule)
+
     def _check_numbers(self) -> None:
         data, loss, training, run = self.data, self.loss, self.training, self.run
-        for record in (data, self.model, loss, training, run):
+        for record in (data, self.model, loss, self.augmentation, training, run):
             for name, numbers in _numbers(record):
                 # The comparison is also false for nan.
                 fits = all(abs(number) <= MAX_NUMBER for number in numbers)
@@ -111,10 +156,11 @@ class Config:
         for record, names in (
             (data, ("num_phantoms", "batch_size")),
             (training, ("epochs", "eval_every", "learning_rate", "clip_norm", "accumulate")),
-            (run, ("num_processes",)),
+            (run, ("num_processes", "keep_checkpoints", "save_minutes", "fsdp", "depth_shards")),
         ):
             for name in names:
                 _require(record, name, lambda x: x > 0, "must be above 0")
+        _require(run, "workers", lambda x: x is None or x > 0, "must be above 0")
         for record, names in (
             (training, ("weight_decay", "seed")),
             (loss, ("smooth_nr", "smooth_dr")),
@@ -123,6 +169,14 @@ class Config:
                 _require(record, name, lambda x: x >= 0, "must not be negative")
         for name in ("warmup_fraction", "ema_decay", "stochastic_depth", "overlap"):
             _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
+        for name in ("flip_probability", "rotate90_probability"):
+            _require(self.augmentation, name, lambda x: 0 <= x <= 1, "must be in [0, 1]")
+        _require(
+            self.augmentation,
+            "flips",
+            lambda x: len(set(x)) == len(x) and set(x) <= {0, 1, 2},
+            "must be axes 0, 1 and 2, each at most once",
+        )
         _require(training, "layer_decay", lambda x: 0 < x <= 1, "must be in (0, 1]")
         _require(
             loss,
@@ -140,6 +194,12 @@ class Config:
             _require(data, "fold", lambda x: x == 0, "needs --num-folds or --splits")
         rule = "excludes --num-folds; the file decides"
         _require(data, "splits", lambda x: x is None or data.num_folds is None, rule)
+        _require(
+            data,
+            "window",
+            lambda x: x is None or x[0] < x[1],
+            "the first must be below the second",
+        )
         _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
         _require(
             data,
@@ -148,20 +208,23 @@ class Config:
             f"each must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm",
         )
 
+    def _check_budget(self) -> None:
+        budget = self.training.budget
+        if budget is None:
+            return
+        try:
+            seconds(budget)
+        except ValueError as error:
+            raise ValueError(f"--budget {budget}: {error}") from None
+
     def _check_processes(self) -> None:
         data, run = self.data, self.run
         processes = f"--num-processes {run.num_processes}"
         _require(
-            data,
-            "batch_size",
-            lambda x: x % run.num_processes == 0,
-            f"must be divisible by {processes}",
-        )
-        _require(
             self.training,
             "accumulate",
-            lambda x: data.batch_size % (x * run.num_processes) == 0,
-            f"--batch-size {data.batch_size} must be divisible by it times {processes}",
+            lambda x: data.batch_size % x == 0,
+            f"--batch-size {data.batch_size} must be divisible by it",
         )
         _require(
             run, "process_id", lambda x: 0 <= x < run.num_processes, f"must be in [0, {processes})"
@@ -177,7 +240,7 @@ class Config:
         """Returns name and value of every option but those of `RunOptions`, as JSON types."""
         return {
             field.name: _to_json(getattr(record, field.name))
-            for record in (self.data, self.model, self.loss, self.training)
+            for record in (self.data, self.model, self.loss, self.augmentation, self.training)
             for field in dataclasses.fields(record)
         }
 
@@ -201,6 +264,7 @@ class Config:
             data=build(DataOptions),
             model=build(ModelOptions),
             loss=build(LossOptions),
+            augmentation=build(AugmentationOptions),
             training=build(TrainingOptions),
         )
 
@@ -215,6 +279,10 @@ OPTIONS_BEFORE_NAMES = {
     "smooth_dr": 1e-5,
     "class_weights": None,
     "augmentation": "default",
+    "flips": [],
+    "flip_probability": 0.5,
+    "rotate90_probability": 0.0,
+    "budget": None,
     "schedule": "cosine",
     "layer_decay": 1.0,
     "accumulate": 1,
@@ -222,14 +290,32 @@ OPTIONS_BEFORE_NAMES = {
     "stochastic_depth": 0.0,
     "modalities": None,
     "regions": None,
+    "window": None,
+    "crop_foreground": False,
+    "family": "reference",
+    "recipe": None,
     "allow_grid_mismatch": False,
     "num_folds": None,
     "fold": 0,
     "splits": None,
 }
 
+# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
+RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
+
 PHANTOMS = Config()
 DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
+
+
+def default_config(args: list[str]) -> Config:
+    """Returns the defaults for a command line: its recipe's, or those for data or for phantoms."""
+    name = _value_of("--recipe", args)
+    if name in RECIPE_NAMES:
+        recipe = importlib.import_module(f"train.recipes.{name.replace('-', '_')}").RECIPE
+        return dataclasses.replace(
+            recipe, training=dataclasses.replace(recipe.training, recipe=name)
+        )
+    return PHANTOMS if _value_of("--data", args) is None else DATA
 
 
 def parse(args: list[str], defaults: Config | None = None) -> Config:
@@ -237,15 +323,14 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
 
     Args:
       args: the command line without the program's name.
-      defaults: values of options that are not given; those for phantoms or for data if None.
+      defaults: values of options that are not given; see `default_config` if None.
 
     Raises:
       SystemExit: with status 2, after saying what is wrong, if an option is not understood; with
         status 0 after --help.
     """
     if defaults is None:
-        has_data = any(arg == "--data" or arg.startswith("--data=") for arg in args)
-        defaults = DATA if has_data else PHANTOMS
+        defaults = default_config(args)
     return tyro.cli(
         Config,
         prog="python -m train",
@@ -270,6 +355,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _value_of(name: str, args: list[str]) -> str | None:
+    """Finds the value of an option in a command line; None if it is not given."""
+    for i, arg in enumerate(args):
+        if arg.startswith(name + "="):
+            return arg.removeprefix(name + "=")
+        if arg == name:
+            return args[i + 1] if i + 1 < len(args) else ""
+    return None
+
+
 def _require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:
     value = getattr(record, name)
     if not allowed(value):
@@ -286,7 +381,7 @@ def _numbers(record: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield field.name, values
 
 
-def _any_of(names: dict[str, Any]) -> str:
+def _any_of(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}"
 

@@ -12,9 +12,23 @@ from train.config import (
     option,
     parse,
 )
-from train.options import DataOptions, LossOptions, ModelOptions, RunOptions, TrainingOptions
+from train.options import (
+    AugmentationOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    RunOptions,
+    TrainingOptions,
+)
 
-RECORDS = (DataOptions, ModelOptions, LossOptions, TrainingOptions, RunOptions)
+RECORDS = (
+    DataOptions,
+    ModelOptions,
+    LossOptions,
+    AugmentationOptions,
+    TrainingOptions,
+    RunOptions,
+)
 
 
 def help_text(args, capsys, monkeypatch):
@@ -100,9 +114,16 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--class-weights 1 -1", "--class-weights 1.0 -1.0: must not be negative"),
         (
             "--accumulate 3 --batch-size 4",
-            "--accumulate 3: --batch-size 4 must be divisible by it times --num-processes 1",
+            "--accumulate 3: --batch-size 4 must be divisible by it",
         ),
-        ("--augmentation [all]", "--augmentation [all]: must be default or none"),
+        ("--augmentation [all]", "--augmentation [all]: must be default, none, nnunet"),
+        ("--flips 0 3", "--flips 0 3: must be axes 0, 1 and 2, each at most once"),
+        ("--flips 1 1", "--flips 1 1: must be axes 0, 1 and 2, each at most once"),
+        ("--flip-probability 1.5", "--flip-probability 1.5: must be in [0, 1]"),
+        (
+            "--rotate90-probability 0.2 --roi-size 16 32 16",
+            "--rotate90-probability 0.2: needs crops of one size along axes 0 and 1, not of 16 x",
+        ),
         (
             "--roi-size 16 24 16 --patch-size 16 16 16",
             "--roi-size 16 24 16: each must be divisible by its patch_size=(16, 16, 16)",
@@ -112,10 +133,8 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--num-layers 3", "--num-layers 3: must be at least 4"),
         ("--light-r 3", "--light-r 3.0: must be above 0, at most 32 and"),
         ("--dropout-rate 1", "--dropout-rate 1.0: must be in [0, 1)"),
-        (
-            "--num-processes 3 --coordinator-address h:1 --batch-size 4",
-            "--batch-size 4: must be divisible by --num-processes 3",
-        ),
+        ("--fsdp 0", "--fsdp 0: must be above 0"),
+        ("--depth-shards -1", "--depth-shards -1: must be above 0"),
         ("--num-processes 2", "--coordinator-address None: must be given"),
         ("--process-id 1", "--process-id 1: must be in [0, --num-processes 1)"),
     ],

@@ -6,20 +6,51 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train.launch import LaunchError
+from train.lost_process import HEARTBEAT_SECONDS
+
+# Seconds that a process waits for the others to start: images of containers are pulled meanwhile.
+START_SECONDS = 1800
+
 
 class MainProcessError(RuntimeError):
     """An error of the main process, which reports the cause itself."""
 
 
-def connect(coordinator_address: str, num_processes: int, process_id: int) -> None:
+def connect(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
     """Connects this process with the others of a run; call before anything else uses a device.
+
+    Without arguments JAX finds the processes that a cluster has started, see `train.launch`.
 
     Args:
       coordinator_address: host:port where process 0 listens.
       num_processes: number of processes of the run.
       process_id: number of this process, from 0.
+
+    Raises:
+      LaunchError: if the others cannot be found or reached.
     """
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LaunchError(f"the processes of the run cannot connect: {reason}") from error
+
+
+def disconnect() -> None:
+    """Ends the connection, for which every process waits; none may use the others after."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def is_main() -> bool:

@@ -13,6 +13,7 @@ import jax
 
 from train import sharding
 from train.checkpoint import Checkpoints
+from train.data.preprocess import make_preprocessing
 from train.run_dir import run_file
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.model.abstract import abstract_variables
@@ -44,17 +45,27 @@ def save_model(
             "dataset": dataset["name"],
             "fingerprint": dataset["fingerprint"],
             "step": step,
-            # Axes along which prediction may flip: no augmentation flips scans.
-            "flips": [],
+            # Axes along which prediction may flip.
+            "flips": _flips(record["options"]),
         },
     )
 
 
+def _flips(options: dict[str, Any]) -> list[int]:
+    """Returns the axes along which training has flipped; older versions never did."""
+    return sorted(options.get("flips", [])) if options.get("flip_probability") else []
+
+
 def run_preprocessing(record: dict[str, Any]) -> Preprocessing:
     """Builds the preprocessing of a run from the content of its `run.json`."""
-    dataset = record["dataset"]
-    return Preprocessing.from_modalities(
-        dataset["modalities"], labels=dataset["labels"], spacing=record["options"]["spacing"]
+    dataset, options = record["dataset"], record["options"]
+    # Runs of older versions have no window and crop nothing.
+    return make_preprocessing(
+        dataset["modalities"],
+        dataset["labels"],
+        spacing=options["spacing"],
+        window=options.get("window"),
+        crop_foreground=options.get("crop_foreground", False),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.export import export, main
-from train.options import DataOptions
+from train.options import AugmentationOptions, DataOptions
 from train.state import create_state
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.imaging.intensity import Window
@@ -32,7 +32,10 @@ def run(tmp_path, state):
     checkpoints.close()
     dataset = {"name": "Boxes", "labels": ["background", "a", "b"], "modalities": ["CT"]}
     record = {
-        "options": Config(data=DataOptions(spacing=(1.0, 1.5, 2.0))).to_dict(),
+        "options": Config(
+            data=DataOptions(spacing=(1.0, 1.5, 2.0)),
+            augmentation=AugmentationOptions(flips=(2, 0)),
+        ).to_dict(),
         "model": CFG.to_dict(),
         "dataset": {**dataset, "fingerprint": "0", "validation": []},
     }
@@ -52,7 +55,7 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
         ("CT",), (Window(-175, 250),), labels=("background", "a", "b"), spacing=(1, 1.5, 2)
     )
     assert metadata["provenance"]["step"] == 12
-    assert metadata["provenance"]["flips"] == []
+    assert metadata["provenance"]["flips"] == [0, 2]
     # A second export replaces the folder.
     assert export(run, folder) == 12
 
@@ -60,6 +63,14 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
 def test_a_run_that_has_its_options_in_config_json_is_exported(tmp_path, run):
     (run / "run.json").rename(run / "config.json")
     assert export(run, tmp_path / "model") == 12
+
+
+def test_without_flips_in_training_there_are_none_to_average(tmp_path, run):
+    record = json.loads((run / "run.json").read_text())
+    for change in ({"flip_probability": 0.0}, {"flips": []}):
+        (run / "run.json").write_text(json.dumps(record | {"options": record["options"] | change}))
+        export(run, tmp_path / "model")
+        assert read_metadata(tmp_path / "model")["provenance"]["flips"] == []
 
 
 def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):

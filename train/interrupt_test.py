@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from train.interrupt import EXIT_STATUS, Interrupt
+from train.interrupt import Interrupt
 
 
 def wait_until(condition):
@@ -24,6 +24,7 @@ def test_the_first_signal_is_a_request(number, capfd):
         assert not interrupt.requested
         os.kill(os.getpid(), number)
         wait_until(lambda: interrupt.requested)
+    assert interrupt.exit_status == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
     wait_until(lambda: "once more" in capfd.readouterr().err)
@@ -59,7 +60,7 @@ def test_the_second_ends_the_process_even_where_no_python_runs():
             assert process.stderr.readline() == "\n"
             assert "once more" in process.stderr.readline()
             assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == EXIT_STATUS
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 143
         finally:
             process.kill()

@@ -1,17 +1,21 @@
 """The log of a run: lines and a progress bar on the screen, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from train.console import make_console
-from unetr_flax.evaluation.dice import DiceScores
+from train.events import EventFile
+from train.scores import Validation
+from unetr_flax.runtime.atomic import write_text
+
+# The scores of every validation case of the best model.
+VALIDATION_NAME = "validation.json"
 
 
 class RunLog:
@@ -40,6 +44,7 @@ class RunLog:
         step: int = 0,
     ):
         self.console = make_console(quiet=folder is None)
+        self._folder = folder
         self._classes = classes
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
@@ -61,7 +66,7 @@ class RunLog:
             path = folder / "metrics.jsonl"
             _drop_later(path, step)
             self._file = path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._events = EventFile(folder / "tensorboard", purge_step=step + 1)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -70,22 +75,45 @@ class RunLog:
     def __exit__(self, *exception) -> None:
         self._progress.stop()
         if self._file is not None and self._events is not None:
-            self._file.close()
-            self._events.close()
+            for file in (self._file, self._events):
+                # What could not be written has been told, and cannot be written now either.
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def step(self, step: int, loss: float) -> None:
         """Moves the progress bar to a step."""
         epoch = f"{math.ceil(step / self._steps_per_epoch)}/{self._epochs}"
         self._progress.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}")
 
+    def skipped(self, step: int, loss: float) -> None:
+        """Tells that a step was skipped as its loss or gradient is not finite."""
+        reason = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        self.console.print(f"step {step} skipped: {reason}", soft_wrap=True)
+
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Records the means of an epoch that ends with `step`."""
         self._record("train", step, values)
 
-    def validation(self, step: int, scores: DiceScores, kind: str = "validation") -> None:
-        """Records the Dice of each foreground class and their mean."""
-        values = dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
-        self._record(kind, step, {"mean_dice": scores.mean_foreground, **values})
+    def validation(self, step: int, scores: Validation, kind: str = "validation") -> None:
+        """Records the Dice of each foreground class, and the means of Dice and surfaces.
+
+        Args:
+          step: the step that was validated.
+          scores: the scores of all cases.
+          kind: the kind of the record.
+        """
+        values = {"mean_dice": scores.mean_foreground}
+        values |= dict(zip(self._classes[1:], scores.per_class[1:].tolist(), strict=True))
+        if scores.cases:
+            values["mean_surface_dice"] = scores.mean_over_labels("surface_dice")
+            values["mean_hd95_mm"] = scores.mean_over_labels("hd95")
+        self._record(kind, step, values)
+
+    def best(self, step: int, scores: Validation) -> None:
+        """Writes the scores of the best model so far to validation.json."""
+        if self._folder is not None:
+            content = json.dumps({"step": step, **scores.to_dict()}, indent=1, allow_nan=False)
+            write_text(self._folder / VALIDATION_NAME, content + "\n")
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         epoch = step // self._steps_per_epoch
@@ -95,10 +123,22 @@ class RunLog:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
         record: dict[str, Any] = {"kind": kind, "epoch": epoch, "step": step, **finite}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step, time.time())
+        with _named(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        with _named(self._events.path):
+            for name, value in values.items():
+                self._events.scalar(f"{kind}/{name}", value, step)
+            self._events.flush()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Adds the file's name to an error of writing, which lacks it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _drop_later(path: Path, step: int) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
 from train.log import RunLog
+from train.scores import Validation
 from unetr_flax.evaluation.dice import DiceScores
 
 CLASSES = ("background", "anterior", "posterior")
@@ -32,7 +33,7 @@ def test_records_reach_both_files_and_the_screen(tmp_path, capsys):
     with RunLog(tmp_path, CLASSES, epochs=4, steps_per_epoch=5) as log:
         log.step(10, 0.5)
         log.train(10, {"loss": 0.5, "seconds": 2.0})
-        log.validation(10, DiceScores(np.array([0.99, 0.5, np.nan]), 0.5))
+        log.validation(10, Validation(DiceScores(np.array([0.99, 0.5, np.nan]), 0.5)))
     train, validation = records(tmp_path)
     assert train == {"kind": "train", "epoch": 2, "step": 10, "loss": 0.5, "seconds": 2.0}
     assert validation == {

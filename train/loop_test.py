@@ -10,10 +10,11 @@ from jax.sharding import SingleDeviceSharding
 from train.checkpoint import Checkpoints
 from train.data.loader import Batches
 from train.data.preprocess import Sample
-from train.data.transforms import default_augmentation
+from train.data.transforms import default_transforms
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
+from train.scores import Validation
 from train.stand_in import Small
 from train.state import abstract_state, create_state
 from train.step import make_train_step
@@ -21,8 +22,9 @@ from unetr_flax.evaluation.dice import DiceScores
 
 MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
 TX = optax.adam(1e-2)
+TIMES = ("seconds", "waiting_for_data")
 CLASSES = ("background", "a", "b")
-SCHEDULE = Schedule(steps_per_epoch=3, epochs=4, eval_every=2)
+SCHEDULE = Schedule.of_epochs(3, 4, 2)
 SHARDING = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -65,7 +67,7 @@ def by_step(means):
     def evaluate(state):
         calls.append(int(state.step))
         mean = means[int(state.step)]
-        return None if mean is None else DiceScores(np.array([0.9, mean, mean]), mean)
+        return None if mean is None else Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     evaluate.calls = calls
     return evaluate
@@ -76,7 +78,7 @@ def go(
 ):
     """Runs one process, from the last checkpoint, if there is one, to the end or a stop."""
     checkpoints = Checkpoints(folder)
-    batches = Batches(samples, default_augmentation((4, 6, 8)), 2, seed=0)
+    batches = Batches(samples, default_transforms((4, 6, 8)), 2, seed=0)
     progress = Progress()
     if checkpoints.last_step is None:
         state = create_state(MODEL, TX, 0, SHARDING, averaged=averaged)
@@ -123,7 +125,7 @@ def kept(folder):
 def records(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: x for name, x in json.loads(line).items() if name != "seconds"} for line in lines
+        {name: x for name, x in json.loads(line).items() if name not in TIMES} for line in lines
     ]
 
 
@@ -145,11 +147,12 @@ def test_interrupted_runs_end_bit_for_bit_like_straight_ones(tmp_path, samples, 
 
 
 def test_validates_when_due_and_keeps_the_best(tmp_path, samples, train_step):
-    schedule = Schedule(steps_per_epoch=2, epochs=5, eval_every=2)
+    schedule = Schedule.of_epochs(2, 5, 2)
     evaluate = by_step({4: 0.3, 8: 0.6, 10: 0.5})
     assert go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule)
     assert evaluate.calls == [4, 8, 10]
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["8"]
+    # The best before is kept besides.
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["4", "8"]
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["10"]
     progress = Progress(**kept(tmp_path)[1]["progress"])
     assert progress.best_step == 8
@@ -191,10 +194,10 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
     def evaluate(state):
         seen.append(jax.device_get(state.variables))
         mean = 0.7 if (len(seen) == 1) == (better == "validation") else 0.6
-        return DiceScores(np.array([0.9, mean, mean]), mean)
+        return Validation(DiceScores(np.array([0.9, mean, mean]), mean))
 
     train_step = make_train_step(MODEL, TX, dice_cross_entropy_loss, SHARDING, ema_decay=0.9)
-    schedule = Schedule(steps_per_epoch=2, epochs=1, eval_every=1)
+    schedule = Schedule.of_epochs(2, 1, 1)
     go(tmp_path, samples, train_step, evaluate=evaluate, schedule=schedule, averaged=True)
     kinds = [(r["kind"], r["step"]) for r in records(tmp_path)]
     assert kinds == [("train", 2), ("validation", 2), ("validation_average", 2)]
@@ -210,16 +213,38 @@ def test_the_better_of_weights_and_their_average_is_kept(tmp_path, samples, bett
 
 def test_a_mean_that_is_nan_still_leaves_a_best(tmp_path, samples, train_step):
     assert go(tmp_path, samples, train_step, evaluate=by_step({6: np.nan, 12: np.nan}))
-    assert len(list((tmp_path / "best").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"6", "12"}
 
 
-def test_diverging_stops_and_leaves_the_checkpoint(tmp_path, samples, train_step):
+def test_steps_that_are_not_finite_are_skipped_and_too_many_in_a_row_stop(
+    tmp_path, samples, train_step, capsys
+):
     assert not go(tmp_path, samples, train_step, stop_after=2)
 
     def broken(state, batch):
-        state, metrics = train_step(state, batch)
-        return state, metrics | {"loss": metrics["loss"] * np.nan}
+        # Each fourth step is well.
+        factor = 1.0 if int(state.step) % 4 == 3 else np.nan
+        return train_step(state, batch | {"image": batch["image"] * np.float32(factor)})
 
-    with pytest.raises(DivergenceError, match=r"loss is nan at step 3; .*--learning-rate"):
-        go(tmp_path, samples, broken)
-    assert kept(tmp_path)[0].step == 2
+    assert go(tmp_path, samples, broken)
+    state, resume_state = kept(tmp_path)
+    assert state.step == 12
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert resume_state["progress"]["skipped"] == 7
+    shown = capsys.readouterr().out
+    assert "step 3 skipped: the loss is nan" in shown
+    train = [r for r in records(tmp_path) if r["kind"] == "train"]
+    assert [r.get("skipped_steps") for r in train] == [1, 3, 5, 7]
+    assert all(r["loss"] is None or r["loss"] > 0 for r in train if "loss" in r)
+
+    def never(state, batch):
+        return train_step(state, batch | {"image": batch["image"] * np.float32(np.inf)})
+
+    longer = Schedule.of_epochs(3, 9, 9)
+    with pytest.raises(
+        DivergenceError,
+        match=r"not finite in 10 steps in a row, up to step 22; the last checkpoint has step 12; "
+        r".*--learning-rate",
+    ):
+        go(tmp_path, samples, never, schedule=longer)
+    assert kept(tmp_path)[0].step == 12

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 
+from train.data.targets import IGNORED, region_masks
 from unetr_flax.ops.dtypes import at_least_float32
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -169,6 +170,22 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 def make_loss(name: str, **options: Unpack[LossKeywords]) -> Loss:
     """Returns the loss of a name in `LOSSES` with options filled in."""
     return functools.partial(LOSSES[name], **options)
+
+
+def make_target_loss(name: str, *, has_regions: bool, **options: Unpack[LossKeywords]) -> Loss:
+    """Returns a loss of the targets that the data have, see `train.data.targets`.
+
+    Args:
+      name: name of the loss in `LOSSES`.
+      has_regions: whether targets hold regions, not classes.
+      **options: see `LossKeywords`.
+    """
+    loss = make_loss(name, **{**options, "sigmoid": has_regions, "ignore_label": IGNORED})
+
+    def regions_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        return loss(logits, region_masks(targets, logits.shape[-1]))
+
+    return regions_loss if has_regions else loss
 
 
 class _Operands(NamedTuple):

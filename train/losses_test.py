@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai import losses as monai_losses
 
+from train.data.targets import IGNORED
 from train.losses import (
     LOSSES,
     cross_entropy_loss,
@@ -14,6 +15,7 @@ from train.losses import (
     dice_focal_loss,
     focal_loss,
     make_loss,
+    make_target_loss,
     soft_dice_loss,
 )
 
@@ -188,6 +190,24 @@ def test_ignored_voxels_count_in_nothing(name, sigmoid):
     assert np.abs(gradient).max() > 0
     nothing = loss(jnp.asarray(logits, jnp.float32), np.full_like(labels, 255))
     assert np.isfinite(nothing)
+
+
+def test_targets_of_regions_are_bits_of_a_number():
+    logits, masks = region_example(3)
+    targets = (masks * 2 ** np.arange(3)).sum(-1).astype(np.int32)
+    targets[:, :, -1], masks[:, :, -1] = IGNORED, IGNORED
+    logits = jnp.asarray(logits, jnp.float32)
+    ours = make_target_loss("dice_cross_entropy", has_regions=True)(logits, targets)
+    expected = dice_cross_entropy_loss(logits, masks, sigmoid=True, ignore_label=IGNORED)
+    assert ours == expected
+
+
+def test_targets_of_classes_may_be_ignored():
+    logits, labels = example(np.float32)
+    labels[:, :, -1] = IGNORED
+    ours = make_target_loss("dice", has_regions=False, batch=True)(jnp.asarray(logits), labels)
+    options = {"batch": True, "ignore_label": IGNORED}
+    assert ours == soft_dice_loss(jnp.asarray(logits), labels, **options)
 
 
 def test_the_cross_entropy_of_ignored_voxels_is_torch_s():

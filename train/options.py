@@ -39,6 +39,12 @@ class DataOptions:
     spacing: tuple[float, float, float] | None = None
     """Millimeters per voxel and axis to resample to; each volume keeps its own if None."""
 
+    window: tuple[float, float] | None = None
+    """Lowest and highest intensity of channels named CT, in Hounsfield units; -175 250 if None."""
+
+    crop_foreground: bool = False
+    """Crop each volume to the box of what is above its lowest normalized intensity."""
+
     roi_size: tuple[int, int, int] | None = None
     """Voxels per axis that the model sees, multiples of --patch-size; from the data if None."""
 
@@ -48,13 +54,16 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """The UNETR; see `unetr_flax.UNETRConfig.reference`."""
+    """The UNETR; see `unetr_flax.UNETRConfig`."""
+
+    family: Literal["reference", "monai"] = "reference"
+    """The article's UNETR, or MONAI's, which has 12 layers and patches of 16 16 16."""
 
     patch_size: tuple[int, int, int] = (8, 8, 8)
     """Voxels per token and axis, each 1, 2, 4, 8 or 16."""
 
     light_r: float = 4.0
-    """Divisor of the decoder's 32 to 512 channels; may be fractional."""
+    """Divisor of the decoder's 32 to 512 channels; MONAI's feature size is 32 / --light-r."""
 
     hidden_size: int = 96
     """Width of the tokens; 768 in the paper."""
@@ -99,14 +108,34 @@ class LossOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """The augmentation, the optimizer and the schedule."""
+class AugmentationOptions:
+    """Random changes of the crops; see `train.data.augment`."""
 
     augmentation: str = "default"
-    """Random changes of the crops: default (rotation, zoom, contrast, noise) or none."""
+    """Rotation, zoom, intensities: default, none, nnunet, unetr_btcv, monai_btcv or monai_brats."""
+
+    flips: tuple[int, ...] = ()
+    """Axes (0, 1, 2: right, anterior, superior) along which crops are flipped at random."""
+
+    flip_probability: float = 0.5
+    """Probability of a flip along each axis of --flips."""
+
+    rotate90_probability: float = 0.0
+    """Probability of a rotation by 90, 180 or 270 degrees of axes 0 and 1, which need one size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """The optimizer, the schedule and the validation."""
+
+    recipe: str | None = None
+    """Recipe in train/recipes/ whose options are the defaults of all others."""
 
     epochs: int = 24
     """Passes over the training cases."""
+
+    budget: str | None = None
+    """Time of the whole run, such as 15m or 2h, which sets its steps in place of the epochs."""
 
     learning_rate: float = 4e-3
     """Highest learning rate of AdamW, after a linear warm-up and before the --schedule."""
@@ -156,8 +185,20 @@ class RunOptions:
     """Go on from the last checkpoint in --out, with the options that the run was started with; auto
     starts a new run if there is none. --resume alone means yes."""
 
+    keep_checkpoints: int = 2
+    """Number of last checkpoints to keep; the best is kept besides."""
+
+    save_minutes: float = 10.0
+    """Longest time between two checkpoints; there is one after each validation in any case."""
+
+    fsdp: int = 1
+    """Devices that share the parameters and the optimizer's state, and split the batch as well."""
+
+    depth_shards: int = 1
+    """Devices that share each volume, split along its first axis, for large --roi-size."""
+
     coordinator_address: str | None = None
-    """host:port of process 0, to train with several processes, each with its own devices."""
+    """host:port of process 0, for several processes that no cluster has started."""
 
     num_processes: int = 1
     """Processes of the run."""
@@ -167,6 +208,12 @@ class RunOptions:
 
     keep_freed_memory: bool = False
     """On CPU with glibc: keep freed memory for later steps, which are faster for it."""
+
+    cache: Path | None = None
+    """Folder of prepared cases, which runs may share; one in ~/.cache if None."""
+
+    workers: int | None = None
+    """Processes that prepare cases; as many as processors and memory allow if None."""
 
     compilation_cache: str | None = None
     """Private folder of compiled programs, '' for none; one in ~/.cache if None."""

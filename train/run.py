@@ -1,123 +1,141 @@
 """One run from its options to its results: prepare the task, train, show the results."""
 
 import json
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from train import distributed, sharding
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.console import make_console
+from train.data.augment import AUGMENTATIONS
 from train.data.loader import Batches
-from train.data.transforms import AUGMENTATIONS
 from train.export import save_model
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
-from train.losses import Loss, make_loss
-from train.optim import learning_rate_schedule, make_optimizer
+from train.measure import schedule_of_budget
+from train.memory import check_size, check_step
+from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
-from train.state import abstract_state, create_state
-from train.step import abstract_batch, make_train_step
+from train.sheet import draw_samples, save_sheet
+from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
-from unetr_flax import UNETR
-from unetr_flax.runtime.aot import compile_in_background
+from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config) -> bool:
+def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     """Trains, and shows the results unless interrupted.
 
+    Args:
+      cfg: the options.
+      plan: lines that tell how the options were chosen, see `train.plan`.
+
     Returns:
-      Whether the end was reached.
+      The exit status: 0 if the end was reached, that of `train.interrupt.exit_status` if a signal
+      stopped the run.
 
     Raises:
       OptionError: if options do not fit the data, the devices or the folder.
       unetr_flax.runtime.cudnn.CudnnError: if this machine's cuDNN computes wrongly in --dtype.
       train.data.dataset.BadCasesError: if files of the data cannot be trained on.
       train.data.dataset.DataError: if the data set as a whole cannot be read.
-      train.loop.DivergenceError: if the loss is no longer a number.
+      train.loop.DivergenceError: if loss or gradient were not finite for too long.
+      train.checkpoint.CheckpointError: if checkpoints cannot be written or read.
+      train.interrupt.Stopped: if a signal comes before the first step.
     """
+    started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
-    if cfg.data.batch_size % jax.device_count():
-        raise OptionError(
-            f"--batch-size {cfg.data.batch_size}: must be divisible by the number of devices, "
-            f"{jax.device_count()}"
-        )
+    mesh = _mesh(cfg)
+    check_size(cfg)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
+        _check_fits(mesh, cfg, task.model_config.img_size)
         distributed.run_on_main(
             lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
         )
-        return _train(cfg, task)
+        return _train(cfg, task, mesh, plan, started)
 
 
-def _train(cfg: Config, task: Task) -> bool:
+def _mesh(cfg: Config) -> Mesh:
+    try:
+        mesh = sharding.make_mesh(cfg.run.fsdp, cfg.run.depth_shards)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    _check_fits(mesh, cfg, cfg.data.roi_size)
+    return mesh
+
+
+def _check_fits(mesh: Mesh, cfg: Config, img_size: tuple[int, ...] | None) -> None:
+    grid_depth = None if img_size is None else img_size[0] // cfg.model.patch_size[0]
+    try:
+        sharding.check_fits(mesh, cfg.data.batch_size, cfg.training.accumulate, grid_depth)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: float) -> int:
     training = cfg.training
     console = make_console(quiet=not distributed.is_main())
-    schedule = Schedule(
-        cfg.steps_per_epoch(len(task.train_samples)), training.epochs, training.eval_every
-    )
-    learning_rate = learning_rate_schedule(
-        training.learning_rate, schedule.total_steps, training.warmup_fraction, training.schedule
-    )
-    tx = make_optimizer(
-        learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        layer_decay=training.layer_decay,
-    )
-    model = UNETR(
-        task.model_config,
-        dtype=jnp.dtype(cfg.model.dtype),
-        jit_blocks=True,
-        stochastic_depth=training.stochastic_depth,
-    )
-    mesh = sharding.make_mesh()
-    replicated = sharding.replicated(mesh)
+    if plan:
+        console.print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
+    model = make_model(cfg, task.model_config)
     averaged = training.ema_decay > 0
-    abstract = abstract_state(model, tx, replicated, averaged=averaged)
-    # Compiling takes about as long as making or reading a state, which goes on meanwhile.
-    train_step = compile_in_background(
-        make_train_step(
-            model,
-            tx,
-            _loss(cfg),
-            replicated,
-            accumulate=training.accumulate,
-            ema_decay=training.ema_decay,
-        ),
-        abstract,
-        abstract_batch(task.model_config, cfg.data.batch_size, sharding.batch_sharding(mesh)),
-    )
     evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
     batches = Batches(
         task.train_samples,
-        AUGMENTATIONS[training.augmentation](task.model_config.img_size),
+        AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=sharding.batch_share(mesh),
     )
-    checkpoints = Checkpoints(cfg.out / "checkpoints")
+    steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
+    schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
+    has_regions = task.dataset.has_regions
+
+    def check(step: jax.stages.Compiled) -> None:
+        console.print(check_step(step), soft_wrap=True)
+
+    if training.budget is None:
+        program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps, check)
+    else:
+        of_length = compile_program_of_any_length(cfg, model, mesh, has_regions, check)
+        program = of_length(schedule.total_steps)
+        schedule = schedule_of_budget(
+            cfg, task, model, mesh, program, schedule, evaluator, batches, started, console
+        )
+        program = of_length(schedule.total_steps)
+    abstract, tx = program.abstract, program.tx
+    checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
     try:
         progress = Progress()
         if checkpoints.last_step is None:
-            state = create_state(model, tx, training.seed, replicated, averaged=averaged)
+            placed = sharding.state_sharding(abstract, mesh)
+            state = create_state(model, tx, training.seed, placed, averaged=averaged)
+            if distributed.is_main():
+                samples = draw_samples(batches, make_changes(cfg), training.seed)
+                save_sheet(cfg.out / "augmentation.png", *samples)
+                if plan:
+                    write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
             progress = Progress(**resume_state["progress"])
+        checkpoints.forget_best_after(int(state.step))
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         console.print(
             f"{task.dataset.name}: {len(task.train_samples)} cases to train on, "
             f"{len(task.val_cases)} to validate\n"
-            f"UNETR with {parameters:,} parameters on {jax.device_count()} "
-            f"{jax.default_backend()} device(s), {cfg.model.dtype}\n"
+            f"UNETR with {parameters:,} parameters on {sharding.described(mesh)}, "
+            f"{cfg.model.dtype}\n"
             f"{schedule.total_steps} steps in {schedule.epochs} epochs; {cfg.out} starts at step "
             f"{int(state.step)}; Ctrl-C saves and stops",
             soft_wrap=True,
@@ -129,22 +147,25 @@ def _train(cfg: Config, task: Task) -> bool:
             schedule.steps_per_epoch,
             int(state.step),
         )
+        program.wait()
         with log, Interrupt() as interrupt:
             done = fit(
                 state,
                 progress,
                 schedule=schedule,
                 batches=batches,
-                train_step=train_step,
+                train_step=program.train_step,
                 shard_batch=lambda batch: sharding.shard_batch(batch, mesh),
                 evaluate=lambda state: evaluator(state, interrupt),
-                learning_rate=learning_rate,
+                learning_rate=program.learning_rate,
                 checkpoints=checkpoints,
                 log=log,
                 interrupt=interrupt,
+                save_seconds=60 * cfg.run.save_minutes,
             )
         if done:
-            variables = sharding.local_copy(checkpoints.restore_best(abstract.variables))
+            best = checkpoints.restore_best(abstract.variables, progress.best_step)
+            variables = sharding.local_copy(best)
             if distributed.is_main():
                 record = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
                 save_model(cfg.out / "model", variables, record, progress.best_step)
@@ -152,20 +173,7 @@ def _train(cfg: Config, task: Task) -> bool:
         else:
             console.print(f"Saved at step {checkpoints.last_step}. To go on:")
             console.print(resume_command(cfg), soft_wrap=True)
-        return done
+        return 0 if done else interrupt.exit_status
     finally:
         batches.close()
         checkpoints.close()
-
-
-def _loss(cfg: Config) -> Loss:
-    options = cfg.loss
-    return make_loss(
-        options.loss,
-        include_background=not options.exclude_background,
-        squared_pred=options.squared_pred,
-        batch=options.batch_dice,
-        smooth_nr=options.smooth_nr,
-        smooth_dr=options.smooth_dr,
-        class_weights=options.class_weights,
-    )

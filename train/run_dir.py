@@ -168,6 +168,22 @@ def write_run_file(
     write_text(run_file(cfg.out), json.dumps(record, indent=1) + "\n")
 
 
+def recorded_schedule(out: Path) -> dict[str, Any] | None:
+    """Returns the length that a budget gave to a run, as `record_schedule` has written it."""
+    return json.loads(run_file(out).read_text(encoding="utf-8")).get("schedule")
+
+
+def record_schedule(out: Path, schedule: dict[str, Any]) -> None:
+    """Writes the length that a budget gave to a run into its run.json.
+
+    Args:
+      out: the run's folder.
+      schedule: "total_steps", "validation_steps" and whatever tells how they were chosen.
+    """
+    record = json.loads(run_file(out).read_text(encoding="utf-8")) | {"schedule": schedule}
+    write_text(run_file(out), json.dumps(record, indent=1) + "\n")
+
+
 def _saved_options(out: Path) -> Config:
     path = run_file(out)
     try:

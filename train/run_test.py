@@ -10,19 +10,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import train.program
 import train.run
 from train.__main__ import main
-from train.config import DATA
+from train.interrupt import Stopped
 from train.stand_in import Small
 
+TIMES = ("seconds", "waiting_for_data")
 TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "16", "16", "8"]
 TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
+# A plan for data would choose others; without them programs compile faster.
+TINY += ["--augmentation", "default", "--flips", "--ema-decay", "0"]
 
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     """Replaces the model by a small one, since these tests are about the flow of a run."""
-    monkeypatch.setattr(train.run, "UNETR", Small)
+    monkeypatch.setattr(train.program, "UNETR", Small)
 
     def save(folder, variables, record, step):
         folder.mkdir(exist_ok=True)
@@ -63,7 +67,7 @@ def data(tmp_path_factory):
 def records(out):
     """Returns the lines of metrics.jsonl without times."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: x for k, x in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: x for k, x in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def snapshot(folder):
@@ -121,6 +125,10 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["data"] == str(data)
     assert record["model"]["img_size"] == [16, 32, 16]
+    shown = capsys.readouterr().out
+    assert "--epochs 1: given on the command line" in shown
+    assert (tmp_path / "run" / "plan.txt").read_text().splitlines()[0].strip() in shown
+    assert (tmp_path / "run" / "augmentation.png").read_bytes().startswith(b"\x89PNG")
     assert len(record["dataset"]["labels"]) == record["model"]["out_channels"]
     assert not (tmp_path / "run" / "data").exists()
     capsys.readouterr()
@@ -131,7 +139,7 @@ def test_data_of_ones_own(data, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["--out", "run", "--resume", "--learning-rate", "0.5"]) == 2
     line = capsys.readouterr().err
-    rate = DATA.training.learning_rate
+    rate = record["options"]["learning_rate"]
     assert line.startswith(f"--learning-rate 0.5: the run in run was started with {rate}")
     assert line.count("\n") == 1
     assert main(["--out", "run", "--resume", "--roi-size", "16", "16", "16"]) == 2
@@ -160,6 +168,17 @@ def test_a_run_written_before_run_json_had_its_name_goes_on(data, tmp_path, caps
     )
 
 
+def test_a_run_on_all_cases_ends_with_the_last_averages(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--val-fraction", "0", "--ema-decay", "0.5"]
+    assert main([*args, "--epochs", "2", "--eval-every", "1", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert (out / "report.md").exists()
+
+
 def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, capsys):
     folder = tmp_path / "Task [red]"
     folder.mkdir()
@@ -173,7 +192,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     options = [*TINY, "--data", str(folder), "--epochs", "1", "--out", str(out)]
     assert main([*options, "--loss", "cross_entropy", "--augmentation", "none"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("[bold]Boxes[/]: 4 cases")
+    assert "[bold]Boxes[/]: 4 cases" in shown
     assert f"{out} starts at step 0" in shown
     assert f"  {label} " in shown  # the line of the validation
     assert f"│ {label} │" in shown  # the table
@@ -183,6 +202,45 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(data, tmp_path, ca
     (folder / "dataset.json").write_text(json.dumps(description))
     assert main([*options[:-1], str(tmp_path / "other")]) == 1
     assert str(folder / "imagesTr" / "[nothing].nii.gz") in capsys.readouterr().err
+
+
+def test_regions_of_one_fold(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--regions", "whole=1", "--num-folds", "5", "--fold", "1", "--epochs", "20"]
+    args += ["--learning-rate", "0.3", "--data", str(data), "--out", str(out)]
+    assert main([*TINY, "--eval-every", "20", *args]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert record["model"]["out_channels"] == 1
+    assert record["dataset"]["labels"] == ["background", "whole"]
+    assert records(out)[-1]["whole"] > 0.5
+    assert "│ whole │" in capsys.readouterr().out
+
+
+def test_a_run_on_all_cases_keeps_its_last_model(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--val-fraction", "0", "--epochs", "2", "--eval-every", "1", "--data", str(data)]
+    assert main([*TINY, *args, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cases to train on, 0 to validate" in shown
+    assert "Trained on all cases; the model is that of step 4" in shown
+    assert (out / "model" / "step").read_text() == "4"
+    assert "picture" not in shown
+
+
+def test_data_without_foreground_are_refused(data, tmp_path, capsys):
+    folder = tmp_path / "empty"
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "imagesTr").symlink_to(data / "imagesTr")
+    (folder / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    for path in (data / "labelsTr").iterdir():
+        label = nib.load(path)
+        empty = nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+        nib.save(empty, folder / "labelsTr" / path.name)
+    out = tmp_path / "run"
+    assert main([*TINY, "--data", str(folder), "--out", str(out)]) == 1
+    line = "Boxes: no voxel of the 4 training cases is labeled as box; all are background, so there"
+    assert capsys.readouterr().err.startswith(line)
+    assert not out.exists()
 
 
 def test_data_that_changed_are_noticed_on_resuming(data, tmp_path, capsys):
@@ -228,6 +286,32 @@ def test_one_command_starts_a_run_and_goes_on_with_it(data, tmp_path, capsys):
     assert line == (
         f"--epochs 2: the run in {out} was started with 3, which may grow but not shrink\n"
     )
+
+
+def test_a_budget_sets_the_steps_and_a_resumed_run_keeps_them(data, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out)]
+    assert main([*args, "--budget", "1s"]) == 2
+    assert capsys.readouterr().err.startswith("--budget 1s: no training fits into it; ")
+    assert not out.exists()
+    assert main([*args, "--budget", "soon"]) == 2
+    assert capsys.readouterr().err == "--budget soon: must be a time such as 90s, 15m or 2h\n"
+
+    monkeypatch.setattr("train.measure.time_steps", lambda step, budget: step() or 100.0)
+    assert main([*args, "--budget", "1600s"]) == 0
+    shown = capsys.readouterr().out
+    schedule = json.loads((out / "run.json").read_text())["schedule"]
+    assert schedule["step_seconds"] == 100
+    steps = schedule["total_steps"]
+    assert 13 <= steps <= 15
+    assert f"leave room for {steps} steps" in shown
+    assert f"{steps} steps in {-(-steps // 2)} epochs; {out} starts at step 0" in shown
+    # The measured steps left no trace in the data: the run is one of so many steps.
+    assert records(out)[-2]["step"] == records(out)[-1]["step"] == steps
+
+    monkeypatch.setattr("train.measure.time_steps", lambda step, budget: 1 / 0)
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert f"starts at step {steps};" in capsys.readouterr().out
 
 
 def test_a_folder_in_use_is_refused(data, tmp_path, capsys):
@@ -281,11 +365,15 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--roi-size", "16", "24", "16"], 2, "--roi-size 16 24 16: each must be divisible by"),
         (["--epochs", "0"], 2, "--epochs 0: must be above 0"),
         (["--loss", "mse"], 2, "--loss mse: must be dice_cross_entropy"),
-        (["--augmentation", "some"], 2, "--augmentation some: must be default or none"),
+        (["--augmentation", "some"], 2, "--augmentation some: must be default, none"),
         # Options are judged before the data are read.
         (["--loss", "mse", "--data", "nowhere"], 2, "--loss mse"),
         (["--num-heads", "3", "--data", "nowhere"], 2, "--num-heads 3: must divide"),
         (["--val-fraction", "0.01"], 1, "val_fraction=0.01"),
+        (["--roi-size", "1024", "1024", "1024"], 2, "--roi-size 1024 1024 1024"),
+        (["--hidden-size", "1000000"], 2, "--hidden-size 1000000 --num-layers 4"),
+        (["--batch-size", "1000000000"], 2, "--batch-size 1000000000: a step takes over"),
+        (["--fold", "3"], 2, "--fold 3: needs --num-folds or --splits"),
         (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],
@@ -322,10 +410,10 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path, capsys):
 
 PROGRAM = textwrap.dedent(
     """
-    import sys, train.run
+    import sys, train.program, train.run
     from train.__main__ import main
     from train.stand_in import Small
-    train.run.UNETR = Small
+    train.program.UNETR = Small
     train.run.save_model = lambda *args: None
     sys.exit(main(sys.argv[1:]))
     """
@@ -344,9 +432,9 @@ def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
     with process:
         while "epoch 2/" not in process.stdout.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     command = shlex.split(shown.splitlines()[-1])
     assert command == ["python", "-m", "train", "--out", str(out), "--resume"]
     (last,) = (out / "checkpoints" / "last").iterdir()
@@ -361,10 +449,37 @@ def test_an_interrupt_saves_and_says_how_to_go_on(data, tmp_path, capsys):
     assert len(records(out)) == 101
 
 
-def test_two_processes_make_the_run_that_one_makes(data, tmp_path):
-    args = [*TINY, "--data", str(data), "--batch-size", "2", "--val-fraction", "0.4"]
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_has_its_status(
+    number, status, data, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_):
+        raise Stopped(number)
+
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out), "--epochs", "1"]
+    monkeypatch.setattr("train.run.prepare", stopped)
+    assert main(args) == status
+    assert capsys.readouterr().err == "Stopped before the run began.\n"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        ["--batch-size", "2"],
+        # Both processes load the same volumes, and each trains on one half of them.
+        pytest.param(
+            ["--batch-size", "1", "--roi-size", "32", "32", "16", "--depth-shards", "2"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["batch", "depth"],
+)
+def test_two_processes_make_the_run_that_one_makes(several, data, tmp_path):
+    args = [*TINY, "--data", str(data), *several, "--val-fraction", "0.4"]
     args += ["--epochs", "20", "--eval-every", "10", "--learning-rate", "0.3"]
-    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    assert main([*args, "--depth-shards", "1", "--out", str(tmp_path / "one")]) == 0
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

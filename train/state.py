@@ -72,7 +72,7 @@ def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: int,
-    sharding: Sharding | None = None,
+    sharding: Any = None,
     *,
     averaged: bool = False,
 ) -> TrainState:
@@ -82,7 +82,8 @@ def create_state(
       model: a UNETR.
       tx: the optimizer.
       seed: determines the parameters and all dropout, in [0, 2**32).
-      sharding: where the state lives; the compiler decides if None.
+      sharding: where the state lives, one sharding or one for each array; the compiler decides
+        if None.
       averaged: whether a moving average of the variables is kept.
     """
     create = functools.partial(_create, model, tx, seed, averaged)

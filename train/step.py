@@ -1,15 +1,17 @@
 """The jitted training step."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from train.ema import update_average
 from train.losses import Loss
+from train.sharding import gathered, lowered_for
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
@@ -37,9 +39,10 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     loss: Loss,
-    sharding: Sharding | None = None,
+    sharding: Any = None,
     platform: str | None = None,
     *,
+    mesh: Mesh | None = None,
     augment: Augment | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -54,8 +57,10 @@ def make_train_step(
       model: a UNETR.
       tx: the optimizer.
       loss: (logits [B, *spatial, K], labels [B, *spatial]) -> scalar.
-      sharding: where the new state and the metrics live; the compiler decides if None.
+      sharding: where the new state and the metrics live, as `jax.jit` takes it: one sharding, or
+        one for each array; the compiler decides if None.
       platform: "cpu", "gpu" or "tpu", on which the step will run; JAX's default if None.
+      mesh: the devices, if parameters or depth are split over some of them; see `train.sharding`.
       augment: changes images and labels at random, see `train.data.augment`.
       accumulate: number of equal parts of the batch that are computed one after the other, for less
         memory. Loss and gradient are the means over the parts; each part has batch statistics of
@@ -65,7 +70,8 @@ def make_train_step(
 
     Returns:
       The step. Its batch has "image" [B, *img_size, C] and "label", integers [B, *img_size]; its
-      metrics, scalars, are "loss" and "grad_norm", the global norm of the gradient before clipping.
+      metrics, scalars, are "loss", "grad_norm", the global norm of the gradient before clipping,
+      and "skipped", whether one of the two is not finite: such a step changes no parameter.
     """
 
     platform = platform or jax.default_backend()
@@ -73,7 +79,7 @@ def make_train_step(
     def value_and_gradient(params, batch_stats, batch, key):
         def objective(params):
             logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": gathered(params, mesh), "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
                 rngs={"dropout": key},
@@ -100,6 +106,7 @@ def make_train_step(
         return value, batch_stats, grads
 
     @ops.target_platform(platform)
+    @lowered_for(mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         batch = dict(batch)
@@ -109,8 +116,9 @@ def make_train_step(
         gradient = value_and_gradient if accumulate == 1 else accumulated
         value, batch_stats, grads = gradient(state.params, state.batch_stats, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        grad_norm = ops.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         new_state = state.replace(
-            step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
@@ -118,7 +126,10 @@ def make_train_step(
         if state.average is not None:
             average = update_average(state.average, new_state.variables, state.step, ema_decay)
             new_state = new_state.replace(average=average)
-        return new_state, {"loss": value, "grad_norm": ops.global_norm(grads)}
+        # A step that is not finite changes nothing but the number of steps.
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        new_state = new_state.replace(step=state.step + 1)
+        return new_state, {"loss": value, "grad_norm": grad_norm, "skipped": ~finite}
 
     return jax.jit(
         train_step,

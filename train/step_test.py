@@ -157,3 +157,14 @@ def test_prediction_uses_running_statistics_and_drops_nothing(small, batch):
     alone = predict(state.variables, batch["image"][1:])
     assert both.shape == (2, 4, 6, 8, 3)
     np.testing.assert_allclose(both[1:], alone, rtol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(small, batch):
+    tx = optax.adam(1e-2)
+    train_step = make_train_step(small, tx, dice_cross_entropy_loss)
+    state, metrics = train_step(create_state(small, tx, seed=0), batch)
+    assert not metrics["skipped"]
+    before = jax.device_get(state)
+    state, metrics = train_step(state, batch | {"image": batch["image"] * np.float32(np.nan)})
+    assert metrics["skipped"]
+    jax.tree.map(np.testing.assert_array_equal, before.replace(step=before.step + 1), state)

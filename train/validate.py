@@ -1,8 +1,9 @@
 """Validation: whole scans, segmented window by window and judged on their own grids."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -14,18 +15,20 @@ from train.data.dataset import Case, Dataset
 from train.data.preprocess import Sample
 from train.distributed import process_sum
 from train.interrupt import Interrupt
+from train.scores import COUNTS, FIELDS, CaseScores, Validation, judge
 from train.sharding import local_copy
 from train.state import TrainState
 from unetr_flax import Preprocessing
-from unetr_flax.evaluation.dice import DiceCounts, DiceScores
+from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.inference.predictor import make_predict, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
 
 class Evaluator:
-    """Segments cases and computes their Dice.
+    """Segments cases and scores them.
 
     Args:
       model: a UNETR; its img_size is the window.
@@ -50,41 +53,78 @@ class Evaluator:
         self._preprocessing = preprocessing
         self._overlap = overlap
 
-    def __call__(self, state: TrainState, interrupt: Interrupt) -> DiceScores | None:
-        """Computes the Dice over all cases, each process doing its share; None if interrupted."""
-        num_classes = self._config.out_channels
-        mine = range(jax.process_index(), len(self._cases), jax.process_count())
-        # Every process fills in the rows of its own cases, so that the sum has all rows.
-        rows = np.zeros((3, len(self._cases), num_classes), np.int64)
-        stopped = np.zeros((), np.int64)
-        pairs = self.segment(local_copy(state.variables), [self._cases[i] for i in mine])
-        for i, (sample, prediction) in zip(mine, pairs, strict=False):
-            counts = DiceCounts.from_labels(prediction[None], sample.label[None], num_classes)
-            rows[:, i] = counts.intersection[0], counts.prediction[0], counts.label[0]
-            if interrupt.requested:
-                stopped += 1
-                break
-        if process_sum(stopped):
+    def __call__(self, state: TrainState, interrupt: Interrupt) -> Validation | None:
+        """Scores all cases, each process doing its share; None if interrupted.
+
+        A case is scored while the next one is segmented. Without any case all scores are nan.
+        """
+        if not self._cases:
+            return Validation(DiceScores(np.full(len(self._dataset.labels), np.nan), math.nan))
+        mine = list(range(jax.process_index(), len(self._cases), jax.process_count()))
+        judged: list[Future[CaseScores]] = []
+        pairs = self.segment(
+            local_copy(state.variables),
+            [self._cases[i] for i in mine],
+            stop=lambda: interrupt.requested,
+        )
+        with ThreadPoolExecutor(1) as pool:
+            for sample, prediction in pairs:
+                if judged:
+                    # No more than one case waits for its scores.
+                    judged[-1].result()
+                judged.append(
+                    pool.submit(judge, self._dataset, prediction, sample.label, sample.spacing)
+                )
+            scores = [future.result() for future in judged]
+        if process_sum(np.array(len(scores) < len(mine), np.int32)):
             return None
-        return DiceCounts(*process_sum(rows)).compute()
+        return Validation.of_cases(
+            [case.name for case in self._cases], self._from_all_processes(mine, scores)
+        )
+
+    def _from_all_processes(
+        self, mine: Sequence[int], scores: Sequence[CaseScores]
+    ) -> list[CaseScores]:
+        """Merges the scores of all processes' cases, in the order of the cases."""
+        labels = len(self._dataset.labels)
+        # Every process fills in the rows of its own cases, so that the sum has all rows.
+        counts = np.zeros((len(self._cases), len(COUNTS), labels), np.int64)
+        rows = np.zeros((len(self._cases), labels - 1, len(FIELDS)), np.float64)
+        for i, case in zip(mine, scores, strict=True):
+            counts[i], rows[i] = case
+        # Bits are summed, as JAX would round numbers of 64 bits to 32.
+        counts, rows = (
+            process_sum(array.view(np.int32)).astype(np.int32).view(array.dtype)
+            for array in (counts, rows)
+        )
+        return [CaseScores(*case) for case in zip(counts, rows, strict=True)]
 
     def segment(
-        self, variables: dict[str, Any], cases: Sequence[Case]
+        self,
+        variables: dict[str, Any],
+        cases: Sequence[Case],
+        stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[Sample, np.ndarray]]:
         """Segments cases one after the other.
 
+        Args:
+          variables: "params" and "batch_stats".
+          cases: which cases.
+          stop: ends this early when true; asked after every few windows.
+
         Yields:
-          The normalized case and the predicted class of each voxel [X, Y, Z], both on the scan's
-          own grid.
+          The normalized case, and what is predicted for each voxel [X, Y, Z], integers as in its
+          target (see `train.data.targets`), both on the scan's own grid.
         """
         predict = functools.partial(self._predict, variables)
+        restorer_of = RegionRestorer if self._dataset.has_regions else Restorer
         # One case is read while the one before is segmented.
         with ThreadPoolExecutor(1) as pool:
             loading = [pool.submit(self._load, case) for case in cases[:1]]
             for i in range(len(cases)):
                 sample, image, grid = loading.pop().result()
                 loading += [pool.submit(self._load, case) for case in cases[i + 1 : i + 2]]
-                restorer = Restorer(grid, self._config.out_channels)
+                restorer = restorer_of(grid, self._config.out_channels)
                 blocks = stream_logits(
                     image,
                     predict,
@@ -95,6 +135,8 @@ class Evaluator:
                     device=jax.local_devices()[0],
                 )
                 for start, logits in blocks:
+                    if stop():
+                        return
                     restorer.add(start, logits)
                 yield sample, restorer.labels
 

@@ -62,6 +62,27 @@ def test_segments_whole_volumes_on_their_own_grid(cases):
     assert scores.mean_foreground == 1
 
 
+def test_surfaces_are_judged_and_processes_merge_their_cases(cases, monkeypatch):
+    whole = evaluator(cases)(state(), NOBODY)
+    assert whole.cases.keys() == {"c0", "c1", "c2"}
+    assert whole.mean_over_labels("hd95") == 0
+    assert whole.mean_over_labels("surface_dice") == 1
+
+    # Each of two processes has its share of the cases, and the sums are those of both.
+    shares = []
+    monkeypatch.setattr("train.validate.jax.process_count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr("train.validate.jax.process_index", lambda process=process: process)
+        monkeypatch.setattr("train.validate.process_sum", lambda x: shares.append(x) or x)
+        evaluator(cases)(state(), NOBODY)
+    _, counts_0, rows_0, _, counts_1, rows_1 = shares
+    sums = iter([np.zeros((), np.int32), counts_0 + counts_1, rows_0 + rows_1])
+    monkeypatch.setattr("train.validate.process_sum", lambda _: next(sums))
+    merged = evaluator(cases)(state(), NOBODY)
+    assert merged.cases == whole.cases
+    np.testing.assert_array_equal(merged.per_class, whole.per_class)
+
+
 def test_resampling_is_undone(cases):
     pairs = list(evaluator(cases, spacing=(1.5, 1.0, 2.0)).segment({}, cases))
     for sample, prediction in pairs:

@@ -1,9 +1,6 @@
 """Cases read from their files and checked: the image, and the target on the same grid."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,52 +14,6 @@ from unetr_flax.imaging.volume import Volume, VolumeError
 # In voxels: how far a corner of the label map may be from that of the image. The affines of one
 # grid differ by rounding if different programs wrote them.
 GRID_TOLERANCE = 0.1
-READERS = 4
-
-T = TypeVar("T")
-
-
-def read_cases(
-    dataset: Dataset,
-    cases: Sequence[Case],
-    use: Callable[[Case, Volume, np.ndarray], T],
-    progress: Callable[[int], None] | None = None,
-) -> list[T]:
-    """Reads and checks cases, and hands over each that is good; every file is read once.
-
-    Args:
-      dataset: the data set of the cases.
-      cases: which of its cases to read.
-      use: called with each good case, its image and its targets [X, Y, Z], from several threads.
-      progress: called with the number of cases done so far.
-
-    Returns:
-      The results of `use`, in the order of the cases.
-
-    Raises:
-      BadCasesError: after all cases are read, if any is not good; one line per bad file.
-    """
-    problems = []
-    results: list[T] = []
-
-    def read(case: Case) -> T | BadCasesError:
-        try:
-            volume, targets = read_case(dataset, case)
-        except BadCasesError as error:
-            return error
-        return use(case, volume, targets)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for done, result in enumerate(pool.map(read, cases), start=1):
-            if isinstance(result, BadCasesError):
-                problems.append(str(result))
-            else:
-                results.append(result)
-            if progress is not None:
-                progress(done)
-    if problems:
-        raise BadCasesError("\n".join(problems))
-    return results
 
 
 def read_case(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray]:

@@ -5,49 +5,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from train.data.cases import read_cases
+from train.data.cases import read_case
 from train.data.dataset import BadCasesError, DataError
 from train.data.layouts import read_dataset
 from train.data.testing import SHAPE, describe, overwrite, write, write_decathlon
-from unetr_flax.imaging.stored_voxels import StoredVoxels
 
 
 def problems(dataset):
     """Lists what is wrong with the files of a data set, one line each."""
-    try:
-        read_cases(dataset, dataset.cases, lambda *case: None)
-    except BadCasesError as error:
-        return str(error).splitlines()
-    return []
+    lines = []
+    for case in dataset.cases:
+        try:
+            read_case(dataset, case)
+        except BadCasesError as error:
+            lines += str(error).splitlines()
+    return lines
 
 
 @pytest.fixture
 def folder(tmp_path):
     return write_decathlon(tmp_path)
-
-
-def test_good_cases_are_handed_over_in_order_from_one_read_of_each_file(folder, monkeypatch):
-    dataset = read_dataset(folder)
-    read = []
-    load = StoredVoxels.read
-    monkeypatch.setattr(StoredVoxels, "read", lambda file: read.append(file.path) or load(file))
-    done = []
-    results = read_cases(dataset, dataset.cases[1:], lambda *case: case, done.append)
-    assert done == [1, 2]
-    assert [case for case, _, _ in results] == list(dataset.cases[1:])
-    assert sorted(read) == sorted(p for case in dataset.cases[1:] for p in case.files)
-    for case, volume, labels in results:
-        np.testing.assert_array_equal(volume.array[..., 0], nib.load(case.images[0]).dataobj)
-        np.testing.assert_array_equal(labels, nib.load(case.label).dataobj)
-
-
-def test_bad_cases_are_not_handed_over(folder):
-    (folder / "labelsTr/case_1.nii.gz").unlink()
-    dataset = read_dataset(folder)
-    used = []
-    with pytest.raises(BadCasesError, match=r"case_1\.nii\.gz: no such file$"):
-        read_cases(dataset, dataset.cases, lambda case, *_: used.append(case.name))
-    assert sorted(used) == ["case_0", "case_2"]
 
 
 def _remove_image(folder):
@@ -163,8 +140,8 @@ def test_another_grid_may_be_allowed(folder):
     # An affine that says nothing, as some tools write it.
     write(path, stored, np.diag([-3.0, 2.0, 1.0, 1.0]))
     dataset = dataclasses.replace(read_dataset(folder), allow_grid_mismatch=True)
-    results = read_cases(dataset, dataset.cases, lambda *case: case[2])
-    np.testing.assert_array_equal(results[1], stored)
+    _, targets = read_case(dataset, dataset.cases[1])
+    np.testing.assert_array_equal(targets, stored)
     overwrite(path, lambda a: a[:5])
     assert problems(dataset) == [f"{path}: shape (5, 5, 4), its image has (6, 5, 4)"]
 
@@ -183,7 +160,7 @@ def test_the_label_map_follows_the_orientation_of_its_image(folder):
     write(image, stored[0], turned[0])
     write(label, stored[1], turned[1])
     dataset = read_dataset(folder)
-    ((volume, labels),) = read_cases(dataset, dataset.cases[1:2], lambda *case: case[1:])
+    volume, labels = read_case(dataset, dataset.cases[1])
     # What was together in the files is together on the canonical grid.
     pairs = {(float(i), int(n)) for i, n in zip(stored[0].ravel(), stored[1].ravel(), strict=True)}
     found = zip(volume.array.ravel(), labels.ravel(), strict=True)
@@ -207,7 +184,7 @@ def test_masks_with_a_channel_per_label_are_recognized(folder):
         )
     dataset = read_dataset(folder)
     assert (dataset.target, dataset.num_outputs) == ("masks", 2)
-    (targets,) = read_cases(dataset, dataset.cases[:1], lambda *case: case[2])
+    _, targets = read_case(dataset, dataset.cases[0])
     assert np.unique(targets).tolist() == [0, 1, 3]
     labels = json.loads((folder / "dataset.json").read_text())["labels"]
     describe(folder, labels=labels | {"3": "more"})
@@ -223,5 +200,5 @@ def test_masks_stored_with_slope_and_intercept(folder):
     nib.save(image, path)
     assert nib.load(path).dataobj.slope != 1
     dataset = read_dataset(folder)
-    (targets,) = read_cases(dataset, dataset.cases[1:2], lambda *case: case[2])
+    _, targets = read_case(dataset, dataset.cases[1])
     np.testing.assert_array_equal(targets, stored)

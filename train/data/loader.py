@@ -1,15 +1,19 @@
 """An endless, repeatable stream of batches, prepared in the background."""
 
-import collections
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
+import grain
 import numpy as np
 
 from train.data.preprocess import Sample
 from train.data.transforms import Transform
 
+# Batches that are made ahead. Threads suffice, as cropping and resampling release Python's lock;
+# grain's worker processes take 14 s to start and send every batch through a pipe.
 PREFETCHED = 4
+_THREADS = 4
+_END = 2**62
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -20,12 +24,14 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     background is raised by `next`, at the batch that it concerns.
 
     Args:
-      samples: preprocessed cases. They stay in memory: 4 bytes per voxel for each channel and for
-        the label, and 8 more per voxel of the foreground.
+      samples: preprocessed cases, each asked for when it is cropped.
       transforms: applied to a case one after the other; together they make crops of one shape.
       batch_size: crops of the global batch.
       seed: seed of the order of cases and of the transforms.
       shard: this process's share of every batch, as (which, of how many).
+
+    Attributes:
+      waited: seconds that `next` has waited for batches so far.
 
     Raises:
       ValueError: if the batch cannot be shared evenly, or there are no samples.
@@ -50,16 +56,22 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._seed = seed
         self._shard = shard
         self._step = 0
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="batches")
-        self._pending: collections.deque[Future] = collections.deque()
+        self._iterator: grain.DatasetIterator | None = None
+        self.waited = 0.0
 
     def __next__(self) -> dict[str, np.ndarray]:
-        while len(self._pending) < PREFETCHED:
-            step = self._step + len(self._pending)
-            self._pending.append(self._pool.submit(self._batch, step))
-        # A batch leaves the queue only once it is there: an error must not shift later batches.
-        batch = self._pending[0].result()
-        self._pending.popleft()
+        if self._iterator is None:
+            batches = grain.MapDataset.range(self._step, _END).map(self._batch)
+            options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=PREFETCHED)
+            self._iterator = iter(batches.to_iter_dataset(options))
+        started = time.monotonic()
+        try:
+            batch = next(self._iterator)
+        except BaseException:
+            # The stream stays where it is: an error must not shift later batches.
+            self.close()
+            raise
+        self.waited += time.monotonic() - started
         self._step += 1
         return batch
 
@@ -69,18 +81,14 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def restore(self, state: dict[str, int]) -> None:
         """Goes to the place of another stream that has the same arguments."""
-        self._drop_pending()
+        self.close()
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Stops the threads; the stream cannot be used after."""
-        self._drop_pending()
-        self._pool.shutdown()
-
-    def _drop_pending(self) -> None:
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
+        """Stops the threads; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
         which, of = self._shard
@@ -89,7 +97,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         crops = [self._crop(number) for number in range(first, first + share)]
         return {
             "image": np.stack([crop.image for crop in crops]),
-            "label": np.stack([crop.label for crop in crops]),
+            "label": np.stack([crop.label for crop in crops]).astype(np.int32, copy=False),
         }
 
     def _crop(self, number: int) -> Sample:

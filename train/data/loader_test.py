@@ -7,7 +7,7 @@ import pytest
 
 from train.data.loader import Batches, auto_roi
 from train.data.preprocess import Sample
-from train.data.transforms import RandomCrop, RandomRotatedCrop, default_augmentation
+from train.data.transforms import RandomCrop, RandomRotatedCrop, default_transforms
 
 ROI = (8, 6, 10)
 PLAIN = [RandomCrop(ROI)]
@@ -27,7 +27,7 @@ def sample(shape, seed=0, name="case"):
 
 def stream(seed=0, **options):
     samples = [sample((9, 5, 12 + i), seed=i, name=str(i)) for i in range(5)]
-    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_augmentation(ROI)[1:]]
+    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_transforms(ROI)[1:]]
     return Batches(samples, transforms, 2, seed, **options)
 
 
@@ -139,9 +139,26 @@ def test_close_stops_the_threads():
     before = set(threading.enumerate())
     batches = stream()
     next(batches)
-    assert set(threading.enumerate()) > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
-    assert set(threading.enumerate()) <= before
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_the_time_that_next_waits_is_counted():
+    started = threading.Event()
+
+    def slow(case, rng):
+        started.wait(0.05)
+        return case
+
+    batches = Batches([sample(ROI)], [*PLAIN, slow], 1, 0)
+    assert batches.waited == 0
+    next(batches)
+    assert batches.waited >= 0.05
+    batches.close()
 
 
 def test_unusable_batch_sizes():

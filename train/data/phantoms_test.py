@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 
 from train.data import phantoms
+from train.data.cases import read_case
 from train.data.layouts import read_dataset
 from train.data.phantoms import LABELS, make_phantom, make_phantoms
-from train.data.preprocess import read_samples
+from train.data.preprocess import make_sample
 from unetr_flax import Preprocessing
 
 
@@ -14,7 +15,8 @@ def test_phantoms_are_a_data_set_that_loads(tmp_path):
     dataset = read_dataset(tmp_path / "phantoms")
     assert dataset.labels == LABELS
     preprocessing = Preprocessing.from_modalities(dataset.modalities)
-    for i, loaded in enumerate(read_samples(dataset, dataset.cases, preprocessing)):
+    for i, case in enumerate(dataset.cases):
+        loaded = make_sample(case.name, *read_case(dataset, case), preprocessing)
         _, label, _ = make_phantom(np.random.default_rng((0, i)))
         np.testing.assert_array_equal(loaded.label, label)
         assert set(np.unique(label)) == set(range(len(LABELS)))

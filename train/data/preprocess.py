@@ -1,16 +1,14 @@
-"""Cases on disk as the arrays that the model is trained on."""
+"""Cases as the arrays that a model is trained on."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from train.data.cases import read_cases
-from train.data.dataset import Case, Dataset
-from train.distributed import is_main, run_on_main
-from unetr_flax import Preprocessing
-from unetr_flax.imaging.intensity import background
+from train.data.targets import IGNORED
+from unetr_flax.imaging.intensity import Window, background
+from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.imaging.volume import Volume
 
 
@@ -21,7 +19,7 @@ class Sample:
     Attributes:
       name: name of the case.
       image: normalized intensities [X, Y, Z, C], float32.
-      label: class ids [X, Y, Z], int32.
+      label: targets [X, Y, Z], signed integers, see `train.data.targets`.
       spacing: mm per voxel along each axis.
     """
 
@@ -32,8 +30,8 @@ class Sample:
 
     @functools.cached_property
     def foreground(self) -> np.ndarray:
-        """Flat indices of the voxels that are not background."""
-        return np.flatnonzero(self.label)
+        """Flat indices of the voxels that are neither background nor ignored."""
+        return np.flatnonzero((self.label != 0) & (self.label != IGNORED))
 
     @functools.cached_property
     def background(self) -> np.ndarray:
@@ -41,50 +39,43 @@ class Sample:
         return background(self.image)
 
 
-def read_samples(
-    dataset: Dataset,
-    train_cases: Sequence[Case],
-    preprocessing: Preprocessing,
-    progress: Callable[[int], None] | None = None,
-) -> list[Sample]:
-    """Checks every case of a data set, and keeps the preprocessed training cases.
+def make_sample(
+    name: str, volume: Volume, targets: np.ndarray, preprocessing: Preprocessing
+) -> Sample:
+    """Preprocesses an image and brings its targets [X, Y, Z] along to the model's grid."""
+    image, grid = preprocessing.apply(volume)
+    return Sample(name, image, grid.sample_labels(targets), grid.spacing)
 
-    Every file is read once: a training case becomes a sample from the read that checks it, a
-    validation case is let go. The main process checks all cases while the others wait, which then
-    read their training cases; where the check fails, all processes fail.
+
+def make_preprocessing(
+    modalities: Sequence[str],
+    labels: Sequence[str],
+    *,
+    spacing: tuple[float, float, float] | None,
+    window: tuple[float, float] | None = None,
+    crop_foreground: bool = False,
+) -> Preprocessing:
+    """Builds the preprocessing of a run: that of its modalities, with the options of the run.
 
     Args:
-      dataset: the data set.
-      train_cases: which of its cases to keep.
-      preprocessing: preparation of the images for the model.
-      progress: called with the number of cases done so far.
-
-    Returns:
-      The samples, in the order of the cases in the data set.
+      modalities: name of each channel.
+      labels: name of each class, the background first.
+      spacing: mm per voxel and axis to resample to; each scan keeps its own if None.
+      window: lowest and highest intensity of channels named CT; the default window if None.
+      crop_foreground: whether to crop to the foreground.
 
     Raises:
-      BadCasesError: naming all files that cannot be trained on, one line each.
-      train.distributed.MainProcessError: on the other processes, if the check failed.
+      ValueError: if a value cannot be, or there is no channel to apply the window to.
     """
-    samples = []
-    kept = set(train_cases)
-
-    def use(case: Case, volume: Volume, labels: np.ndarray) -> Sample | None:
-        return make_sample(case.name, volume, labels, preprocessing) if case in kept else None
-
-    def read(cases: Sequence[Case]) -> None:
-        results = read_cases(dataset, cases, use, progress)
-        samples.extend(sample for sample in results if sample is not None)
-
-    run_on_main(lambda: read(dataset.cases))
-    if not is_main():
-        read(train_cases)
-    return samples
-
-
-def make_sample(
-    name: str, volume: Volume, labels: np.ndarray, preprocessing: Preprocessing
-) -> Sample:
-    """Preprocesses an image and brings its class ids [X, Y, Z] along to the model's grid."""
-    image, grid = preprocessing.apply(volume)
-    return Sample(name, image, grid.sample_labels(labels), grid.spacing)
+    preprocessing = Preprocessing.from_modalities(
+        modalities, labels=labels, spacing=spacing, crop_foreground=crop_foreground
+    )
+    if window is None:
+        return preprocessing
+    windowed = [isinstance(rule, Window) for rule in preprocessing.intensity]
+    if not any(windowed):
+        raise ValueError(f"--window: needs a channel named CT, there are {', '.join(modalities)}")
+    rules = zip(windowed, preprocessing.intensity, strict=True)
+    return dataclasses.replace(
+        preprocessing, intensity=tuple(Window(*window) if is_ct else rule for is_ct, rule in rules)
+    )

@@ -60,15 +60,25 @@ def region_masks(targets: Any, num_regions: int) -> Any:
     """Splits targets of a data set with regions into a mask of each region.
 
     Args:
-      targets: [*spatial], integers; an array of NumPy or JAX. Voxels that are `IGNORED` belong to
-        all regions here, so their loss must be masked.
+      targets: [*spatial], signed integers; an array of NumPy or JAX.
       num_regions: number of regions R.
 
     Returns:
-      0 or 1 [*spatial, R], with the dtype of the targets.
+      0, 1 or `IGNORED` [*spatial, R], with the dtype of the targets.
     """
     shifts = np.arange(num_regions, dtype=targets.dtype)
-    return (targets[..., None] >> shifts) & 1
+    masks = (targets[..., None] >> shifts) & 1
+    # All bits of an ignored voxel are 1, from which 2 makes -1.
+    return masks - 2 * (targets == IGNORED).astype(targets.dtype)[..., None]
+
+
+def drawn_classes(dataset: Dataset, targets: np.ndarray) -> np.ndarray:
+    """Chooses one label per voxel to draw: of overlapping regions the last; 0 where ignored."""
+    targets = np.where(targets == IGNORED, 0, targets)
+    if not dataset.has_regions:
+        return targets
+    # The position of the highest bit; 0 has none.
+    return np.frexp(targets.astype(np.float64))[1].astype(np.int32)
 
 
 def count_labels(dataset: Dataset, targets: np.ndarray) -> list[int]:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from train.data.dataset import Dataset
-from train.data.targets import IGNORED, count_labels, encode, region_masks
+from train.data.targets import IGNORED, count_labels, drawn_classes, encode, region_masks
 
 # Regions of BraTS: whole tumor, tumor core, enhancing tumor.
 BRATS = Dataset(
@@ -31,9 +31,10 @@ def test_classes_are_their_own_targets():
 def test_regions_overlap():
     targets = encode(BRATS, labels(0, 1, 2, 3, 255))
     np.testing.assert_array_equal(targets.ravel(), [0, 1, 3, 7, IGNORED])
-    masks = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    masks = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [IGNORED] * 3]
     for array in (targets, jnp.asarray(targets)):
-        np.testing.assert_array_equal(region_masks(array, 3)[0, 0, :4], masks)
+        np.testing.assert_array_equal(region_masks(array, 3)[0, 0], masks)
+    np.testing.assert_array_equal(drawn_classes(BRATS, targets).ravel(), [0, 1, 2, 3, 0])
     assert count_labels(BRATS, targets) == [1, 3, 2, 1]
 
 

@@ -1,8 +1,8 @@
-"""Random transforms of samples, and the named augmentations that are made of them.
+"""Random transforms by which the loader makes crops of samples.
 
 A transform is a function `(sample, rng) -> sample`. All that is random about it is drawn from
-`rng`, so a crop can be repeated from the seed of its generator. A new augmentation is a function
-that lists transforms, and an entry in `AUGMENTATIONS`.
+`rng`, so a crop can be repeated from the seed of its generator. What else changes is a matter of
+the device, see `train.data.augment`.
 """
 
 import dataclasses
@@ -106,21 +106,24 @@ class RandomNoise:
         return dataclasses.replace(sample, image=sample.image + noise)
 
 
-def default_augmentation(roi_size: Sequence[int]) -> list[Transform]:
+def default_transforms(roi_size: Sequence[int]) -> list[Transform]:
     """Lists a crop that is at times rotated and zoomed, then contrast, shift and noise."""
     return [RandomRotatedCrop(tuple(roi_size)), RandomContrastAndShift(), RandomNoise()]
 
 
-def no_augmentation(roi_size: Sequence[int]) -> list[Transform]:
+def plain_crop(roi_size: Sequence[int]) -> list[Transform]:
     """Lists a crop and nothing else."""
     return [RandomCrop(tuple(roi_size))]
 
 
-# The values of --augmentation, and the transforms for crops of so many voxels per axis.
-AUGMENTATIONS: dict[str, Callable[[Sequence[int]], list[Transform]]] = {
-    "default": default_augmentation,
-    "none": no_augmentation,
-}
+def nnunet_crop(roi_size: Sequence[int]) -> list[Transform]:
+    """Lists a crop that is rotated and zoomed about as much as nnU-Net's.
+
+    nnU-Net (Isensee et al. 2021, supplementary note 2) rotates by up to 30 degrees and zooms by 0.7
+    to 1.4, each with probability 0.2; here both happen together, as often as either does there.
+    """
+    crop = RandomRotatedCrop(tuple(roi_size), probability=0.36, max_rotation=30.0, max_zoom=0.3)
+    return [crop]
 
 
 def _random_center(

@@ -3,12 +3,13 @@ import pytest
 
 from train.data.preprocess import Sample
 from train.data.transforms import (
-    AUGMENTATIONS,
     RandomContrastAndShift,
     RandomCrop,
     RandomNoise,
     RandomRotatedCrop,
-    default_augmentation,
+    default_transforms,
+    nnunet_crop,
+    plain_crop,
 )
 
 ROI = (8, 6, 10)
@@ -45,6 +46,13 @@ def blobs(shape=(16, 20, 14)):
     x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     label = ((x - 6) ** 2 + (y - 11) ** 2 + 2 * (z - 6) ** 2 < 30).astype(np.int32)
     return Sample("blob", label[..., None].astype(np.float32), label, (1.0, 1.0, 1.5))
+
+
+def test_nnunet_s_crop_is_rotated_and_zoomed_further():
+    (crop,) = nnunet_crop([8, 6, 10])
+    assert crop == RandomRotatedCrop(
+        ROI, probability=pytest.approx(1 - 0.8**2), max_rotation=30.0, max_zoom=0.3
+    )
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 15), (3, 4, 5), (8, 6, 10), (20, 4, 10)])
@@ -98,21 +106,21 @@ def test_the_default_really_changes_geometry_and_intensity():
     roi_size = (16, 20, 14)
     plain = RandomCrop(roi_size, 0.0)(case, np.random.default_rng(0))
     changed, rng = case, np.random.default_rng(0)
-    for transform in [rotated(roi_size, 0.0), *default_augmentation(roi_size)[1:]]:
+    for transform in [rotated(roi_size, 0.0), *default_transforms(roi_size)[1:]]:
         changed = transform(changed, rng)
     assert not np.array_equal(changed.label, plain.label)
     assert not np.allclose(changed.image, plain.image, atol=0.05)
 
 
 def test_without_augmentation_there_is_a_crop_and_nothing_else():
-    assert AUGMENTATIONS["none"]([8, 6, 10]) == [RandomCrop(ROI)]
+    assert plain_crop([8, 6, 10]) == [RandomCrop(ROI)]
 
 
 def test_the_default_draws_as_it_always_did():
     """Checks the order of draws, which must give the same batches for a seed in every version."""
     rng, ours = np.random.default_rng(4), np.random.default_rng(4)
     case = sample((20, 18, 22))
-    for transform in AUGMENTATIONS["default"](ROI):
+    for transform in default_transforms(ROI):
         case = transform(case, ours)
     rng.uniform(size=3)  # center
     if rng.random() < 0.5:

@@ -13,11 +13,13 @@ from unetr_flax.ops.norm.xla import leaky_relu
 from unetr_flax.ops.platform import Lowering, exportable, target_platform
 from unetr_flax.ops.recompute import recompute
 from unetr_flax.ops.reductions import global_norm
+from unetr_flax.ops.sharding import VolumeSharding, sharded_volumes
 
 __all__ = [
     "Conv",
     "ConvTranspose",
     "Lowering",
+    "VolumeSharding",
     "add",
     "add_leaky_relu",
     "attention_weights",
@@ -31,6 +33,7 @@ __all__ = [
     "recompute",
     "recompute_sources",
     "recomputed",
+    "sharded_volumes",
     "target_platform",
     "weighted_values",
 ]

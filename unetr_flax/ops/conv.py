@@ -163,6 +163,5 @@ def _pointwise(
             bias = None if part.bias is None else part.bias @ own
             total += part.replace(kernel=part.kernel @ own, bias=bias).array()
         else:
-            y = linear(part.reshape(-1, part.shape[-1]), own, precision)
-            total += y.reshape(*part.shape[:-1], own.shape[-1])
+            total += linear(part, own, precision)
     return total

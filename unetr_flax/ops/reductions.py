@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unetr_flax.ops import sharding as sharded
 from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.platform import by_platform
@@ -60,7 +61,14 @@ def sum_terms(
         groups = count * width // features
         return tuple(_sum_in_stages(_sum_of_rows(f).reshape(n, groups, features)) for f in found)
 
-    found = by_platform(*arrays, *values, cpu=by_slabs, default=directly)
+    def by_sample(*operands):
+        return by_platform(*operands, cpu=by_slabs, default=directly)
+
+    if (sharding := sharded.active()) is not None:
+        batch = arrays[0].shape[0]
+        takes = tuple(sharding.spec(x, batch) for x in (*arrays, *values))
+        by_sample = _totals(by_sample, sharding, takes)
+    found = by_sample(*arrays, *values)
     return found if per_sample else tuple(f.sum(0, keepdims=True) for f in found)
 
 
@@ -81,12 +89,38 @@ def moments(x: jax.Array, per_sample: bool) -> tuple[jax.Array, jax.Array]:
     Returns:
       [N, C] each if per sample, else [1, C].
     """
-    platforms = {"cpu": _moments_by_slabs, "default": _moments_directly}
-    mean, var = by_platform(x, **platforms)  # [N, C]
+    mean, var = _moments_by_sample(x)  # [N, C]
     if per_sample:
         return mean, var
     overall = mean.mean(0, keepdims=True)
     return overall, (var + jnp.square(mean - overall)).mean(0, keepdims=True)
+
+
+def _totals(by_sample, sharding, takes):
+    """Adds up sums [N, C] over the devices that share a volume."""
+    return sharded.by_shard(
+        lambda *operands: sharding.total(by_sample(*operands)), sharding, takes, sharding.sample
+    )
+
+
+def _moments_by_sample(x):
+    """Computes mean and biased variance of each sample, [N, C] each."""
+    sharding = sharded.active()
+    if sharding is None:
+        return _mean_and_variance(x, lambda mean: mean)
+
+    def on_shard(x):
+        # All devices that share a volume have equally many slices of it.
+        return _mean_and_variance(x, lambda mean: sharding.total(mean) / sharding.count)
+
+    return sharded.by_shard(on_shard, sharding, sharding.volume, sharding.sample)(x)
+
+
+def _mean_and_variance(x, overall):
+    """Computes both by means of this device's slices, each of which `overall` makes one of all."""
+    platforms = {"cpu": _moments_by_slabs, "default": _moments_directly}
+    branches = {name: functools.partial(f, overall=overall) for name, f in platforms.items()}
+    return by_platform(x, **branches)
 
 
 def _moments_forward(x, per_sample):
@@ -110,6 +144,9 @@ moments.defvjp(_moments_forward, _moments_backward)
 def global_norm(tree: Any) -> jax.Array:
     """Computes the Euclidean norm of all numbers of a tree, [], in float32 or wider."""
     leaves = jax.tree.leaves(tree)
+    if sharded.active() is not None:
+        # Reshaping an array that is split over devices would gather it.
+        return jnp.sqrt(_square_sum_directly(*leaves))
     platforms = {"cpu": _square_sum_by_rows, "default": _square_sum_directly}
     return jnp.sqrt(by_platform(*leaves, **platforms))
 
@@ -130,21 +167,22 @@ def _square_sum_by_rows(*leaves):
     return sum(_added(rows).sum() for rows in (*large, *small.values()))
 
 
-def _moments_directly(x):
+def _moments_directly(x, overall):
     x = _wide(x)
     axes = tuple(range(1, x.ndim - 1))
-    mean = x.mean(axes, keepdims=True)
-    return mean.reshape(-1, x.shape[-1]), jnp.square(x - mean).mean(axes)
+    mean = overall(x.mean(axes, keepdims=True))
+    return mean.reshape(-1, x.shape[-1]), overall(jnp.square(x - mean).mean(axes))
 
 
-def _moments_by_slabs(x):
+def _moments_by_slabs(x, overall):
     slabs = _wide(_slabs(x))  # [N, slabs, rows, width]
     n, features = x.shape[0], x.shape[-1]
     voxels = math.prod(x.shape[1:-1])
     groups = slabs.shape[1] * slabs.shape[3] // features
 
     def mean(slabs):
-        return _sum_in_stages(_sum_of_rows(slabs).reshape(n, groups, features)) / voxels
+        total = _sum_in_stages(_sum_of_rows(slabs).reshape(n, groups, features))
+        return overall(total / voxels)
 
     center = mean(slabs)
     by_channel = slabs.reshape(*slabs.shape[:3], slabs.shape[3] // features, features)

@@ -1,9 +1,9 @@
 """Compiling a jitted function ahead of its first call, in the foreground or in the background."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -32,22 +32,49 @@ def aot_compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled
     return compiled
 
 
-def compile_in_background(function: Callable[..., R], *args: Any) -> Callable[..., R]:
+class BackgroundProgram(Generic[R]):
+    """A jitted function that is being compiled in the background; calling it runs the program.
+
+    Attributes:
+      wait: waits until compiling and checking are done, and raises the error of either. Unlike
+        compiling itself, waiting can be interrupted.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., R],
+        args: Sequence[Any],
+        check: Callable[[jax.stages.Compiled], None],
+    ):
+        def compile_and_check() -> jax.stages.Compiled:
+            program = aot_compile(function, *args)
+            check(program)
+            return program
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        compiled = pool.submit(compile_and_check)
+        pool.shutdown(wait=False)
+        functools.update_wrapper(self, function)
+        self.wait: Callable[[], Any] = compiled.result
+
+    def __call__(self, *args: Any) -> R:
+        return self.wait()(*args)
+
+
+def compile_in_background(
+    function: Callable[..., R],
+    *args: Any,
+    check: Callable[[jax.stages.Compiled], None] = lambda compiled: None,
+) -> BackgroundProgram[R]:
     """Starts to compile a jitted function and returns one that calls the compiled program.
 
-    A call of the result waits until compiling is done and raises the error that compiling raised.
+    A call of the result waits until compiling is done and raises the error that compiling or
+    `check` raised.
     Settings of JAX that a context manager makes for this thread do not hold in the background.
 
     Args:
       function: a function of `jax.jit`.
       *args: its arguments, as arrays or as their shapes, dtypes and shardings.
+      check: called with the compiled program in the background, before its first call.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-    compiled = pool.submit(aot_compile, function, *args)
-    pool.shutdown(wait=False)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> R:
-        return compiled.result()(*args)
-
-    return call
+    return BackgroundProgram(function, args, check)

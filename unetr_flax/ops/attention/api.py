@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, H heads, D head size.
 
 import jax
 
+from unetr_flax.ops import sharding as sharded
 from unetr_flax.ops.attention import cudnn, xla
 from unetr_flax.ops.platform import Lowering
 
@@ -36,6 +37,7 @@ def dot_product_attention(
     Returns:
       [B, N, H, D].
     """
-    if lowering == "auto" and mask is None and cudnn.is_available(query):
+    alone = sharded.active() is None
+    if lowering == "auto" and mask is None and alone and cudnn.is_available(query):
         return cudnn.dot_product_attention(query, key, value, scale)
     return xla.dot_product_attention(query, key, value, mask, scale=scale)

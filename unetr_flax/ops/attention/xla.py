@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unetr_flax.ops.sharding import gathered
+
 
 def dot_product_attention(
     query: jax.Array,
@@ -26,6 +28,7 @@ def attention_weights(
       [B, H, N queries, N keys], in the query's dtype.
     """
     wide = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
+    key = gathered(key)
     energy = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
     if mask is not None:
         energy = jnp.where(mask, energy, jnp.finfo(energy.dtype).min)
@@ -34,4 +37,4 @@ def attention_weights(
 
 def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     """Computes [B, H, N queries, N keys], [B, N, H, D] -> [B, N, H, D]."""
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, gathered(value))

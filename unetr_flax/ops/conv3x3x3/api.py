@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jax import lax
 
-from unetr_flax.ops.conv3x3x3 import cpu, tpu, xla
+from unetr_flax.ops import sharding
+from unetr_flax.ops.conv3x3x3 import cpu, sharded, tpu, xla
 from unetr_flax.ops.conv3x3x3.operands import AnyOperands, backward_with_arrays
 from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.features import without_moment_grads
@@ -53,7 +54,10 @@ def _on_each(name: str, **options: Any) -> Callable:
     }
     for platform in PLATFORMS.keys() - NORMALIZING:
         branches[platform] = functools.partial(_WITH_ARRAYS[name], branches[platform])
-    return functools.partial(by_platform, **branches)
+    compute = functools.partial(by_platform, **branches)
+    if (active := sharding.active()) is not None:
+        return functools.partial(getattr(sharded, name), compute, active)
+    return compute
 
 
 def _forward_with_arrays(forward, operands):

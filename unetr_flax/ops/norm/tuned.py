@@ -12,6 +12,7 @@ from unetr_flax.ops.materialize import materialize
 from unetr_flax.ops.norm import tpu_in_place
 from unetr_flax.ops.platform import by_platform
 from unetr_flax.ops.reductions import sum_terms
+from unetr_flax.ops.sharding import elementwise
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -79,11 +80,13 @@ def _normalize_bwd(epsilon, per_sample, negative_slope, residuals, grad):
         return grad.astype(x.dtype)
 
     operands = (x, grad, mean, rstd * scale, bias, centered, constant)
-    x_grad = by_platform(
-        *operands,
+    compute = functools.partial(
+        by_platform,
         tpu=functools.partial(tpu_in_place.elementwise, combine),
-        default=functools.partial(materialize, combine, mean),
+        default=lambda x, grad, mean, *rest: materialize(combine, mean, x, grad, mean, *rest),
     )
+    # On TPU the parts of a volume are slices, which are those of one device.
+    x_grad = elementwise(compute, *operands)
     return x_grad, scaled_sum.sum(0), grad_sum.sum(0), None
 
 

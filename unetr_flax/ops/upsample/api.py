@@ -6,6 +6,7 @@ import jax
 from jax import lax
 from jax.typing import DTypeLike
 
+from unetr_flax.ops import sharding as sharded
 from unetr_flax.ops.derivatives import custom_vjp
 from unetr_flax.ops.platform import by_platform
 from unetr_flax.ops.upsample import product, tpu
@@ -29,7 +30,11 @@ def upsample(
     Returns:
       [N, *(S * P), O].
     """
-    return _on_each("upsample", kernel, precision=precision, result=result)(x, kernel)
+    compute = _on_each("upsample", kernel, precision=precision, result=result)
+    if (sharding := sharded.active()) is not None:
+        takes = sharding.volume, sharded.COPIED
+        compute = sharded.by_shard(compute, sharding, takes, sharding.volume)
+    return compute(x, kernel)
 
 
 def _forward(x, kernel, precision, result):
@@ -38,7 +43,17 @@ def _forward(x, kernel, precision, result):
 
 def _backward(precision, result, residuals, grad):
     x, kernel = residuals
-    return _on_each("gradients", kernel, precision=precision)(x, kernel, grad.astype(x.dtype))
+    compute = _on_each("gradients", kernel, precision=precision)
+    operands = x, kernel, grad.astype(x.dtype)
+    if (sharding := sharded.active()) is None:
+        return compute(*operands)
+
+    def summed(*operands):
+        x_grad, kernel_grad = compute(*operands)
+        return x_grad, sharding.total_of_all(kernel_grad)
+
+    takes = sharding.volume, sharded.COPIED, sharding.volume
+    return sharded.by_shard(summed, sharding, takes, takes[:2])(*operands)
 
 
 upsample.defvjp(_forward, _backward)

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+import train.memory
+from train.config import parse
+from train.data.headers import Need
+from train.memory import check_roi, check_size, check_step
+from train.run_dir import OptionError
+
+
+@pytest.fixture(autouse=True)
+def ten_gigabytes(monkeypatch):
+    monkeypatch.setattr(train.memory, "available_memory", lambda: 10**10)
+
+
+def test_defaults_fit():
+    check_size(parse([]))
+    check_size(
+        parse(
+            [
+                "--roi-size",
+                "96",
+                "96",
+                "96",
+                "--hidden-size",
+                "768",
+                "--num-layers",
+                "12",
+                "--num-heads",
+                "12",
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            "--roi-size 1024 1024 1024",
+            "--roi-size 1024 1024 1024 --batch-size 2: a step takes",
+        ),
+        ("--batch-size 1000000000", "--roi-size 8 8 8 --batch-size 1000000000: a step takes over"),
+        (
+            "--hidden-size 100000",
+            "--hidden-size 100000 --num-layers 4 --light-r 4.0: training",
+        ),
+        ("--num-layers 1000000", "--hidden-size 96 --num-layers 1000000 --light-r 4.0: training t"),
+        ("--light-r 0.001", "--hidden-size 96 --num-layers 4 --light-r 0.001: training takes over"),
+    ],
+)
+def test_sizes_far_beyond_the_memory_are_refused(args, message):
+    with pytest.raises(OptionError) as error:
+        check_size(parse(args.split()))
+    assert str(error.value).startswith(message)
+    assert "there are 10 GB" in str(error.value)
+
+
+def test_crops_that_are_padding_are_refused():
+    need = Need(0, 0, 0, (40, 20, 10))
+    check_roi(parse([]), need)
+    check_roi(parse(["--roi-size", "96", "96", "16"]), need)
+    with pytest.raises(OptionError, match=r"^--roi-size 512 96 96: the volumes have at most 40 x"):
+        check_roi(parse(["--roi-size", "512", "96", "96"]), need)
+
+
+def test_the_memory_of_a_step_is_that_of_the_compiler(monkeypatch):
+    compiled = jax.jit(lambda x: x + 1).lower(jnp.zeros(250_000, jnp.float32)).compile()
+    line = check_step(compiled)
+    assert line.startswith("a step takes 2 MB of 10 GB of memory on each device")
+    monkeypatch.setattr(train.memory, "available_memory", lambda: 10**6)
+    with pytest.raises(OptionError, match="a step takes 2 MB of memory on each device, there are"):
+        check_step(compiled)

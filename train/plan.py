@@ -1,0 +1,282 @@
+"""The plan of a run without a recipe: options that follow from a fingerprint of the data.
+
+The rules are in the spirit of nnU-Net (Isensee et al. 2021, Methods), for a transformer with
+patches of fixed size. Options on the command line come before those of the plan.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.config import DATA, Config, option, parse
+from train.data.dataset import DataError
+from train.data.fingerprint import Fingerprint, take_fingerprint
+from train.memory import device_memory
+from train.run_dir import OptionError
+from train.task import read_run_dataset
+
+# nnU-Net's: spacings that differ more are anisotropic.
+ANISOTROPY = 3.0
+# Shares of the volumes below which cropping to the foreground pays.
+CROP_BELOW = 0.75
+# What a training step keeps for each voxel of a batch, measured at 96^3 with widths of the paper.
+BYTES_PER_VOXEL = 3000
+# Parameters of the large model with gradient, two moments and average, 4 bytes each.
+LARGE_MODEL_BYTES = 5 * 4 * 93_000_000
+# Largest crops per axis, of the small model on CPU and of the large one.
+SMALL_CROP, LARGE_CROP = 96, 160
+STEPS_ON_CPU, STEPS_ON_ACCELERATOR = 3000, 50_000
+# An average over the last twentieth of the steps forgets the beginning, and has little noise.
+AVERAGED_SHARE = 20
+VALIDATIONS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What training runs on.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      memory: bytes of memory of each device.
+      count: devices over all processes.
+    """
+
+    platform: str
+    memory: int
+    count: int
+
+    @classmethod
+    def here(cls) -> "Device":
+        """Returns the device that JAX uses."""
+        return cls(jax.default_backend(), device_memory(), jax.device_count())
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One option of a plan.
+
+    Attributes:
+      record: field of `Config` that has the option.
+      name: field of the option there.
+      value: its value.
+      reason: why, in a few words.
+    """
+
+    record: str
+    name: str
+    value: Any
+    reason: str
+
+
+def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
+    """Plans a run by its data, unless it has a recipe or no data, or is resumed.
+
+    Args:
+      args: the command line, whose options come before those of the plan.
+      cfg: the options of the command line.
+
+    Returns:
+      The options; and the plan, a line for each choice, empty if nothing was planned.
+
+    Raises:
+      OptionError: if the options of the command line do not go with each other or with the data.
+    """
+    resumed = cfg.run.resume == "yes"
+    if cfg.data.data is None or cfg.training.recipe is not None or resumed:
+        return cfg, []
+    try:
+        fingerprint = take_fingerprint(read_run_dataset(cfg.data.data, cfg.data))
+    except DataError:
+        # The run reads the data again and tells what is wrong.
+        return cfg, []
+    if fingerprint is None:
+        return cfg, []
+    device = Device.here()
+    choices = plan_first(fingerprint, device)
+    chosen = parse(args, apply(choices, DATA))
+    # What depends on other options follows from them as they are with those of the command line.
+    choices += plan_second(fingerprint, device, chosen)
+    planned = dataclasses.replace(parse(args, apply(choices, DATA)), run=cfg.run)
+    try:
+        planned.check()
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    return planned, describe(choices, planned)
+
+
+def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
+    """Chooses the options that depend on data and device alone."""
+    spacing, why_spacing = _spacing(fingerprint)
+    filled = fingerprint.filled
+    large = _is_large(device)
+    smallest = min(fingerprint.label_fractions[1:], default=0.0)
+    sided = [x for x in fingerprint.labels if {"left", "right"} & set(x.lower().split())]
+    choices = [
+        Choice("data", "spacing", spacing, why_spacing),
+        Choice(
+            "data",
+            "crop_foreground",
+            filled < CROP_BELOW,
+            f"the box of the foreground fills {100 * filled:.0f} % of the median scan",
+        ),
+        Choice(
+            "data",
+            "batch_size",
+            device.count * -(-DATA.data.batch_size // device.count),
+            f"the least for {device.count} device(s) that averages gradients a little",
+        ),
+        *_model(large),
+        Choice(
+            "loss",
+            "loss",
+            "dice_cross_entropy",
+            f"Dice weighs all structures alike, and the smallest has {smallest:.2g} of the voxels",
+        ),
+        Choice("augmentation", "augmentation", "nnunet", f"{fingerprint.num_cases} cases are few"),
+        Choice(
+            "augmentation",
+            "flips",
+            () if sided else (0,),
+            f"{sided[0]!r} has a side" if sided else "no label is of the left or right alone",
+        ),
+        Choice(
+            "training",
+            "learning_rate",
+            1e-4 if large else 3e-3,
+            f"what the {'large' if large else 'small'} model learns best with",
+        ),
+    ]
+    window = _window(fingerprint)
+    return choices if window is None else [choices[0], window, *choices[1:]]
+
+
+def plan_second(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses the options that depend on those of `plan_first`, as they are in `cfg`."""
+    data, large = cfg.data, _is_large(device)
+    shape = _median_shape(fingerprint, data.spacing, data.crop_foreground)
+    free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
+    voxels = free / BYTES_PER_VOXEL / max(1, data.batch_size // device.count)
+    roi_size = crop_size(shape, cfg.model.patch_size, LARGE_CROP if large else SMALL_CROP, voxels)
+    steps_per_epoch = cfg.steps_per_epoch(round((1 - data.val_fraction) * fingerprint.num_cases))
+    steps = STEPS_ON_ACCELERATOR if large else STEPS_ON_CPU
+    epochs = max(VALIDATIONS, math.ceil(steps / steps_per_epoch))
+    median = " x ".join(f"{n:.0f}" for n in shape)
+    return [
+        Choice("data", "roi_size", roi_size, f"the median case has {median} voxels"),
+        Choice("training", "epochs", epochs, f"about {steps} steps of {data.batch_size} crops"),
+        Choice("training", "eval_every", epochs // VALIDATIONS, f"{VALIDATIONS} validations"),
+        Choice(
+            "training",
+            "ema_decay",
+            round(1 - AVERAGED_SHARE / (epochs * steps_per_epoch), 4),
+            f"weights are averaged over a {AVERAGED_SHARE}th of the steps",
+        ),
+    ]
+
+
+def crop_size(
+    shape: Sequence[float], patch_size: Sequence[int], largest: int, voxels: float
+) -> tuple[int, ...]:
+    """Chooses crops that hold a case of a shape, in whole patches, and fit the memory.
+
+    The axis along which crops are largest, as a share of the case, loses a patch until they fit, as
+    in nnU-Net; so crops keep the proportions of cases.
+
+    Args:
+      shape: voxels of the case per axis.
+      patch_size: voxels of a patch per axis.
+      largest: the most voxels per axis.
+      voxels: the most voxels of a crop.
+    """
+    size = [
+        max(patch, min(math.ceil(n / patch) * patch, largest // patch * patch))
+        for n, patch in zip(shape, patch_size, strict=True)
+    ]
+    while math.prod(size) > voxels:
+        shrinkable = [axis for axis in range(3) if size[axis] > patch_size[axis]]
+        if not shrinkable:
+            break
+        axis = max(shrinkable, key=lambda axis: size[axis] / shape[axis])
+        size[axis] -= patch_size[axis]
+    return tuple(size)
+
+
+def apply(choices: Sequence[Choice], cfg: Config) -> Config:
+    """Returns options with those of a plan in their places."""
+    for choice in choices:
+        record = dataclasses.replace(getattr(cfg, choice.record), **{choice.name: choice.value})
+        cfg = dataclasses.replace(cfg, **{choice.record: record})
+    return cfg
+
+
+def describe(choices: Sequence[Choice], cfg: Config) -> list[str]:
+    """Lists the choices that the options follow, with reasons, and those of the command line."""
+    lines = []
+    for choice in choices:
+        value = getattr(getattr(cfg, choice.record), choice.name)
+        reason = choice.reason if value == choice.value else "given on the command line"
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        lines.append(f"{option(choice.name)} {shown or 'none'}: {reason}")
+    return lines
+
+
+def _spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float] | None, str]:
+    spacings = fingerprint.spacings
+    median = np.median(spacings, axis=0)
+    if np.allclose(spacings, median, rtol=0.01):
+        return None, f"all scans have {' x '.join(f'{mm:.3g}' for mm in median)} mm"
+    target = median.copy()
+    reason = "the median of the scans"
+    coarse = int(median.argmax())
+    if median[coarse] > ANISOTROPY * np.delete(median, coarse).max():
+        # With the median, half of the scans would lose the little detail that they have there.
+        target[coarse] = max(
+            np.percentile(spacings[:, coarse], 10), np.delete(median, coarse).max()
+        )
+        reason += f", and the 10th percentile along axis {coarse}, which is coarse"
+    x, y, z = (float(f"{mm:.3g}") for mm in target)
+    return (x, y, z), reason
+
+
+def _window(fingerprint: Fingerprint) -> Choice | None:
+    channels = [i for i, name in enumerate(fingerprint.modalities) if name.strip().upper() == "CT"]
+    if not channels:
+        return None
+    low = min(fingerprint.low[i] for i in channels)
+    high = max(fingerprint.high[i] for i in channels)
+    window = (float(math.floor(low)), float(math.ceil(max(high, low + 1))))
+    return Choice("data", "window", window, "0.5th to 99.5th percentile of labeled voxels")
+
+
+def _median_shape(
+    fingerprint: Fingerprint, spacing: Sequence[float] | None, crop: bool
+) -> list[float]:
+    shapes = fingerprint.boxes if crop else fingerprint.shapes
+    if spacing is not None:
+        shapes = shapes * fingerprint.spacings / np.array(spacing)
+    return np.median(shapes, axis=0).tolist()
+
+
+def _is_large(device: Device) -> bool:
+    """Returns whether the model of the paper's size can be trained in sensible time and memory."""
+    return device.platform != "cpu" and device.memory > 2 * LARGE_MODEL_BYTES
+
+
+def _model(large: bool) -> list[Choice]:
+    if not large:
+        reason = "small, for training on CPU or in little memory"
+        return [Choice("model", "patch_size", (8, 8, 8), reason)]
+    reason = "the paper's model, which fits the memory"
+    values = {
+        "family": "monai",
+        "patch_size": (16, 16, 16),
+        "light_r": 2.0,
+        "hidden_size": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+    }
+    return [Choice("model", name, value, reason) for name, value in values.items()]
