@@ -59,7 +59,7 @@ class Options:
     causes: bool = False
     """instead, plant errors in small models and print which causes are named; takes minutes"""
     healthy: bool = False
-    """with --causes, also diagnose 40 small models that agree, which must accuse nothing"""
+    """with --causes, also diagnose 43 small models that agree, which must accuse nothing"""
 
 
 def main() -> int:

@@ -14,8 +14,16 @@ from unetr_flax.parity.diagnose import diagnose, told
 from unetr_flax.parity.rows import compare_arrays
 from unetr_flax.parity.twins import make_twins, precise
 
-# Errors of each kind of module, in one small model whose program is compiled once.
+# Errors in one small model, whose program is compiled once; a few are in the default tests.
 MONAI_ERRORS = [error for error in TORCH_ERRORS if error.cfg == MONAI]
+FEW = (
+    "final norm missing",
+    "features one block early",
+    "InstanceNorm epsilon 1e-6",
+    "LeakyReLU of slope 0.2",
+    "concatenation in the other order",
+    "attention scaled by the embedding's width",
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,9 @@ def twins():
         return make_twins(MONAI, "float64", batch=1)
 
 
-@pytest.mark.parametrize("error", MONAI_ERRORS, ids=lambda error: error.name)
+@pytest.mark.parametrize(
+    "error", [e for e in MONAI_ERRORS if e.name in FEW], ids=lambda error: error.name
+)
 def test_error_in_the_torch_model_is_named(error, twins):
     findings = causes.torch_findings(error, twins)
     assert error.is_named(findings), told(findings)

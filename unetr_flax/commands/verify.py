@@ -31,7 +31,7 @@ class VerifyOptions:
     """A NIfTI scan to compare on too, preprocessed, its middle cut or filled to the window."""
 
     batch: int = 1
-    """Number of random volumes. Every module's output is kept for both models."""
+    """Number of random volumes. The output of every Flax module is kept."""
 
     seed: int = 0
     """Seed of the random volumes."""

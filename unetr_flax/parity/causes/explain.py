@@ -10,6 +10,9 @@ import torch
 # Largest max|a - b| / max|b| at which a reading explains a value, by dtype.
 EXPLAINED = {"float64": 1e-10, "float32": 1e-5}
 
+# Numbers in a value up to which two causes at a time are tried, some hundreds of pairs.
+PAIRS_UP_TO = 2**20
+
 Arrays = Mapping[str, torch.Tensor]
 
 
@@ -91,8 +94,9 @@ def read(
       dtype: "float64" or "float32", in which the value was computed.
 
     Returns:
-      The definition itself, one cause or two that together give the value, or a pattern that any
-      module may show (dropout, rounding to a shorter format); None if nothing does.
+      The definition itself, one cause or (of values that are not large) two that together give the
+      value, or a pattern that any module may show (dropout, rounding to a shorter format); None if
+      nothing does.
     """
     wide = {name: array.double() for name, array in arrays.items()}
     value = value.double()
@@ -101,7 +105,8 @@ def read(
     if difference <= EXPLAINED[dtype]:
         return Reading("", difference)
     known = [c for c in definition.causes if right.get(c.setting) != c.value]
-    for causes in itertools.chain(_singles(known), _pairs(known)):
+    pairs = _pairs(known) if value.numel() <= PAIRS_UP_TO else iter(())
+    for causes in itertools.chain(_singles(known), pairs):
         reading = _tried(definition, wide, right, causes, value)
         if reading is not None and reading.difference <= EXPLAINED[dtype]:
             return reading
