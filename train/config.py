@@ -298,6 +298,8 @@ OPTIONS_BEFORE_NAMES = {
     "crop_foreground": False,
     "family": "reference",
     "recipe": None,
+    "init": None,
+    "init_encoder": None,
     "allow_grid_mismatch": False,
     "num_folds": None,
     "fold": 0,
@@ -410,6 +412,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    if name in ("data", "splits") and value is not None:
+    if name in ("data", "splits", "init", "init_encoder") and value is not None:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value

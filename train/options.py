@@ -131,6 +131,13 @@ class TrainingOptions:
     recipe: str | None = None
     """Recipe in train/recipes/ whose options are the defaults of all others."""
 
+    init: Path | None = None
+    """Model folder whose weights the run starts from; classes, channels and window may differ."""
+
+    init_encoder: Path | None = None
+    """PyTorch file of a pretrained vision transformer that the encoder starts from, as `unetr
+    convert --encoder-for` takes it."""
+
     epochs: int = 24
     """Passes over the training cases."""
 

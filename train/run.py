@@ -15,6 +15,7 @@ from train.console import make_console
 from train.data.augment import AUGMENTATIONS
 from train.data.loader import Batches
 from train.export import save_model
+from train.initial import check_initial, with_initial_weights
 from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
@@ -53,6 +54,7 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     """
     started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
+    check_initial(cfg)
     mesh = _mesh(cfg)
     check_size(cfg)
     with ExitStack() as stack:
@@ -120,6 +122,9 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         if checkpoints.last_step is None:
             placed = sharding.state_sharding(abstract, mesh)
             state = create_state(model, tx, training.seed, placed, averaged=averaged)
+            state, loaded = with_initial_weights(state, cfg, task.model_config)
+            if loaded:
+                console.print(loaded, soft_wrap=True)
             if distributed.is_main():
                 samples = draw_samples(batches, make_changes(cfg), training.seed)
                 save_sheet(cfg.out / "augmentation.png", *samples)

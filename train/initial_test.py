@@ -1,0 +1,79 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.config import Config
+from train.initial import check_initial, with_initial_weights
+from train.run_dir import OptionError
+from train.state import initial_state
+from unetr_flax import UNETR, UNETRConfig
+from unetr_flax.model.abstract import abstract_variables
+from unetr_flax.weights import save_pretrained, to_torch, write_state_dict
+
+SIZES = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 20, "num_heads": 2}
+THEIRS = UNETRConfig.monai((32, 16, 16), 1, 2, **SIZES)
+OURS = UNETRConfig.monai((16, 16, 32), 2, 3, **SIZES)
+
+
+def filled(cfg, value):
+    shapes = abstract_variables(UNETR(cfg))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), shapes)
+
+
+def state_of(cfg):
+    variables = jax.tree.map(jnp.asarray, filled(cfg, 0))
+    return initial_state(variables, optax.sgd(0.1), jax.random.key(0), averaged=True)
+
+
+def config(**options):
+    cfg = Config()
+    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, **options))
+
+
+def values(tree):
+    return {float(leaf.max()) for leaf in jax.tree.leaves(tree)}
+
+
+def test_a_model_of_other_classes_channels_and_window(tmp_path):
+    save_pretrained(tmp_path / "model", THEIRS, filled(THEIRS, 5))
+    state, told = with_initial_weights(state_of(OURS), config(init=tmp_path / "model"), OURS)
+    params = state.params
+    assert values(params["encoder"]["block_3"]) == {5}
+    assert values(params["decoder"]["stage_0"]) == {5}
+    assert params["encoder"]["embedding"]["position_embedding"].shape == (1, 2, 12)
+    assert values(params["encoder"]["embedding"]["position_embedding"]) == {5}
+    assert values(params["decoder"]["head"]) == {0}
+    assert "positions interpolated; not loaded, since classes or channels differ: " in told
+    assert "decoder/head/bias, decoder/head/kernel" in told
+    jax.tree.map(np.testing.assert_array_equal, state.average["params"], params)
+
+
+def test_an_encoder_from_elsewhere(tmp_path):
+    weights = to_torch(filled(THEIRS, 5), THEIRS)
+    encoder = {key: value for key, value in weights.items() if key.startswith("vit.")}
+    write_state_dict(tmp_path / "vit.safetensors", encoder, {})
+    options = config(init_encoder=tmp_path / "vit.safetensors")
+    state, told = with_initial_weights(state_of(OURS), options, OURS)
+    assert values(state.params["encoder"]["block_11"]) == {5}
+    assert values(state.params["decoder"]) == {0}
+    assert "137 keys loaded, 0 skipped, 1 resized" in told
+
+
+def test_what_does_not_fit_is_one_line(tmp_path):
+    other = UNETRConfig.monai((32, 16, 16), 1, 2, **{**SIZES, "mlp_dim": 24})
+    save_pretrained(tmp_path / "model", other, filled(other, 5))
+    with pytest.raises(OptionError, match=r"--init .*expand/bias is .24.*only channels, classes"):
+        with_initial_weights(state_of(OURS), config(init=tmp_path / "model"), OURS)
+    with pytest.raises(OptionError, match=r"--init-encoder .*none: no such file"):
+        check_initial(config(init_encoder=tmp_path / "none"))
+    with pytest.raises(OptionError, match="only one of them"):
+        check_initial(config(init_encoder=tmp_path, init=tmp_path))
+
+
+def test_without_options_nothing_changes():
+    state = state_of(OURS)
+    assert with_initial_weights(state, config(), OURS) == (state, "")
