@@ -9,8 +9,15 @@ from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.twins import make_twins, precise
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", configs.ALL)
+# Trajectories take a minute each, so by default there is that of the small model.
+CASES = [
+    pytest.param(name, rung, marks=[pytest.mark.slow] * (rung == "trajectory" and name != "small"))
+    for name in configs.ALL
+    for rung in RUNGS
+]
+
+
+@pytest.mark.parametrize(("name", "rung"), CASES)
 def test_float64(name, rung):
     with precise():
         assert_rows(RUNGS[rung](make_twins(configs.ALL[name], "float64")))

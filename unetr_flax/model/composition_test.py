@@ -140,6 +140,7 @@ def test_vmap_of_grad_gives_the_gradient_of_each_volume(case):
     )
 
 
+@slow
 @of_gradients
 def test_checkpoint_and_scan_change_no_gradient(case):
     params = case.variables["params"]
@@ -193,6 +194,7 @@ def test_forward_mode_of_the_tuned_lowering_names_the_plain_one(case, name):
     assert "\n" not in str(error.value)
 
 
+@slow
 @of_gradients
 def test_second_derivatives_by_reverse_mode_are_those_by_forward_mode(case):
     zero = jnp.zeros((), case.image.dtype)

@@ -72,7 +72,7 @@ def assert_same(found, expected, tolerance):
         assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3 * largest)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_plain_definitions_give_the_same_numbers(family, remat):
     (expected_gradients, expected), _ = results(family, "xla", False)
