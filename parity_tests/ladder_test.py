@@ -8,7 +8,6 @@ from parity_tests.planted_errors import PLANTED_ERRORS
 from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.twins import make_twins, precise
 
-
 # Trajectories take a minute each, so by default there is that of the small model.
 CASES = [
     pytest.param(name, rung, marks=[pytest.mark.slow] * (rung == "trajectory" and name != "small"))
