@@ -223,6 +223,21 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(variables):
     assert jnp.abs(logits.astype(jnp.float32) - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_the_residual_stream_keeps_the_precision_of_the_parameters(param_dtype):
+    model = UNETR(CFG, dtype=jnp.bfloat16, param_dtype=param_dtype)
+    x = jax.ShapeDtypeStruct((1, *CFG.img_size, CFG.in_channels), param_dtype)
+
+    def blocks(variables, x):
+        _, state = model.apply(variables, x, capture_intermediates=True)
+        return {k: v for k, v in state["intermediates"]["encoder"].items() if "block" in k}
+
+    with jax.numpy_dtype_promotion("standard"):
+        found = jax.eval_shape(blocks, abstract_variables(model), x)
+    outputs = [found[f"block_{i}"]["__call__"][0] for i in range(CFG.num_layers)]
+    assert {output.dtype for output in outputs} == {jnp.dtype(param_dtype)}
+
+
 def test_gradients_reach_every_parameter(variables):
     def loss(params):
         return (UNETR(CFG).apply({**variables, "params": params}, image()) ** 2).mean()

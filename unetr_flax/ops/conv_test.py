@@ -220,3 +220,17 @@ def test_vmap_and_second_derivatives():
             return jax.grad(total)(kernel)
 
         assert_close(second_derivative(conv), second_derivative(plain_conv), 1e-10)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
+def test_the_gradient_of_a_bias_in_bfloat16_is_summed_in_float32(lowering):
+    conv = ops.Conv(2, kernel_size=(1, 1, 1), dtype=jnp.bfloat16, lowering=lowering)
+    params = {"kernel": jnp.ones((1, 1, 1, 1, 2)), "bias": jnp.zeros(2)}
+    image = jnp.ones((1, 16, 32, 32, 1))
+
+    def total(params):
+        return conv.apply({"params": params}, image).astype(jnp.float32).sum()
+
+    grad = jax.jit(jax.grad(total))(params)["bias"]
+    # Added up one after the other in bfloat16, ones stop counting at 256.
+    np.testing.assert_array_equal(grad, 16 * 32 * 32)
