@@ -93,7 +93,7 @@ def _of_folder(
     ours: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes)
     fits = {p for p, leaf in ours.items() if p in theirs and theirs[p].shape == leaf.shape}
     left = sorted("/".join(path[1:]) for path in ours.keys() - fits)
-    for path in ours.keys() - fits:
+    for path in sorted(ours.keys() - fits):
         by_channels = path[1:3] == HEAD or path[1:4] == STEM or _reads_image(path, cfg)
         if path not in theirs or not by_channels:
             found = np.shape(theirs[path]) if path in theirs else "missing"
