@@ -82,7 +82,7 @@ def _any(pattern: str) -> Callable[[Path], bool]:
 _NEIGHBORS: tuple[tuple[Callable[[Path], bool], str], ...] = (
     (
         _any("dataset_fingerprint.json"),
-        "is preprocessed by nnU-Net; give the raw folder, nnUNet_raw/DatasetXXX_NAME",
+        "is preprocessed by nnU-Net; give the raw folder of the data set, below nnUNet_raw",
     ),
     (_any("Dataset[0-9][0-9][0-9]_*/"), "holds several data sets of nnU-Net; give one of them"),
     (_any("Task[0-9][0-9]*_*/"), "holds several tasks of the Decathlon; give one of them"),

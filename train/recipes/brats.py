@@ -11,9 +11,9 @@ from train.options import (
     AugmentationOptions,
     DataOptions,
     LossOptions,
-    ModelOptions,
     TrainingOptions,
 )
+from train.recipes import PAPER_MODEL
 
 RECIPE = Config(
     data=DataOptions(
@@ -23,14 +23,7 @@ RECIPE = Config(
         roi_size=(128, 128, 128),
         batch_size=2,
     ),
-    model=ModelOptions(
-        family="monai",
-        patch_size=(16, 16, 16),
-        light_r=2.0,
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-    ),
+    model=PAPER_MODEL,
     # MONAI's tutorial: smooth_nr 0, squared denominators.
     loss=LossOptions(squared_pred=True, smooth_nr=0.0),
     augmentation=AugmentationOptions(augmentation="monai_brats", flips=(0, 1, 2)),

@@ -13,9 +13,9 @@ from train.options import (
     AugmentationOptions,
     DataOptions,
     LossOptions,
-    ModelOptions,
     TrainingOptions,
 )
+from train.recipes import PAPER_MODEL
 from unetr_flax.imaging.presets import PRESETS
 
 RECIPE = Config(
@@ -26,14 +26,7 @@ RECIPE = Config(
         roi_size=(96, 96, 96),
         batch_size=4,
     ),
-    model=ModelOptions(
-        family="monai",
-        patch_size=(16, 16, 16),
-        light_r=2.0,
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-    ),
+    model=PAPER_MODEL,
     loss=LossOptions(squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6),
     augmentation=AugmentationOptions(
         augmentation="unetr_btcv", flips=(0, 1, 2), flip_probability=0.2, rotate90_probability=0.2

@@ -7,7 +7,8 @@ section 4.2).
 """
 
 from train.config import Config
-from train.options import AugmentationOptions, DataOptions, ModelOptions, TrainingOptions
+from train.options import AugmentationOptions, DataOptions, TrainingOptions
+from train.recipes import PAPER_MODEL
 from unetr_flax.imaging.presets import PRESETS
 
 RECIPE = Config(
@@ -18,14 +19,7 @@ RECIPE = Config(
         roi_size=(96, 96, 96),
         batch_size=2,
     ),
-    model=ModelOptions(
-        family="monai",
-        patch_size=(16, 16, 16),
-        light_r=2.0,
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-    ),
+    model=PAPER_MODEL,
     augmentation=AugmentationOptions(
         augmentation="unetr_btcv", flips=(0, 1, 2), flip_probability=0.2, rotate90_probability=0.2
     ),
