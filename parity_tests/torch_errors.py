@@ -4,17 +4,39 @@ Each of them changes a model that stands in for somebody's own port.
 """
 
 import dataclasses
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import nn
 
 from parity_tests import configs
+from parity_tests.torch_faults import (
+    ATTENTION,
+    FastGELU,
+    both,
+    change_attention,
+    change_blocks,
+    change_embedding,
+    change_input,
+    change_output,
+    change_weight,
+    halves,
+    hidden_one_early,
+    in_narrow_format,
+    in_training,
+    interpolated,
+    misread_positions,
+    no_residual,
+    no_shortcut,
+    post_norm,
+    replace_module,
+    round_products,
+    set_attributes,
+    transposed_positions,
+)
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.diagnose import Finding
 
@@ -68,202 +90,6 @@ class TorchError:
         return everywhere or len(told) == len(self.named)
 
 
-def _forward(module: nn.Module, forward: Callable) -> None:
-    module.forward = types.MethodType(forward, module)
-
-
-def _set(path: str, **values: Any) -> Callable[[Any], None]:
-    """Sets attributes of a submodule."""
-
-    def plant(model):
-        for name, value in values.items():
-            setattr(model.get_submodule(path), name, value)
-
-    return plant
-
-
-def _replace(path: str, new: nn.Module) -> Callable[[Any], None]:
-    """Replaces a submodule."""
-    parent, _, name = path.rpartition(".")
-    return lambda model: setattr(model.get_submodule(parent), name, new)
-
-
-def _weight(path: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], None]:
-    """Changes the weight of a submodule."""
-
-    def plant(model):
-        weight = model.get_submodule(path).weight
-        weight.data = change(weight.data).contiguous()
-
-    return plant
-
-
-def _before(path: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], None]:
-    """Changes what a submodule is given."""
-    return lambda model: model.get_submodule(path).register_forward_pre_hook(
-        lambda module, args: (change(args[0]), *args[1:])
-    )
-
-
-def _after(path: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """Changes what a submodule returns."""
-    return lambda model: model.get_submodule(path).register_forward_hook(
-        lambda module, args, output: change(output)
-    )
-
-
-def _both(*plants: Callable[[Any], None]) -> Callable[[Any], None]:
-    def plant(model):
-        for one in plants:
-            one(model)
-
-    return plant
-
-
-def _training(path: str, rate: float | None = None) -> Callable[[Any], None]:
-    """Leaves the training mode of a submodule on."""
-
-    def plant(model):
-        module = model.get_submodule(path)
-        if rate is not None:
-            module.p = rate
-        module.train()
-
-    return plant
-
-
-ATTENTION = "transformer.layers.1.0.fn"
-
-
-def _attention(
-    order: str = "(h d qkv)",
-    roles: str = "qkv",
-    join: str = "(h d)",
-    after: bool = False,
-    softmax: int = -1,
-    mask_as: str = "applied",
-) -> Callable[[Any], None]:
-    """Replaces the attention of one block."""
-
-    def forward(self, x, mask=None):
-        qkv = rearrange(self.qkv(x), f"b n {order} -> qkv b h n d", h=self.num_heads, qkv=3)
-        query, key, value = (qkv["qkv".index(role)] for role in roles)
-        energy = query @ key.transpose(-1, -2)
-        if mask is not None and mask_as != "ignored":
-            energy = energy.masked_fill(
-                mask if mask_as == "inverted" else ~mask, torch.finfo(energy.dtype).min
-            )
-        scale = self.emb_size**-0.5
-        weights = (energy if after else energy * scale).softmax(softmax)
-        out = self.att_drop(weights * scale if after else weights) @ value
-        return self.projection(rearrange(out, f"b h n d -> b n {join}"))
-
-    return lambda model: _forward(model.get_submodule(ATTENTION), forward)
-
-
-def _blocks(step: Callable) -> Callable[[Any], None]:
-    """Replaces what the reference's transformer does in each block."""
-
-    def forward(self, x, mask=None):
-        extracted = []
-        for number, layer in enumerate(self.layers, start=1):
-            x = step(x, *layer.children(), number)
-            if number in self.extract_layers:
-                extracted.append(x)
-        return extracted
-
-    return lambda model: _forward(model.transformer, forward)
-
-
-def _post_norm(x, attention, mlp, number):
-    x = attention.norm(x + attention.fn(x))
-    return mlp.norm(x + mlp.fn(x))
-
-
-def _no_residual(x, attention, mlp, number):
-    x = attention(x) if number == 2 else attention(x) + x
-    return mlp(x) + x
-
-
-def _embedding(add: Callable, flatten: str = "b e h w d -> b (h w d) e") -> Callable[[Any], None]:
-    """Replaces the reference's sum of patches and positions."""
-
-    def forward(self, x):
-        x = rearrange(self.patch_embeddings(x), flatten)
-        return self.dropout(add(x, self.position_embeddings, self.patch_dim))
-
-    return lambda model: _forward(model.embedding, forward)
-
-
-def _transposed_positions(x, position, grid):
-    h, w, d = grid
-    return x + rearrange(position, "b (h w d) e -> b (d w h) e", h=h, w=w, d=d)
-
-
-def _misread_positions(x, position, grid):
-    h, w, d = grid
-    return x + rearrange(position, "b (d w h) e -> b (h w d) e", h=h, w=w, d=d)
-
-
-def _interpolated(mode: str) -> Callable[[Any], None]:
-    def forward(self, x):
-        strides = tuple(map(float, self.weight.shape[2:]))
-        y = F.interpolate(x, scale_factor=strides, mode=mode)
-        mixed = torch.einsum("bi...,io->bo...", y, self.weight.mean((2, 3, 4)))
-        return mixed + self.bias.reshape(1, -1, 1, 1, 1)
-
-    return lambda model: _forward(model.get_submodule("decoder6.1.block.0.block"), forward)
-
-
-class FastGELU(nn.Module):
-    """GELU by a sigmoid."""
-
-    def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
-
-
-def _in_float32(path: str, dtype: torch.dtype = torch.float32) -> Callable[[Any], None]:
-    """Computes a linear map in a shorter format."""
-
-    def forward(self, x):
-        bias = self.bias.to(dtype)
-        return F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
-
-    return lambda model: _forward(model.get_submodule(path), forward)
-
-
-def _rounded_products(path: str, precision: str) -> Callable[[Any], None]:
-    """Rounds the operands of a linear map, as fast units of processors do."""
-
-    def rounded(x):
-        if precision == "bfloat16":
-            return x.bfloat16().to(x.dtype)
-        mantissa, exponent = torch.frexp(x.float())
-        return torch.ldexp((mantissa * 2**11).round(), exponent - 11).to(x.dtype)
-
-    def forward(self, x):
-        return F.linear(rounded(x), rounded(self.weight), self.bias)
-
-    return lambda model: _forward(model.get_submodule(path), forward)
-
-
-def _hidden_one_early(output):
-    last, hidden = output
-    return last, [hidden[0], *hidden[:-1]]
-
-
-def _no_shortcut(model):
-    def forward(self, x):
-        y = self.lrelu(self.norm1(self.conv1(x)))
-        return self.lrelu(self.norm2(self.conv2(y)))
-
-    _forward(model.decoder4.conv_block, forward)
-
-
-def _halves(x):
-    return torch.roll(x, x.shape[1] // 2, 1)
-
-
 NORM = "transformer.layers.2.1.norm"
 MLP = "transformer.layers.1.1.fn"
 BATCH_NORM = "decoder6_upsampler.0.block.1"
@@ -274,106 +100,116 @@ _R, _M = REFERENCE, MONAI
 TORCH_ERRORS = tuple(
     TorchError(name, cfg, plant, (named,) if isinstance(named, str) else named, *masked)
     for name, cfg, plant, named, *masked in (
-        ("LayerNorm epsilon 1e-6", _R, _set(NORM, eps=1e-6), f"{NORM}: epsilon 1e-06 instead of"),
-        ("LayerNorm epsilon 1e-12", _R, _set(NORM, eps=1e-12), f"{NORM}: epsilon 1e-12"),
-        ("LayerNorm without bias", _R, _set(NORM, bias=None), f"{NORM}: bias dropped"),
-        ("LayerNorm left out", _R, _replace(NORM, nn.Identity()), f"{NORM}: norm left out"),
-        ("BatchNorm epsilon 1e-3", _R, _set(BATCH_NORM, eps=1e-3), f"{BATCH_NORM}: epsilon 0.001"),
-        ("batch statistics", _R, _training(BATCH_NORM), f"{BATCH_NORM}: batch's own statistics"),
+        (
+            "LayerNorm epsilon 1e-6",
+            _R,
+            set_attributes(NORM, eps=1e-6),
+            f"{NORM}: epsilon 1e-06 instead of",
+        ),
+        ("LayerNorm epsilon 1e-12", _R, set_attributes(NORM, eps=1e-12), f"{NORM}: epsilon 1e-12"),
+        ("LayerNorm without bias", _R, set_attributes(NORM, bias=None), f"{NORM}: bias dropped"),
+        ("LayerNorm left out", _R, replace_module(NORM, nn.Identity()), f"{NORM}: norm left out"),
+        (
+            "BatchNorm epsilon 1e-3",
+            _R,
+            set_attributes(BATCH_NORM, eps=1e-3),
+            f"{BATCH_NORM}: epsilon 0.001",
+        ),
+        ("batch statistics", _R, in_training(BATCH_NORM), f"{BATCH_NORM}: batch's own statistics"),
         (
             "stale running statistics",
             _R,
             lambda model: model.get_submodule(BATCH_NORM).reset_running_stats(),
             f"{BATCH_NORM}: initial running statistics",
         ),
-        ("GELU by tanh", _R, _replace(f"{MLP}.1", nn.GELU("tanh")), f"{MLP}.3: GELU by tanh"),
-        ("fast GELU", _R, _replace(f"{MLP}.1", FastGELU()), f"{MLP}.3: GELU by sigmoid"),
-        ("ReLU for GELU", _R, _replace(f"{MLP}.1", nn.ReLU()), f"{MLP}.3: ReLU instead of"),
+        ("GELU by tanh", _R, replace_module(f"{MLP}.1", nn.GELU("tanh")), f"{MLP}.3: GELU by tanh"),
+        ("fast GELU", _R, replace_module(f"{MLP}.1", FastGELU()), f"{MLP}.3: GELU by sigmoid"),
+        ("ReLU for GELU", _R, replace_module(f"{MLP}.1", nn.ReLU()), f"{MLP}.3: ReLU instead of"),
         (
             "LeakyReLU for ReLU",
             _R,
-            _replace("decoder6_upsampler.0.block.2", nn.LeakyReLU(0.01)),
+            replace_module("decoder6_upsampler.0.block.2", nn.LeakyReLU(0.01)),
             "decoder6_upsampler.0: LeakyReLU of slope 0.01 instead of ReLU",
         ),
         (
             "attention scaled by the head's width",
             _R,
-            _set(ATTENTION, emb_size=8),
+            set_attributes(ATTENTION, emb_size=8),
             f"{ATTENTION}.projection: attention scaled by the head's width",
         ),
         (
             "attention not scaled",
             _R,
-            _set(ATTENTION, emb_size=1),
+            set_attributes(ATTENTION, emb_size=1),
             f"{ATTENTION}.projection: attention not scaled",
         ),
         (
             "attention scaled after the softmax",
             _R,
-            _attention(after=True),
+            change_attention(after=True),
             f"{ATTENTION}.projection: scaled after the softmax",
         ),
         (
             "softmax over queries",
             _R,
-            _attention(softmax=-2),
+            change_attention(softmax=-2),
             f"{ATTENTION}.projection: softmax over the queries",
         ),
         (
             "qkv split as (qkv h d)",
             _R,
-            _attention("(qkv h d)"),
+            change_attention("(qkv h d)"),
             f"{ATTENTION}.projection: split as (qkv h d)",
         ),
         (
             "queries and keys exchanged",
             _R,
-            _attention(roles="kqv"),
+            change_attention(roles="kqv"),
             f"{ATTENTION}.projection: k, q, v taken for q, k, v",
         ),
         (
             "heads joined as (d h)",
             _R,
-            _attention(join="(d h)"),
+            change_attention(join="(d h)"),
             f"{ATTENTION}.projection: heads joined as (d h)",
         ),
         (
             "mask ignored",
             _R,
-            _attention(mask_as="ignored"),
+            change_attention(mask_as="ignored"),
             f"{ATTENTION}.projection: mask ignored",
             True,
         ),
         (
             "mask inverted",
             _R,
-            _attention(mask_as="inverted"),
+            change_attention(mask_as="inverted"),
             f"{ATTENTION}.projection: mask inverted",
             True,
         ),
         (
             "qkv bias dropped",
             _R,
-            _set(f"{ATTENTION}.qkv", bias=None),
+            set_attributes(f"{ATTENTION}.qkv", bias=None),
             f"{ATTENTION}.qkv: bias dropped",
         ),
-        ("post-norm", _R, _blocks(_post_norm), "transformer.layers.0.0.norm: post-norm"),
+        ("post-norm", _R, change_blocks(post_norm), "transformer.layers.0.0.norm: post-norm"),
         (
             "no sum around attention",
             _R,
-            _blocks(_no_residual),
+            change_blocks(no_residual),
             "transformer.layers.1.1.norm: residual sum around attention left out",
         ),
         (
             "extra final norm",
             _R,
-            _after("transformer", lambda z: [*z[:3], F.layer_norm(z[3], z[3].shape[-1:])]),
+            change_output("transformer", lambda z: [*z[:3], F.layer_norm(z[3], z[3].shape[-1:])]),
             "transformer.layers.4.1.fn.3: norm without parameters",
         ),
         (
             "skips exchanged",
             _R,
-            _after("transformer", lambda z: [z[1], z[0], *z[2:]]),
+            change_output("transformer", lambda z: [z[1], z[0], *z[2:]]),
             (
                 "decoder6.0.block.0.block: feature after block 1 instead of 2",
                 "decoder3.0.block.0.block: feature after block 2 instead of 1",
@@ -382,92 +218,92 @@ TORCH_ERRORS = tuple(
         (
             "position embedding missing",
             _R,
-            _embedding(lambda x, p, grid: x),
+            change_embedding(lambda x, p, grid: x),
             "transformer.layers.0.0.norm: position embedding missing",
         ),
         (
             "position embedding twice",
             _R,
-            _embedding(lambda x, p, grid: x + 2 * p),
+            change_embedding(lambda x, p, grid: x + 2 * p),
             "transformer.layers.0.0.norm: position embedding added twice",
         ),
         (
             "position embedding transposed",
             _R,
-            _embedding(_transposed_positions),
+            change_embedding(transposed_positions),
             "transformer.layers.0.0.norm: position embedding transposed",
         ),
         (
             "position embedding laid out as (d w h)",
             _R,
-            _embedding(_misread_positions),
+            change_embedding(misread_positions),
             "transformer.layers.0.0.norm: position embedding laid out",
         ),
         (
             "patches flattened in another order",
             _R,
-            _embedding(lambda x, p, grid: x + p, "b e h w d -> b (d w h) e"),
+            change_embedding(lambda x, p, grid: x + p, "b e h w d -> b (d w h) e"),
             "transformer.layers.0.0.norm: patches flattened",
         ),
         (
             "deconvolution kernel flipped",
             _R,
-            _weight(DECONV, lambda w: w.flip((2, 3, 4))),
+            change_weight(DECONV, lambda w: w.flip((2, 3, 4))),
             f"{DECONV}: kernel flipped",
         ),
         (
             "convolution kernel transposed",
             _R,
-            _weight(CONV, lambda w: w.permute(0, 1, 4, 3, 2)),
+            change_weight(CONV, lambda w: w.permute(0, 1, 4, 3, 2)),
             f"{CONV}: spatial axes in the order (2, 1, 0)",
         ),
         (
             "padded by reflection",
             _R,
-            _set(CONV, padding_mode="reflect"),
+            set_attributes(CONV, padding_mode="reflect"),
             f"{CONV}: padded by reflection",
         ),
-        ("convolution without bias", _R, _set(CONV, bias=None), f"{CONV}: bias dropped"),
+        ("convolution without bias", _R, set_attributes(CONV, bias=None), f"{CONV}: bias dropped"),
         (
             "interpolation for a deconvolution",
             _R,
-            _interpolated("trilinear"),
+            interpolated("trilinear"),
             "decoder6.1.block.0.block: up-sampled by linear interpolation",
         ),
         (
             "nearest neighbors for a deconvolution",
             _R,
-            _interpolated("nearest"),
+            interpolated("nearest"),
             "decoder6.1.block.0.block: up-sampled by nearest neighbors",
         ),
         (
             "halves of a concatenation exchanged",
             _R,
-            _before("decoder9_upsampler", _halves),
+            change_input("decoder9_upsampler", halves),
             "decoder9_upsampler.0.block.0.block: up-sampled features before the skip",
         ),
         (
             "dropout left on in the embedding",
             _R,
-            _training("embedding.dropout", 0.25),
+            in_training("embedding.dropout", 0.25),
             "transformer.layers.0.0.norm: dropout of rate 0.25",
         ),
         (
             "dropout left on in attention",
             _R,
-            _training(f"{ATTENTION}.att_drop", 0.25),
+            in_training(f"{ATTENTION}.att_drop", 0.25),
             f"{ATTENTION}.projection: dropout active on the attention weights",
         ),
         (
             "dropout left on in the feed-forward layer",
             _R,
-            _training(f"{MLP}.2", 0.1),
+            in_training(f"{MLP}.2", 0.1),
             f"{MLP}.3: dropout of rate 0.1",
         ),
         (
             "image normalized inside",
             _R,
-            _before(
+            change_input(
                 "",
                 lambda x: (
                     (x - x.mean((2, 3, 4), True)) / x.std((2, 3, 4), keepdim=True, correction=0)
@@ -481,7 +317,7 @@ TORCH_ERRORS = tuple(
         (
             "image's axes exchanged",
             _R,
-            _before("", lambda x: x.transpose(2, 4)),
+            change_input("", lambda x: x.transpose(2, 4)),
             (
                 "embedding.patch_embeddings: spatial axes in the order (2, 1, 0)",
                 "decoder0.0.block.0.block: spatial axes in the order (2, 1, 0)",
@@ -490,46 +326,56 @@ TORCH_ERRORS = tuple(
         (
             "image's channels reversed for the encoder",
             _R,
-            _before("embedding", lambda x: x.flip(1)),
+            change_input("embedding", lambda x: x.flip(1)),
             "embedding.patch_embeddings: channels in reverse order",
         ),
-        ("softmax on logits", _R, _after("", lambda y: y.softmax(1)), "logits: softmax"),
-        ("linear map in float32", _R, _in_float32(f"{MLP}.0"), f"{MLP}.0: computed in float32"),
+        ("softmax on logits", _R, change_output("", lambda y: y.softmax(1)), "logits: softmax"),
+        (
+            "linear map in float32",
+            _R,
+            in_narrow_format(f"{MLP}.0"),
+            f"{MLP}.0: computed in float32",
+        ),
         (
             "linear map in bfloat16",
             _R,
-            _in_float32(f"{MLP}.0", torch.bfloat16),
+            in_narrow_format(f"{MLP}.0", torch.bfloat16),
             f"{MLP}.0: computed in bfloat16",
         ),
         (
             "products of TF32 numbers",
             _R,
-            _rounded_products(f"{MLP}.0", "tf32"),
+            round_products(f"{MLP}.0", "tf32"),
             f"{MLP}.0: products of TF32 or float16 numbers",
         ),
         (
             "products of bfloat16 numbers",
             _R,
-            _rounded_products(f"{MLP}.0", "bfloat16"),
+            round_products(f"{MLP}.0", "bfloat16"),
             f"{MLP}.0: products of bfloat16 numbers",
         ),
         (
             "epsilon and GELU at once",
             _R,
-            _both(_set(NORM, eps=1e-6), _replace(f"{MLP}.1", nn.GELU("tanh"))),
+            both(set_attributes(NORM, eps=1e-6), replace_module(f"{MLP}.1", nn.GELU("tanh"))),
             (f"{MLP}.3: GELU by tanh", f"{NORM}: epsilon 1e-06"),
         ),
         (
             "epsilon and bias in one norm",
             _R,
-            _set(NORM, eps=1e-3, bias=None),
+            set_attributes(NORM, eps=1e-3, bias=None),
             f"{NORM}: epsilon 0.001 instead of 1e-05 and bias dropped",
         ),
-        ("final norm missing", _M, _replace("vit.norm", nn.Identity()), "vit.norm: norm left out"),
+        (
+            "final norm missing",
+            _M,
+            replace_module("vit.norm", nn.Identity()),
+            "vit.norm: norm left out",
+        ),
         (
             "features one block early",
             _M,
-            _after("vit", _hidden_one_early),
+            change_output("vit", hidden_one_early),
             (
                 "encoder4.transp_conv_init.conv: feature after block 9 instead of 10",
                 "encoder3.transp_conv_init.conv: feature after block 6 instead of 7",
@@ -539,19 +385,19 @@ TORCH_ERRORS = tuple(
         (
             "InstanceNorm epsilon 1e-6",
             _M,
-            _set("decoder4.conv_block.norm1", eps=1e-6),
+            set_attributes("decoder4.conv_block.norm1", eps=1e-6),
             "decoder4.conv_block.norm1: epsilon 1e-06 instead of 1e-05",
         ),
         (
             "statistics over all channels",
             _M,
-            _replace("decoder4.conv_block.norm1", nn.GroupNorm(1, 16, affine=False)),
+            replace_module("decoder4.conv_block.norm1", nn.GroupNorm(1, 16, affine=False)),
             "decoder4.conv_block.norm1: group norm and statistics over all channels",
         ),
         (
             "LeakyReLU of slope 0.2",
             _M,
-            _replace("decoder4.conv_block.lrelu", nn.LeakyReLU(0.2)),
+            replace_module("decoder4.conv_block.lrelu", nn.LeakyReLU(0.2)),
             (
                 "decoder4.conv_block.conv2.conv: LeakyReLU of slope 0.2 instead of 0.01",
                 "decoder4.conv_block: LeakyReLU of slope 0.2 instead of 0.01",
@@ -560,7 +406,7 @@ TORCH_ERRORS = tuple(
         (
             "no shortcut",
             _M,
-            _no_shortcut,
+            no_shortcut,
             (
                 "decoder4.conv_block.conv3.conv: never calls",
                 "decoder4.conv_block.norm3: never calls",
@@ -570,13 +416,13 @@ TORCH_ERRORS = tuple(
         (
             "concatenation in the other order",
             _M,
-            _before("decoder3.conv_block", _halves),
+            change_input("decoder3.conv_block", halves),
             "decoder3.conv_block.conv1.conv: skip before the up-sampled features",
         ),
         (
             "patches flattened with channels first",
             _M,
-            _replace(
+            replace_module(
                 "vit.patch_embedding.patch_embeddings.0",
                 Rearrange("b c (h p1) (w p2) -> b (h w) (c p1 p2)", p1=16, p2=16),
             ),
@@ -585,13 +431,13 @@ TORCH_ERRORS = tuple(
         (
             "attention scaled by the embedding's width",
             _M,
-            _set("vit.blocks.3.attn", scale=24**-0.5),
+            set_attributes("vit.blocks.3.attn", scale=24**-0.5),
             "vit.blocks.3.attn.out_proj: attention scaled by the embedding's width",
         ),
         (
             "an own idea that nobody knows",
             _M,
-            _after("vit.blocks.3.mlp.linear1", lambda y: y + 0.01 * y.roll(1, -1) ** 2),
+            change_output("vit.blocks.3.mlp.linear1", lambda y: y + 0.01 * y.roll(1, -1) ** 2),
             "vit.blocks.3.mlp.linear1: no known cause",
         ),
     )
