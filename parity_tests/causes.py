@@ -177,19 +177,7 @@ def healthy_configs() -> dict[str, UNETRConfig]:
     from parity_tests import monai_configs
 
     monai = {name: UNETRConfig.monai(**values) for name, values in monai_configs.ALL.items()}
-    tamasino52 = UNETRConfig.tamasino52(
-        (16, 12, 4),
-        1,
-        5,
-        patch_size=(8, 4, 2),
-        hidden_size=12,
-        num_layers=5,
-        num_heads=4,
-        mlp_dim=7,
-        skip_layers=(1, 2, 4, 5),
-        width=6,
-    )
-    return {**configs.ALL, "tamasino52": tamasino52, **monai}
+    return {**configs.ALL, "tamasino52": configs.TAMASINO52, **monai}
 
 
 def print_table(healthy: bool) -> int:

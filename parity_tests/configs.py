@@ -39,4 +39,19 @@ PATCH_1_2_4 = UNETRConfig.reference(
     skip_layers=(1, 2, 5, 6),
 )
 
+# The family of github.com/tamasino52/UNETR, with patches that differ by axis.
+TAMASINO52 = UNETRConfig.tamasino52(
+    (16, 12, 4),
+    1,
+    5,
+    patch_size=(8, 4, 2),
+    hidden_size=12,
+    num_layers=5,
+    num_heads=4,
+    mlp_dim=7,
+    skip_layers=(1, 2, 4, 5),
+    width=6,
+)
+
+# Those of the reference.
 ALL = {"small": SMALL, "patch 16": PATCH_16, "patch 1, 2 and 4": PATCH_1_2_4}

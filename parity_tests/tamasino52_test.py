@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from parity_tests import configs
 from parity_tests.gradients import evaluation_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
@@ -21,18 +22,7 @@ CONFIGS = {
     "4 blocks": UNETRConfig.tamasino52(
         (32, 16, 48), 4, 2, hidden_size=32, num_layers=4, num_heads=2, mlp_dim=20, width=2
     ),
-    "5 blocks, patches of 8, 4 and 2": UNETRConfig.tamasino52(
-        (16, 12, 4),
-        1,
-        5,
-        patch_size=(8, 4, 2),
-        hidden_size=12,
-        num_layers=5,
-        num_heads=4,
-        mlp_dim=7,
-        skip_layers=(1, 2, 4, 5),
-        width=6,
-    ),
+    "5 blocks, patches of 8, 4 and 2": configs.TAMASINO52,
 }
 ALL = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 

@@ -8,10 +8,11 @@ import sys
 import textwrap
 
 import jax
-import nibabel as nib
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from train.data.testing import write_boxes
 
 # Imports everything once, and forks a child for each line of the input, a list in JSON: the
 # arguments of the run, where to kill it, at which call there, and how many seconds later. Answers
@@ -121,25 +122,14 @@ def servers(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     cases = []
     for i in range(6):
         label = np.zeros((16, 16, 16), np.uint8)
         label[4 : 9 + i % 3, 3:12, 5:13] = 1
         image = (300.0 * label + rng.normal(0, 100, label.shape)).astype(np.int16)
-        case = {"image": f"i{i}.nii", "label": f"l{i}.nii"}
-        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / case["image"])
-        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / case["label"])
-        cases.append(case)
-    description = {
-        "name": "Boxes",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "box"},
-        "training": cases,
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
+        cases.append((image, label))
+    return write_boxes(tmp_path_factory.mktemp("data"), cases)
 
 
 def arguments(data, out, epochs):

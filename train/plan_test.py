@@ -1,13 +1,12 @@
 import dataclasses
-import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from train.config import DATA, parse
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.layouts import read_dataset
+from train.data.testing import write_boxes
 from train.plan import Device, apply, crop_size, plan_first, plan_options, plan_second
 
 CPU = Device("cpu", 16 << 30, 1)
@@ -101,18 +100,8 @@ def folder(tmp_path):
         image[4:12, 6:18, 4:12] = 100 + i
         label = np.zeros(image.shape, np.uint8)
         label[6:10, 8:12, 6:9] = 1
-        case = {"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"}
-        for key, array in (("image", image), ("label", label)):
-            nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / case[key])
-        cases.append(case)
-    description = {
-        "name": "Boxes",
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "box"},
-        "training": cases,
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(description))
-    return tmp_path
+        cases.append((image, label))
+    return write_boxes(tmp_path, cases, "MRI", np.diag([1.0, 1.0, 2.0, 1.0]))
 
 
 def test_the_fingerprint_of_files(folder):

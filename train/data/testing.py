@@ -1,7 +1,7 @@
 """Small data sets on disk for the tests."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +60,29 @@ def write_decathlon(folder: Path, cases: int = 3) -> Path:
         numTraining=99,
         training=training,
     )
+    return folder
+
+
+def write_boxes(
+    folder: Path,
+    cases: Iterable[tuple[np.ndarray, np.ndarray]],
+    modality: str = "CT",
+    affine: np.ndarray | None = None,
+) -> Path:
+    """Writes images and label maps of boxes as a data set in Decathlon layout.
+
+    Args:
+      folder: the folder of the data set.
+      cases: image and label map of each case.
+      modality: what the images are.
+      affine: affine of all files; the identity if None.
+    """
+    training = []
+    for i, (image, label) in enumerate(cases):
+        case = {"image": f"imagesTr/box_{i}.nii.gz", "label": f"labelsTr/box_{i}.nii.gz"}
+        write(folder / case["image"], image, affine)
+        write(folder / case["label"], label, affine)
+        training.append(case)
+    labels = {"0": "background", "1": "box"}
+    describe(folder, name="Boxes", modality={"0": modality}, labels=labels, training=training)
     return folder

@@ -113,16 +113,8 @@ def _model(source: Path, output: ConvertOptions, told: Told) -> Model:
     cfg, variables, preprocessing = read_target(output.encoder_for)
     variables, transfer = read_encoder(source, cfg, variables, output.encoder_img_size, told.ignore)
     print(transfer.describe())
-    return Model(
-        cfg,
-        variables,
-        file_weights=None,
-        held=None,
-        dropped=[],
-        cube_assumed=False,
-        preprocessing=preprocessing,
-        provenance={"encoder": source.name, "model": output.encoder_for.name},
-    )
+    provenance = {"encoder": source.name, "model": output.encoder_for.name}
+    return Model.of_flax(cfg, variables, preprocessing, provenance)
 
 
 def describe(model: Model) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from unetr_flax.commands.told import Told
 from unetr_flax.imaging.preprocessing import Preprocessing
@@ -48,6 +48,26 @@ class Model:
     preprocessing: Preprocessing | None
     provenance: Any
 
+    @classmethod
+    def of_flax(
+        cls,
+        cfg: UNETRConfig,
+        variables: dict[str, Any],
+        preprocessing: Preprocessing | None,
+        provenance: Any,
+    ) -> Self:
+        """Makes the record of a model that is in no PyTorch file."""
+        return cls(
+            cfg,
+            variables,
+            file_weights=None,
+            held=None,
+            dropped=[],
+            cube_assumed=False,
+            preprocessing=preprocessing,
+            provenance=provenance,
+        )
+
     @property
     def state_dict(self) -> dict[str, Any]:
         """Its PyTorch weights, as in the file; converted back for folders."""
@@ -72,16 +92,7 @@ def load_model(path: Path, told: Told) -> Model:
             raise CheckpointError(f"{path}: a folder tells all of its model, no option can")
         cfg, variables = load_pretrained(path)
         metadata = read_metadata(path)
-        return Model(
-            cfg,
-            variables,
-            file_weights=None,
-            held=None,
-            dropped=[],
-            cube_assumed=False,
-            preprocessing=metadata["preprocessing"],
-            provenance=metadata["provenance"],
-        )
+        return Model.of_flax(cfg, variables, metadata["preprocessing"], metadata["provenance"])
     try:
         file = read_state_dict(path, told.ignore)
     except CheckpointError as error:
