@@ -12,11 +12,16 @@ from train.run_dir import OptionError
 from train.state import initial_state
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.model.abstract import abstract_variables
-from unetr_flax.weights import save_pretrained, to_torch, write_state_dict
+from unetr_flax.weights import (
+    resize_position_embedding,
+    save_pretrained,
+    to_torch,
+    write_state_dict,
+)
 
 SIZES = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 20, "num_heads": 2}
 THEIRS = UNETRConfig.monai((32, 16, 16), 1, 2, **SIZES)
-OURS = UNETRConfig.monai((16, 16, 32), 2, 3, **SIZES)
+OURS = UNETRConfig.monai((16, 16, 48), 2, 3, **SIZES)
 
 
 def filled(cfg, value):
@@ -39,13 +44,20 @@ def values(tree):
 
 
 def test_a_model_of_other_classes_channels_and_window(tmp_path):
-    save_pretrained(tmp_path / "model", THEIRS, filled(THEIRS, 5))
+    theirs = filled(THEIRS, 5)
+    positions = np.random.default_rng(0).standard_normal((1, 2, 12)).astype(np.float32)
+    theirs["params"]["encoder"]["embedding"]["position_embedding"] = positions
+    save_pretrained(tmp_path / "model", THEIRS, theirs)
     state, told = with_initial_weights(state_of(OURS), config(init=tmp_path / "model"), OURS)
     params = state.params
     assert values(params["encoder"]["block_3"]) == {5}
     assert values(params["decoder"]["stage_0"]) == {5}
-    assert params["encoder"]["embedding"]["position_embedding"].shape == (1, 2, 12)
-    assert values(params["encoder"]["embedding"]["position_embedding"]) == {5}
+    _, resized = resize_position_embedding(THEIRS, theirs, OURS.img_size)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params["encoder"]["embedding"]["position_embedding"],
+        resized["params"]["encoder"]["embedding"]["position_embedding"],
+    )
     assert values(params["decoder"]["head"]) == {0}
     assert "positions interpolated; not loaded, since classes or channels differ: " in told
     assert "decoder/head/bias, decoder/head/kernel" in told
@@ -53,14 +65,15 @@ def test_a_model_of_other_classes_channels_and_window(tmp_path):
 
 
 def test_an_encoder_from_elsewhere(tmp_path):
-    weights = to_torch(filled(THEIRS, 5), THEIRS)
+    theirs = UNETRConfig.monai((32, 32, 32), 1, 2, **SIZES)
+    weights = to_torch(filled(theirs, 5), theirs)
     encoder = {key: value for key, value in weights.items() if key.startswith("vit.")}
     write_state_dict(tmp_path / "vit.safetensors", encoder, {})
     options = config(init_encoder=tmp_path / "vit.safetensors")
     state, told = with_initial_weights(state_of(OURS), options, OURS)
     assert values(state.params["encoder"]["block_11"]) == {5}
     assert values(state.params["decoder"]) == {0}
-    assert "137 keys loaded, 0 skipped, 1 resized" in told
+    assert "137 keys loaded, 0 skipped, 2 resized" in told
 
 
 def test_what_does_not_fit_is_one_line(tmp_path):

@@ -34,6 +34,7 @@ class EncoderSource:
       table: returns names of modules and arrays for the shapes in a file.
       epsilon: number that the norms add to a variance.
       class_token: key of a token that the encoder has beside those of patches.
+      class_row: whether the positions may have a row for that token, before those of patches.
       unapplied: beginnings of keys, below a block or the embedding, of arrays that are never
         applied.
     """
@@ -45,6 +46,7 @@ class EncoderSource:
     table: Callable[[Shapes], Table]
     epsilon: float
     class_token: str
+    class_row: bool = False
     unapplied: tuple[str, ...] = ()
 
 
@@ -134,6 +136,7 @@ SELFMEDMAE = EncoderSource(
     table=_selfmedmae_table,
     epsilon=1e-6,
     class_token="encoder.cls_token",
+    class_row=True,
 )
 
 SOURCES = (MONAI, SELFMEDMAE)

@@ -118,7 +118,7 @@ def load_encoder(
             raise CheckpointError(f"encoder: {key} is missing")
         array = _in_flax_layout(key, to_numpy(given[key]), pair.layout, cfg)
         if pair.flax_path == POSITIONS:
-            array = _adapt_positions(array, cfg, img_size, resized)
+            array = _adapt_positions(array, cfg, img_size, source.class_row, resized)
         elif pair.flax_path == STEM:
             array = _adapt_stem(array, cfg.in_channels, resized)
         elif pair.flax_path[-2] == "qkv":
@@ -178,21 +178,28 @@ def _in_flax_layout(key: str, array: np.ndarray, layout: Layout, cfg: UNETRConfi
 
 
 def _adapt_positions(
-    positions: np.ndarray, cfg: UNETRConfig, img_size: Sequence[int] | None, resized: list[str]
+    positions: np.ndarray,
+    cfg: UNETRConfig,
+    img_size: Sequence[int] | None,
+    class_row: bool,
+    resized: list[str],
 ) -> np.ndarray:
-    """Takes off the row of a class token, and interpolates to the model's grid of patches."""
+    """Takes off the row of a class token, if any, and interpolates to the model's patches."""
     tokens = positions.shape[1]
-    if img_size is None and cfg.num_patches in (tokens, tokens - 1):
+    counts = (tokens, tokens - 1) if class_row else (tokens,)
+    if img_size is None and cfg.num_patches in counts:
         img_size = cfg.img_size
-    for first in (0, 1):
+    for count in counts:
         try:
-            window = image_size(img_size, cfg.patch_size, tokens - first)
+            window = image_size(img_size, cfg.patch_size, count)
         except CheckpointError:
             continue
         grid = tuple(n // p for n, p in zip(window, cfg.patch_size, strict=True))
-        if math.prod(grid) != tokens - first:
+        if math.prod(grid) != count:
             continue
-        positions = positions[:, first:]
+        if count < tokens:
+            resized.append("row of the class token taken off the positions")
+        positions = positions[:, tokens - count :]
         if grid != cfg.grid_size:
             sizes = (" x ".join(map(str, each)) for each in (grid, cfg.grid_size))
             resized.append("positions interpolated from {} to {} patches".format(*sizes))

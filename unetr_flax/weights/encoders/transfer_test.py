@@ -197,8 +197,20 @@ def test_the_row_of_a_class_token_is_taken_off_the_positions():
     positions = state_dict.pop("encoder_pos_embed")
     # The name that fine-tuning gives them.
     state_dict["encoder.pos_embed"] = torch.cat([torch.zeros(1, 1, 12), positions], 1)
-    loaded, _ = load_encoder(state_dict, MONAI, variables(MONAI))
+    loaded, transfer = load_encoder(state_dict, MONAI, variables(MONAI))
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    assert transfer.resized == ("row of the class token taken off the positions",)
+
+
+def test_patches_are_never_taken_for_a_class_token_and_a_cube():
+    # Nine patches, 3 x 1 x 3, are no class token and 2 x 2 x 2.
+    state_dict = dict(source("vit")[0])
+    positions = np.ones((1, 9, 12))
+    state_dict["patch_embedding.position_embeddings"] = positions
+    with pytest.raises(CheckpointError, match="img_size: must be the encoder's window"):
+        load_encoder(state_dict, MONAI, variables(MONAI))
+    _, transfer = load_encoder(state_dict, MONAI, variables(MONAI), img_size=(48, 16, 48))
+    assert transfer.resized == ("positions interpolated from 3 x 1 x 3 to 2 x 1 x 3 patches",)
 
 
 def changed(cfg=MONAI, **values):
