@@ -65,7 +65,12 @@ def with_initial_weights(
             assert training.init is not None
             given, told = _of_folder(training.init, model_config, shapes)
     except (ValueError, OSError) as error:
-        raise OptionError(f"--init{'-encoder' * (training.init is None)} {error}") from None
+        option = "--init" if training.init_encoder is None else "--init-encoder"
+        # The window is an option of another command, whose result --init takes.
+        message = str(error).replace(
+            "--encoder-img-size: must", "unetr convert --encoder-for --encoder-img-size: must"
+        )
+        raise OptionError(f"{option} {message}") from None
     variables: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
         state.variables, keep_empty_nodes=True
     )

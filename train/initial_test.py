@@ -81,6 +81,10 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     save_pretrained(tmp_path / "model", other, filled(other, 5))
     with pytest.raises(OptionError, match=r"--init .*contract/kernel is .24, 12.*only channels"):
         with_initial_weights(state_of(OURS), config(init=tmp_path / "model"), OURS)
+    write_state_dict(tmp_path / "vit.safetensors", to_torch(filled(THEIRS, 5), THEIRS), {})
+    options = config(init_encoder=tmp_path / "vit.safetensors")
+    with pytest.raises(OptionError, match=r"--init-encoder .*unetr convert .*--encoder-img-size"):
+        with_initial_weights(state_of(OURS), options, OURS)
     with pytest.raises(OptionError, match=r"--init-encoder .*none: no such file"):
         check_initial(config(init_encoder=tmp_path / "none"))
     with pytest.raises(OptionError, match="only one of them"):
