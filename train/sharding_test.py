@@ -155,12 +155,15 @@ def assert_no_volume_is_gathered(arrays, program, volumes):
       program: text of the compiled program.
       volumes: number of volumes of each device.
     """
-    slices = collectives(program, "collective-permute")
+    parameters = {array.shape for array in arrays.values()}
+    # The 1x1x1 kernels of concatenations are cut in two; fsdp splits each half, and gathers it.
+    halves = {(s[3] // 2, s[4]) for s in parameters if len(s) == 5 and s[:3] == (1, 1, 1)}
+    kernels = {(rows // 2, columns) for rows, columns in halves}
+    slices = [x for x in collectives(program, "collective-permute") if x not in kernels]
     assert slices
     assert all(len(shape) == 5 and shape[1] == 1 for shape in slices)
     (position,) = (x for name, x in arrays.items() if "params['encoder']['embedding']['pos" in name)
-    parameters = {array.shape for array in arrays.values()}
-    assert not gathered_volumes(program, volumes * position.size, parameters)
+    assert not gathered_volumes(program, volumes * position.size, parameters | halves)
 
 
 @pytest.fixture(scope="module")
