@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unetr_flax import ops
@@ -133,30 +132,6 @@ def with_sharding(abstract: Any, mesh: Mesh) -> Any:
         abstract,
         state_sharding(abstract, mesh),
     )
-
-
-def gathered(params: Any, mesh: Mesh | None) -> Any:
-    """Copies parameters to each device for its computations; their gradients are split again.
-
-    Without it the compiler might as well keep the parameters and gather the features instead.
-
-    Args:
-      params: parameters, split by fsdp.
-      mesh: see `make_mesh`; None changes nothing.
-    """
-    if mesh is None or mesh.shape[FSDP] == 1:
-        return params
-    shardings = state_sharding(params, mesh)
-
-    @jax.custom_vjp
-    def gather(params):
-        return lax.with_sharding_constraint(params, replicated(mesh))
-
-    gather.defvjp(
-        lambda params: (gather(params), None),
-        lambda _, grads: (lax.with_sharding_constraint(grads, shardings),),
-    )
-    return gather(params)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, Sharding
 
 from train.ema import update_average
 from train.losses import Loss
-from train.sharding import gathered, lowered_for
+from train.sharding import lowered_for
 from train.state import TrainState
 from unetr_flax import UNETRConfig, ops
 from unetr_flax.runtime.compiler_options import compiler_options
@@ -79,7 +79,7 @@ def make_train_step(
     def value_and_gradient(params, batch_stats, batch, key):
         def objective(params):
             logits, updates = model.apply(
-                {"params": gathered(params, mesh), "batch_stats": batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
                 rngs={"dropout": key},
