@@ -174,7 +174,14 @@ class Checkpoints:
                 manager.close()
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # Both may be saving at a time, when processes would meet at barriers of equal names.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=name
+            ),
+        )
         with self._one_line_errors("cannot be written"):
             return ocp.CheckpointManager(self._folder / name, options=options)
 

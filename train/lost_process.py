@@ -23,9 +23,11 @@ UNHEALTHY = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s+)+)")
 NO_COORDINATOR = re.compile(rb"Socket closed|Connection re(?:fused|set)|failed to connect")
 # What the runtime may say just before.
 PRELUDE = re.compile(
-    rb"preemption_sync_manager\.cc|coordination_service_agent\.cc|"
+    rb"preemption_sync_manager\.cc|coordination_service(?:_agent)?\.cc|^The tasks have crashed|"
     rb"^Additional GRPC error information|^:UNKNOWN:Error received from peer"
 )
+# A line of it with the number of a process.
+NUMBER = re.compile(rb"\d+\s*")
 # What a collective operation says that another process has left.
 BROKEN_COLLECTIVE = re.compile("Gloo|NCCL|nccl|Connection (?:closed|reset)|heartbeat|UNAVAILABLE")
 
@@ -76,7 +78,7 @@ def relay(source: BinaryIO, target: BinaryIO, command: str) -> None:
         if FATAL.search(line):
             message = line + source.read()
             held = [explanation(message, command).encode()]
-        elif PRELUDE.search(line):
+        elif PRELUDE.search(line) or (held and NUMBER.fullmatch(line)):
             held.append(line)
         else:
             target.write(line)

@@ -10,6 +10,12 @@ from train.lost_process import explanation, is_broken_collective, relay
 FATAL = b"F1126 13:50:27.796098 16259 client.h:80] Terminating process because the JAX distributed "
 FATAL += b"service detected fatal errors. This most likely indicates that another task died. "
 PRELUDE = b"E1126 14:55:06.499193 17611 coordination_service_agent.cc:289] Polled an error\n"
+PRELUDE += (
+    b"E1126 14:55:06.499193 17611 coordination_service.cc:1548] Use error polling to propagate "
+)
+PRELUDE += (
+    b"the following error: The following tasks are unhealthy:\n1\nThe tasks have crashed. Check\n"
+)
 STACK = b"*** Check failure stack trace: ***\n    @     0x7f0c4b172104  absl::LogMessage()\n"
 
 
@@ -43,8 +49,8 @@ def test_the_runtimes_last_message_becomes_one_line(message, lost):
 
 def test_what_might_have_led_up_to_it_is_not_lost():
     target = io.BytesIO()
-    relay(io.BytesIO(PRELUDE + b"a warning\n"), target, "x")
-    assert target.getvalue() == b"a warning\n" + PRELUDE
+    relay(io.BytesIO(b"12\n" + PRELUDE + b"a warning\n"), target, "x")
+    assert target.getvalue() == b"12\na warning\n" + PRELUDE
 
 
 def test_what_a_process_writes_is_handed_on_even_if_it_is_killed():
