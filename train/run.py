@@ -28,6 +28,7 @@ from train.sheet import draw_samples, save_sheet
 from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
+from unetr_flax.inference.predictor import make_predict
 from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
@@ -91,7 +92,14 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         console.print("The plan for these data:", *plan, sep="\n  ", soft_wrap=True)
     model = make_model(cfg, task.model_config)
     averaged = training.ema_decay > 0
-    evaluator = Evaluator(model, task.dataset, task.val_cases, task.preprocessing, training.overlap)
+    evaluator = Evaluator(
+        make_predict(model),
+        task.model_config,
+        task.dataset,
+        task.val_cases,
+        task.preprocessing,
+        training.overlap,
+    )
     batches = Batches(
         task.train_samples,
         AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -18,12 +17,12 @@ from train.interrupt import Interrupt
 from train.scores import COUNTS, FIELDS, CaseScores, Validation, judge
 from train.sharding import local_copy
 from train.state import TrainState
-from unetr_flax import Preprocessing
+from unetr_flax import Preprocessing, UNETRConfig
 from unetr_flax.evaluation.dice import DiceScores
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.restore import Restorer
 from unetr_flax.imaging.restore_regions import RegionRestorer
-from unetr_flax.inference.predictor import make_predict, windows_per_device
+from unetr_flax.inference.predictor import windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 
 
@@ -31,7 +30,9 @@ class Evaluator:
     """Segments cases and scores them.
 
     Args:
-      model: a UNETR; its img_size is the window.
+      predict: (variables, windows [B, *img_size, C]) -> logits [B, *img_size, K], as that of
+        `make_predict`.
+      model_config: the model's configuration; its img_size is the window.
       dataset: the data set of the cases.
       cases: cases to segment.
       preprocessing: preparation of a scan for the model, which is undone for the logits.
@@ -40,14 +41,15 @@ class Evaluator:
 
     def __init__(
         self,
-        model: nn.Module,
+        predict: Callable[[Any, np.ndarray], Any],
+        model_config: UNETRConfig,
         dataset: Dataset,
         cases: Sequence[Case],
         preprocessing: Preprocessing,
         overlap: float,
     ):
-        self._config = model.config
-        self._predict = make_predict(model)
+        self._predict = predict
+        self._config = model_config
         self._dataset = dataset
         self._cases = cases
         self._preprocessing = preprocessing

@@ -10,6 +10,7 @@ from train.data.dataset import Case, Dataset
 from train.validate import Evaluator
 from unetr_flax import Preprocessing
 from unetr_flax.imaging.stored_voxels import StoredVoxels
+from unetr_flax.inference.predictor import make_predict
 
 WINDOW = (16, 8, 8)
 NOBODY = types.SimpleNamespace(requested=False)
@@ -40,11 +41,12 @@ def cases(tmp_path):
     return cases
 
 
-def evaluator(cases, modality="CT", **options):
+def evaluator(cases, modality="CT", predict=None, **options):
     config = types.SimpleNamespace(img_size=WINDOW, in_channels=1, out_channels=2)
     preprocessing = Preprocessing.from_modalities([modality], **options)
     dataset = Dataset("Test", (modality,), ("background", "bright"), tuple(cases))
-    return Evaluator(Threshold(config), dataset, cases, preprocessing, overlap=0.25)
+    predict = predict or make_predict(Threshold(config))
+    return Evaluator(predict, config, dataset, cases, preprocessing, overlap=0.25)
 
 
 def state():
@@ -115,15 +117,14 @@ def test_a_case_is_read_and_normalized_once(cases, monkeypatch):
     assert len(normalized) == len(cases)
 
 
-def test_what_lies_outside_a_small_volume_looks_like_background(cases, monkeypatch):
+def test_what_lies_outside_a_small_volume_looks_like_background(cases):
     seen = []
 
     def predict(variables, x):
         seen.append(x)
         return np.concatenate([x, x], axis=-1)
 
-    monkeypatch.setattr("train.validate.make_predict", lambda model: predict)
-    ((sample, _),) = evaluator(cases, modality="MRI").segment({}, cases[1:2])
+    ((sample, _),) = evaluator(cases, modality="MRI", predict=predict).segment({}, cases[1:2])
     lowest = sample.image.min()
     assert lowest < 0
     assert min(x.min() for x in seen) == lowest

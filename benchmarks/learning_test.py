@@ -1,0 +1,104 @@
+import itertools
+import json
+import types
+
+import pytest
+
+from benchmarks import learning_torch
+from benchmarks.learning import Options as LearningOptions
+from benchmarks.learning import SideFailed, _follow, _train, main
+from benchmarks.learning_curve import CURVE, Point, markdown, minutes_to, plot, read_curve
+from benchmarks.learning_torch import Clock, Rival, train
+from train.config import parse
+from train.console import make_console
+from train.task import prepare
+
+CURVES = {
+    "ours": [Point(60, 10, 0.5), Point(120, 20, 0.9), Point(180, 30, 0.88)],
+    "monai": [Point(60, 5, 0.2), Point(186, 15, 0.7)],
+}
+
+
+def test_sides_are_compared_where_all_have_been(tmp_path):
+    text = markdown(CURVES, ["the machine"])
+    assert text.startswith("the machine\n")
+    assert "| ours | 30 | 3.0 | 0.8800 | 0.9000 | 2.0 |" in text
+    assert "| monai | 15 | 3.1 | 0.7000 | 0.7000 | 3.1 |" in text
+    assert minutes_to(CURVES["monai"], 0.8) is None
+    plot(CURVES, tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").stat().st_size > 10_000
+
+
+def test_validations_of_a_run_are_followed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [
+        {"kind": "train", "step": 5},
+        {"kind": "validation", "step": 5, "mean_dice": 0.4},
+        {"kind": "validation_average", "step": 5, "mean_dice": 0.3},
+        {"kind": "validation", "step": 9, "mean_dice": 0.5},
+        {"kind": "validation_average", "step": 9, "mean_dice": 0.6},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    # The last record is written in two pieces.
+    parts = iter([lines[:100], lines[:-10], lines])
+
+    def poll():
+        part = next(parts, None)
+        if part is not None:
+            path.write_text(part)
+        return None if part is not None else 0
+
+    points = list(_follow(types.SimpleNamespace(poll=poll), path, 0.0))
+    assert [(point.step, point.dice) for point in points] == [(5, 0.4), (9, 0.6)]
+    assert points[0].seconds < points[1].seconds
+
+
+def test_a_rival_is_validated_evenly_and_off_the_clock(tmp_path, monkeypatch):
+    ticks = itertools.count()
+    now = [0.0]
+    monkeypatch.setattr(learning_torch.time, "perf_counter", lambda: now[0])
+
+    def step():
+        now[0] += 1
+        return 1.0
+
+    def validate():
+        now[0] += 100
+        return next(ticks) / 10
+
+    schedule = types.SimpleNamespace(step=lambda: None)
+    rival = types.SimpleNamespace(step=step, validate=validate, schedule=lambda total: schedule)
+    points = train(rival, 85.0, Clock(), tmp_path / CURVE)
+    # 97 % of the 80 seconds that are left after the steps that were timed.
+    assert [point.step for point in points] == [10, 20, 29, 39, 49, 58, 68, 77]
+    assert points[-1].seconds == 5 + 77
+    assert read_curve(tmp_path / CURVE) == points
+
+
+def test_a_rival_learns_from_the_data_of_a_run(tmp_path):
+    options = (
+        "--num-phantoms 3 --roi-size 32 32 32 --family monai --patch-size 16 16 16 --num-layers 12 "
+        "--hidden-size 12 --num-heads 2 --light-r 8 --learning-rate 1e-2 --flips 0 --workers 1 "
+    )
+    folders = ["--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    cfg = parse([*options.split(), *folders])
+    rival = Rival(cfg, prepare(cfg, make_console(quiet=True)))
+    schedule = rival.schedule(10)
+    losses = []
+    for _ in range(10):
+        losses.append(rival.step())
+        schedule.step()
+    assert losses[-1] < 0.9 * losses[0]
+    assert 0 <= rival.validate() <= 1
+    rival.close()
+
+
+def test_bad_options_and_failed_sides_are_told(tmp_path, capsys):
+    args = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*args, "--budget", "soon"]) == 2
+    assert main([*args, "--sides", "theirs"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    folder = tmp_path / "out" / "ours-5m"
+    folder.mkdir(parents=True)
+    with pytest.raises(SideFailed, match=r"^ours: failed, .*ours-5m.log says why: "):
+        _train(LearningOptions(tmp_path, out=tmp_path / "out"), "ours", folder)
