@@ -19,19 +19,19 @@ CASES = [
 @pytest.mark.parametrize(("name", "rung"), CASES)
 def test_float64(name, rung):
     with precise():
-        assert_rows(RUNGS[rung](make_twins(configs.ALL[name], "float64")))
+        assert_rows(RUNGS[rung].compare(make_twins(configs.ALL[name], "float64")))
 
 
 @pytest.mark.parametrize("rung", ["activations", "masked activations"])
 @pytest.mark.parametrize("name", configs.ALL)
 def test_float32(name, rung):
     with precise():
-        assert_rows(RUNGS[rung](make_twins(configs.ALL[name], "float32")))
+        assert_rows(RUNGS[rung].compare(make_twins(configs.ALL[name], "float32")))
 
 
 @pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("error", PLANTED_ERRORS, ids=lambda error: error.name)
 def test_planted_error_is_caught(error):
     with precise(), error.plant():
-        rows = RUNGS[error.rung](make_twins(configs.SMALL, "float64"))
+        rows = RUNGS[error.rung].compare(make_twins(configs.SMALL, "float64"))
     assert max(row.relative / row.tolerance for row in rows) >= 100

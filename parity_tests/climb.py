@@ -1,0 +1,120 @@
+"""The climb: all chosen rungs, one after the other, for a model and a small one of its family."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from parity_tests.causes import explain_rows
+from parity_tests.ladder import RUNGS, AnyRow
+from parity_tests.options import Options
+from parity_tests.ratio_rows import RatioRow
+from parity_tests.report import Model, Report, describe
+from unetr_flax import UNETRConfig
+from unetr_flax.parity.rows import Row
+from unetr_flax.parity.twins import Twins, make_twins, precise
+
+# A TPU has no float64.
+DTYPES = {"cpu": ("float64", "float32"), "gpu": ("float64", "float32"), "tpu": ("float32",)}
+TITLES = {
+    "model": "model",
+    "small": "small model of the same family",
+    "tiny": "tiny model of the same family, for training",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A rung that is climbed with twins of one dtype."""
+
+    name: str
+    dtype: str
+
+    @property
+    def model(self) -> str:
+        """The model that is compared: "model", or "small" or "tiny" for smaller ones."""
+        reduce = RUNGS[self.name].reduce
+        return "model" if reduce is None else reduce.__name__
+
+
+def plan(options: Options, family: str, dtypes: tuple[str, ...]) -> tuple[list[Step], list[str]]:
+    """Decides which rungs are climbed in which dtypes.
+
+    Args:
+      options: those of the command.
+      family: the model's family.
+      dtypes: dtypes that the platform has, the first of which smaller models have.
+
+    Returns:
+      The steps, those of a model and dtype in a row; and what is left out, a line each.
+    """
+    left_out, climbed = [], []
+    for name in options.rungs:
+        rung = RUNGS[name]
+        if rung.families is not None and family not in rung.families:
+            left_out.append(f"{name}: family {family!r} has no such option")
+        elif not set(rung.dtypes) & set(dtypes):
+            left_out.append(f"{name}: needs float64, which {options.platform} does not have")
+        else:
+            climbed.append(name)
+    given = [name for name in climbed if RUNGS[name].reduce is None]
+    steps = [Step(name, dtype) for dtype in dtypes for name in given if dtype in RUNGS[name].dtypes]
+    steps += [Step(name, dtypes[0]) for name in climbed if name not in given]
+    return steps, left_out
+
+
+def climb(
+    options: Options,
+    cfg: UNETRConfig,
+    state_dict: Mapping[str, Any] | None = None,
+    done: Callable[[Step, list[AnyRow]], None] = lambda step, rows: None,
+) -> Report:
+    """Climbs the chosen rungs and finds out why comparisons do not hold.
+
+    Args:
+      options: those of the command.
+      cfg: the model's configuration.
+      state_dict: weights of the model; random ones if None. Those of smaller models are random.
+      done: called after each step.
+    """
+    steps, left_out = plan(options, cfg.family, DTYPES[options.platform])
+    name = "random weights" if options.checkpoint is None else options.checkpoint.name
+    rows: list[AnyRow] = []
+    models: dict[str, Model] = {}
+    twins: dict[str, Twins] = {}
+    with precise():
+        for step in steps:
+            reduce = RUNGS[step.name].reduce
+            key = step.dtype if reduce is None else step.model
+            if key not in twins:
+                twins[key] = make_twins(
+                    cfg if reduce is None else reduce(cfg),
+                    step.dtype,
+                    batch=options.batch,
+                    seed=options.seed,
+                    state_dict=state_dict if reduce is None else None,
+                )
+            if step.model not in models:
+                weights = name if reduce is None else "random weights"
+                models[step.model] = describe(TITLES[step.model], twins[key], weights)
+            try:
+                found = list(RUNGS[step.name].compare(twins[key]))
+            except ModuleNotFoundError as error:
+                left_out.append(f"{step.name}: {error.name} is not installed")
+                continue
+            rows += found
+            done(step, found)
+    why = explain_rows([row for row in rows if isinstance(row, Row)], twins)
+    return Report(list(models.values()), rows, why, left_out, options.platform)
+
+
+def told(step: Step, rows: list[AnyRow]) -> str:
+    """Describes a step that is done, in one line."""
+    numbers = [row for row in rows if isinstance(row, Row)]
+    ratios = [row for row in rows if isinstance(row, RatioRow)]
+    words = [f"{step.dtype} {step.name}: {len(rows)} comparisons"]
+    if numbers:
+        worst = max(numbers, key=lambda row: row.relative / row.tolerance)
+        words.append(f"worst {worst.relative:.1e}")
+    if ratios:
+        words.append(f"largest ratio {max(row.ratio for row in ratios):.2f}")
+    return ", ".join(words)
