@@ -1,8 +1,11 @@
 """The climb: all chosen rungs, one after the other, for a model and a small one of its family."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import torch
 
 from parity_tests.causes import explain_rows
 from parity_tests.ladder import RUNGS, AnyRow
@@ -97,7 +100,8 @@ def climb(
                 weights = name if reduce is None else "random weights"
                 models[step.model] = describe(TITLES[step.model], twins[key], weights)
             try:
-                found = list(RUNGS[step.name].compare(twins[key]))
+                with torch_threads(None if reduce is None else 1):
+                    found = list(RUNGS[step.name].compare(twins[key]))
             except ModuleNotFoundError as error:
                 left_out.append(f"{step.name}: {error.name} is not installed")
                 continue
@@ -105,6 +109,21 @@ def climb(
             done(step, found)
     why = explain_rows([row for row in rows if isinstance(row, Row)], twins)
     return Report(list(models.values()), rows, why, left_out, options.platform)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Limits PyTorch's threads, if a count is given.
+
+    Threads that wait for each other after each operation of a small model gain nothing, and lose
+    most of the time where other processes use the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def told(step: Step, rows: list[AnyRow]) -> str:
