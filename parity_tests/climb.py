@@ -103,7 +103,9 @@ def climb(
                 with torch_threads(None if reduce is None else 1):
                     found = list(RUNGS[step.name].compare(twins[key]))
             except ModuleNotFoundError as error:
-                left_out.append(f"{step.name}: {error.name} is not installed")
+                left_out.append(
+                    f"{step.name}: {str(error.name).partition('.')[0]} is not installed"
+                )
                 continue
             rows += found
             done(step, found)

@@ -8,7 +8,7 @@ a part of the model are compared.
 
 import collections
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,9 @@ class Results(NamedTuple):
     gradients: Named
 
 
-def half_precision_rows(twins: Twins, images: int = IMAGES) -> list[RatioRow]:
+def half_precision_rows(
+    twins: Twins, images: int = IMAGES, dtypes: Sequence[str] = DTYPES
+) -> list[RatioRow]:
     """Compares the errors of both models in half precision, with parameters in float32.
 
     The exact numbers are those of PyTorch's model in float64. Gradients are those of a randomly
@@ -56,6 +58,7 @@ def half_precision_rows(twins: Twins, images: int = IMAGES) -> list[RatioRow]:
     Args:
       twins: both models, in float64.
       images: number of images, of one volume each.
+      dtypes: names of the dtypes.
     """
     cfg = twins.cfg
     rng = np.random.default_rng(2)
@@ -67,7 +70,7 @@ def half_precision_rows(twins: Twins, images: int = IMAGES) -> list[RatioRow]:
     exact = [_torch_results(twins, *pair, None) for pair in inputs]
     idle = canceled(twins.torch_model, cfg)
     rows = []
-    for dtype in DTYPES:
+    for dtype in dtypes:
         flax_results = _flax_function(twins, dtype)
         ours = [flax_results(*pair) for pair in inputs]
         theirs = [_torch_results(twins, *pair, getattr(torch, dtype)) for pair in inputs]

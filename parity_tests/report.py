@@ -278,7 +278,9 @@ def as_svg(figure: Figure) -> str:
     """Returns a figure as an SVG element, the same text for the same figure."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "parity", "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure.savefig(
+            stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     text = stream.getvalue()
     return text[text.index("<svg") :]
 

@@ -76,19 +76,19 @@ def trajectory_rows(twins: Twins, training: Training, steps: int = STEPS) -> lis
     state, our_losses = _flax_steps(twins, training, steps)
     rung = f"{steps} steps of {training}"
     rows = [compare_arrays(rung, "loss of every step", our_losses, their_losses)]
-    compared = [(rung, their_model, state.variables)]
+    compared = [("", their_model, state.variables)]
     if their_average is not None:
-        compared.append((f"{rung}: average", their_average, state.average))
-    for name, model, variables in compared:
+        compared.append(("average: ", their_average, state.average))
+    for prefix, model, variables in compared:
         ours = to_torch(variables, twins.cfg)
-        rows += [
-            compare_arrays(name, parameter, ours[parameter], value.detach().numpy())
+        found = [
+            compare_arrays(rung, parameter, ours[parameter], value.detach().numpy())
             for parameter, value in model.named_parameters()
             # MONAI's models have parameters that they never apply.
             if parameter in ours
         ]
-        statistics = statistics_rows(model, variables["batch_stats"], twins)
-        rows += [dataclasses.replace(row, rung=f"{name}: {row.rung}") for row in statistics]
+        found += statistics_rows(model, variables["batch_stats"], twins)
+        rows += [dataclasses.replace(r, rung=rung, name=f"{prefix}{r.name}") for r in found]
     return rows
 
 
