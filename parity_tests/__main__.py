@@ -1,25 +1,21 @@
 """Command line: `python -m parity_tests` climbs the ladder for one model and writes a report."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
-import jax
 import tyro
 from rich.console import Console
 
 from parity_tests import report as reports
 from parity_tests.causes import print_table
 from parity_tests.climb import climb, told
+from parity_tests.devices import use_platform
 from parity_tests.options import Options
 from parity_tests.page import page
 from parity_tests.ratio_rows import RatioRow
 from unetr_flax.weights import read_state_dict
 from unetr_flax.weights.torch_files import to_tensor
-
-# Each program runs few times, so compiling is most of the time, and XLA does not optimize.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 
 def main() -> int:
@@ -41,6 +37,8 @@ def main() -> int:
                 cfg,
                 state_dict,
                 lambda step, rows: console.print(told(step, rows), highlight=False),
+                # Two processes would each want most of an accelerator's memory.
+                parallel=options.platform == "cpu",
             )
     except ValueError as error:
         print(f"python -m parity_tests: {error}", file=sys.stderr)
@@ -55,29 +53,6 @@ def main() -> int:
         console.print(line, markup=False, highlight=False)
     console.print(f"{report.verdict}; report in {options.out / 'report.html'}", highlight=False)
     return 1 if report.failed else 0
-
-
-def use_platform(platform: str) -> None:
-    """Makes JAX compute on a platform; call it before JAX computes anything.
-
-    Args:
-      platform: "cpu", "gpu" or "tpu".
-
-    Raises:
-      ValueError: if there is no such device.
-    """
-    if platform == "cpu":
-        os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        device = jax.devices(platform)[0]
-    except RuntimeError:
-        raise ValueError(
-            f"--platform {platform}: jax {jax.__version__} finds no such device, only "
-            f"{jax.default_backend()}"
-        ) from None
-    if jax.default_backend() != platform:
-        jax.config.update("jax_default_device", device)
 
 
 def write(report: reports.Report, folder: Path) -> None:

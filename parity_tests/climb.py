@@ -1,13 +1,16 @@
 """The climb: all chosen rungs, one after the other, for a model and a small one of its family."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from parity_tests.causes import explain_rows
+from parity_tests.devices import use_platform
 from parity_tests.ladder import RUNGS, AnyRow
 from parity_tests.options import Options
 from parity_tests.ratio_rows import RatioRow
@@ -65,11 +68,33 @@ def plan(options: Options, family: str, dtypes: tuple[str, ...]) -> tuple[list[S
     return steps, left_out
 
 
+@dataclasses.dataclass
+class Part:
+    """What one process found.
+
+    Attributes:
+      steps: the steps that were taken, with their comparisons.
+      models: the models that were compared, by kind.
+      left_out: lines that say which rungs were not climbed.
+      why: lines that say why comparisons do not hold.
+    """
+
+    steps: list[tuple[Step, list[AnyRow]]] = dataclasses.field(default_factory=list)
+    models: dict[str, Model] = dataclasses.field(default_factory=dict)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    why: list[str] = dataclasses.field(default_factory=list)
+
+
+Done = Callable[[Step, list[AnyRow]], None]
+
+
 def climb(
     options: Options,
     cfg: UNETRConfig,
     state_dict: Mapping[str, Any] | None = None,
-    done: Callable[[Step, list[AnyRow]], None] = lambda step, rows: None,
+    done: Done = lambda step, rows: None,
+    *,
+    parallel: bool = False,
 ) -> Report:
     """Climbs the chosen rungs and finds out why comparisons do not hold.
 
@@ -78,11 +103,45 @@ def climb(
       cfg: the model's configuration.
       state_dict: weights of the model; random ones if None. Those of smaller models are random.
       done: called after each step.
+      parallel: whether a second process climbs with the smaller models meanwhile.
     """
     steps, left_out = plan(options, cfg.family, DTYPES[options.platform])
+    given = [step for step in steps if step.model == "model"]
+    reduced = [step for step in steps if step.model != "model"]
+    if parallel and given and reduced:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+            other = pool.submit(_climb_alone, options, cfg, reduced)
+            parts = [climb_steps(options, cfg, given, state_dict, done), other.result()]
+        for taken in parts[1].steps:
+            done(*taken)
+    else:
+        parts = [climb_steps(options, cfg, part, state_dict, done) for part in (given, reduced)]
+    return Report(
+        [model for part in parts for model in part.models.values()],
+        [row for part in parts for _, rows in part.steps for row in rows],
+        [line for part in parts for line in part.why],
+        left_out + [line for part in parts for line in part.left_out],
+        options.platform,
+    )
+
+
+def _climb_alone(options: Options, cfg: UNETRConfig, steps: list[Step]) -> Part:
+    """Climbs in a fresh process."""
+    use_platform(options.platform)
+    return climb_steps(options, cfg, steps)
+
+
+def climb_steps(
+    options: Options,
+    cfg: UNETRConfig,
+    steps: list[Step],
+    state_dict: Mapping[str, Any] | None = None,
+    done: Done = lambda step, rows: None,
+) -> Part:
+    """Takes some steps; arguments as in `climb`."""
     name = "random weights" if options.checkpoint is None else options.checkpoint.name
-    rows: list[AnyRow] = []
-    models: dict[str, Model] = {}
+    part = Part()
     twins: dict[str, Twins] = {}
     with precise():
         for step in steps:
@@ -96,32 +155,32 @@ def climb(
                     seed=options.seed,
                     state_dict=state_dict if reduce is None else None,
                 )
-            if step.model not in models:
+            if step.model not in part.models:
                 weights = name if reduce is None else "random weights"
-                models[step.model] = describe(TITLES[step.model], twins[key], weights)
+                part.models[step.model] = describe(TITLES[step.model], twins[key], weights)
             try:
-                with torch_threads(None if reduce is None else 1):
+                with torch_threads(1):
                     found = list(RUNGS[step.name].compare(twins[key]))
             except ModuleNotFoundError as error:
-                left_out.append(
-                    f"{step.name}: {str(error.name).partition('.')[0]} is not installed"
-                )
+                package = str(error.name).partition(".")[0]
+                part.left_out.append(f"{step.name}: {package} is not installed")
                 continue
-            rows += found
+            part.steps.append((step, found))
             done(step, found)
-    why = explain_rows([row for row in rows if isinstance(row, Row)], twins)
-    return Report(list(models.values()), rows, why, left_out, options.platform)
+    rows = [row for _, found in part.steps for row in found if isinstance(row, Row)]
+    part.why = explain_rows(rows, twins)
+    return part
 
 
 @contextlib.contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Limits PyTorch's threads, if a count is given.
+def torch_threads(count: int) -> Iterator[None]:
+    """Limits PyTorch's threads.
 
     Threads that wait for each other after each operation of a small model gain nothing, and lose
-    most of the time where other processes use the cores.
+    most of the time where other processes use the cores, as the second process of a climb does.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from parity_tests import climb as climbing
-from parity_tests.__main__ import use_platform, write
+from parity_tests.__main__ import write
 from parity_tests.climb import Step, climb, plan, torch_threads
+from parity_tests.devices import use_platform
 from parity_tests.ladder import RUNGS
 from parity_tests.options import Options
 

@@ -27,7 +27,7 @@ FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "monai")) for
 def climbed(rung, cfg, dtype):
     """Makes twins, smaller ones if the rung wants so, and compares them."""
     reduce = RUNGS[rung].reduce
-    with precise(), torch_threads(None if reduce is None else 1):
+    with precise(), torch_threads(1):
         return RUNGS[rung].compare(make_twins(cfg if reduce is None else reduce(cfg), dtype))
 
 
