@@ -155,7 +155,8 @@ def _torch_results(twins, image, cotangents, dtype) -> Results:
         handle.remove()
     (logits.to(wide) * channels_first_tensor(cotangents).to(wide)).sum().backward()
     named = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
-    named["image"] = x.grad.numpy()
+    image_grad: Any = x.grad
+    named["image"] = image_grad.numpy()
     twins.torch_model.zero_grad()
     return _in_float64(
         cfg, logits.detach().to(wide).numpy(), [z.detach().to(wide).numpy() for z in skips], named

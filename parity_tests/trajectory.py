@@ -76,7 +76,7 @@ def trajectory_rows(twins: Twins, training: Training, steps: int = STEPS) -> lis
     state, our_losses = _flax_steps(twins, training, steps)
     rung = f"{steps} steps of {training}"
     rows = [compare_arrays(rung, "loss of every step", our_losses, their_losses)]
-    compared = [("", their_model, state.variables)]
+    compared: list[tuple[str, torch.nn.Module, Any]] = [("", their_model, state.variables)]
     if their_average is not None:
         compared.append(("average: ", their_average, state.average))
     for prefix, model, variables in compared:
@@ -187,7 +187,7 @@ def _flax_steps(twins: Twins, training: Training, steps: int) -> tuple[TrainStat
         accumulate=training.accumulate,
         ema_decay=training.ema_decay or 0.0,
     )
-    batch = {"image": twins.image, "label": random_labels(twins)}
+    batch: Any = {"image": twins.image, "label": random_labels(twins)}
     losses = []
     for _ in range(steps):
         state, metrics = train_step(state, batch)
