@@ -1,4 +1,4 @@
-import sys
+import dataclasses
 
 import jax
 import pytest
@@ -41,7 +41,11 @@ def test_plan_tells_what_a_platform_or_family_does_not_have():
 
 
 def test_a_rung_without_its_package_is_left_out_visibly(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "monai.data.utils", None)
+    def compare(twins):
+        raise ModuleNotFoundError(name="monai.data")
+
+    rung = dataclasses.replace(RUNGS["volume to score"], compare=compare)
+    monkeypatch.setitem(RUNGS, "volume to score", rung)
     monkeypatch.setattr(climbing, "explain_rows", lambda rows, twins: [])
     report = climb(TINY, TINY.config())
     assert report.left_out == ["volume to score: monai is not installed"]
