@@ -12,7 +12,13 @@ from parity_tests.gradients import backward_findings
 from parity_tests.ladder import random_mask
 from parity_tests.planted_errors import PLANTED_ERRORS, PlantedError
 from parity_tests.torch_errors import TORCH_ERRORS, TorchError
-from parity_tests.trajectory import ADAM_EPSILON, LEARNING_RATE, WEIGHT_DECAY, first_steps
+from parity_tests.trajectory import (
+    ADAM_EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Training,
+    first_steps,
+)
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.diagnose import Finding, diagnose, told
 from unetr_flax.parity.rows import Row
@@ -99,7 +105,7 @@ def torch_findings(error: TorchError, twins: Twins | None = None) -> list[Findin
 
 def step_findings(twins: Twins) -> list[Finding]:
     """Explains the first step of AdamW of both models."""
-    before, gradients, ours, theirs = first_steps(twins, "adamw")
+    before, gradients, ours, theirs = first_steps(twins, Training("adamw"))
     right = {
         "learning_rates": (LEARNING_RATE["adamw"],),
         "epsilon": ADAM_EPSILON,
@@ -116,7 +122,7 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
 
     Args:
       rows: all comparisons.
-      twins: both models by dtype.
+      twins: both models by dtype, and under "tiny" those that trained.
     """
     failed = [row for row in rows if not row.ok]
     if not failed:
@@ -134,8 +140,8 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
             findings = findings or backward_findings(twins[dtype], train=True)
         elif "gradients" in rungs:
             findings = backward_findings(twins[dtype], train=False)
-        elif any(rung.endswith("of adamw") for rung in rungs):
-            findings = step_findings(twins[dtype])
+        elif any(" steps of adamw" in rung for rung in rungs):
+            findings = step_findings(twins["tiny"])
         else:
             findings = []
     return told(findings) or [summed_up(rows)]

@@ -41,7 +41,7 @@ def gradient_rows(twins: Twins, *, train: bool) -> list[Row]:
     rows = [compare_arrays(rung, "loss", np.asarray(ours.loss), theirs.loss.detach().numpy())]
     rows += _compared_gradients(rung, twins, ours.gradients, theirs.model, theirs.image)
     if train:
-        rows += statistics_rows(theirs.model, ours.updated["batch_stats"], twins)
+        rows += statistics_rows(theirs.model, ours.updated.get("batch_stats", {}), twins)
     return rows
 
 
@@ -159,7 +159,7 @@ def _compared_gradients(
     }
     ours = to_torch({"params": parameters}, twins.cfg)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    beside = _canceled(torch_model, twins.cfg)
+    beside = canceled(torch_model, twins.cfg)
     for name, gradient in theirs.items():
         scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
         rows.append(compare_arrays(rung, name, ours[name], gradient, scale=scale))
@@ -176,7 +176,7 @@ def statistics_rows(torch_model: torch.nn.Module, batch_stats, twins: Twins) -> 
     ]
 
 
-def _canceled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
+def canceled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
     """Finds parameters whose gradient is zero except for rounding, and a weight to judge each by.
 
     The rounding is of the size of that weight's gradient, which sums similar terms that do not
@@ -185,20 +185,20 @@ def _canceled(model: torch.nn.Module, cfg: UNETRConfig) -> dict[str, str]:
     Returns:
       The name of the weight by the name of the parameter.
     """
-    canceled = {}
+    found = {}
     for name, parameter in model.named_parameters():
         block, _, leaf = name.rpartition(".")
         if leaf == "bias" and block.endswith("attn.key"):
             # A softmax over keys cancels a term that is added to all of them.
-            canceled[name] = f"{block}.weight"
+            found[name] = f"{block}.weight"
         one_factor = name.endswith("conv3.conv.weight") and parameter[0].numel() == 1
         if one_factor and cfg.norm == "instance":
             # The norm cancels a factor that scales the only input channel.
-            canceled[name] = name.replace("conv3", "conv1")
+            found[name] = name.replace("conv3", "conv1")
     if model.training:
         # Batch statistics cancel a bias in the convolution before the norm.
-        canceled |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
-    return canceled
+        found |= {f"{n}.bias": f"{n}.weight" for n in _before_batch_norm(model)}
+    return found
 
 
 def _before_batch_norm(model: torch.nn.Module) -> set[str]:

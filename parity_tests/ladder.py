@@ -1,14 +1,41 @@
-"""The ladder: the rungs of the comparison by name, from single outputs to whole trainings."""
+"""The ladder: the rungs of the comparison by name, from single outputs to scores of volumes."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from parity_tests.gradients import gradient_rows
-from parity_tests.trajectory import trajectory_rows
+from parity_tests.half_precision import half_precision_rows
+from parity_tests.ratio_rows import RatioRow
+from parity_tests.small import small, tiny
+from parity_tests.trajectory import TRAININGS, trajectory_rows
+from parity_tests.volume_to_score import volume_rows
+from unetr_flax import UNETRConfig
 from unetr_flax.parity.activations import activation_rows
 from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import Twins
+
+AnyRow = Row | RatioRow
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One kind of comparison.
+
+    Attributes:
+      compare: compares twins.
+      reduce: makes the configuration smaller, for a rung that runs the model often; None compares
+        the model itself.
+      dtypes: dtypes of the twins that the rung is climbed with; the first that the platform has
+        if the model is a smaller one.
+      families: families that have what it compares; None for all.
+    """
+
+    compare: Callable[[Twins], Sequence[AnyRow]]
+    reduce: Callable[[UNETRConfig], UNETRConfig] | None = None
+    dtypes: tuple[str, ...] = ("float64",)
+    families: tuple[str, ...] | None = None
 
 
 def random_mask(twins: Twins, seed: int = 1) -> np.ndarray:
@@ -19,12 +46,24 @@ def random_mask(twins: Twins, seed: int = 1) -> np.ndarray:
     return mask
 
 
-RUNGS: dict[str, Callable[[Twins], list[Row]]] = {
-    "activations": activation_rows,
-    "masked activations": lambda twins: activation_rows(twins, random_mask(twins)),
-    "gradients": lambda twins: gradient_rows(twins, train=False),
-    "training": lambda twins: gradient_rows(twins, train=True),
-    "trajectory": lambda twins: [
-        row for name in ("adamw", "sgd") for row in trajectory_rows(twins, name)
-    ],
+def _masked_rows(twins: Twins) -> list[Row]:
+    return activation_rows(twins, random_mask(twins))
+
+
+def _all_trajectories(twins: Twins) -> list[Row]:
+    return [row for training in TRAININGS for row in trajectory_rows(twins, training)]
+
+
+BOTH = ("float64", "float32")
+
+RUNGS: dict[str, Rung] = {
+    "activations": Rung(activation_rows, dtypes=BOTH),
+    # Only the reference's PyTorch model takes a mask.
+    "masked activations": Rung(_masked_rows, dtypes=BOTH, families=("reference",)),
+    "gradients": Rung(lambda twins: gradient_rows(twins, train=False)),
+    "training": Rung(lambda twins: gradient_rows(twins, train=True)),
+    "trajectory": Rung(_all_trajectories, reduce=tiny),
+    "volume to score": Rung(volume_rows, reduce=small, dtypes=BOTH),
+    # The exact numbers are PyTorch's, so no platform needs float64.
+    "half precision": Rung(half_precision_rows, reduce=small, dtypes=BOTH),
 }

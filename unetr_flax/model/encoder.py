@@ -3,7 +3,6 @@
 Shapes: B batch, N tokens, E hidden size, H heads, D head size.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -89,8 +88,8 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"mask: dtype {mask.dtype}, must be bool (True where attention goes)")
         cfg = self.config
         init = torch_uniform(cfg.hidden_size)
-        fields = _dense_fields(self)
-        qkv = nn.DenseGeneral(
+        fields = common_fields(self)
+        qkv = ops.Dense(
             (3, cfg.num_heads, cfg.head_dim),
             use_bias=cfg.qkv_bias,
             kernel_init=init,
@@ -108,7 +107,7 @@ class MultiHeadAttention(nn.Module):
             out = ops.dot_product_attention(
                 query, key, value, mask, scale=scale, lowering=self.lowering
             )
-        out = nn.DenseGeneral(
+        out = ops.Dense(
             cfg.hidden_size,
             axis=(-2, -1),
             kernel_init=init,
@@ -133,13 +132,16 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Computes [B, N, E] -> [B, N, E]."""
         cfg = self.config
-        fields = _dense_fields(self)
+        fields = common_fields(self)
         init = torch_uniform(cfg.hidden_size)
-        x = nn.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **fields, name="expand")(x)
-        x = nn.relu(x) if cfg.family_spec.activation == "relu" else nn.gelu(x, approximate=False)
+        x = ops.Dense(cfg.mlp_dim, kernel_init=init, bias_init=init, **fields, name="expand")(x)
+        if cfg.family_spec.activation == "relu":
+            x = nn.relu(x)
+        else:
+            x = ops.gelu(x, lowering=self.lowering)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
         init = torch_uniform(cfg.mlp_dim)
-        x = nn.Dense(cfg.hidden_size, kernel_init=init, bias_init=init, **fields, name="contract")(
+        x = ops.Dense(cfg.hidden_size, kernel_init=init, bias_init=init, **fields, name="contract")(
             x
         )
         if "feed_forward" in cfg.family_spec.output_dropout:
@@ -219,15 +221,6 @@ def layer_norm(module: nn.Module, *, name: str) -> nn.LayerNorm:
     )
 
 
-def _dense_fields(module: nn.Module) -> dict[str, Any]:
-    """Returns the fields of a module's linear maps."""
-    return {
-        "dtype": module.dtype,
-        "param_dtype": module.param_dtype,
-        "dot_general": functools.partial(ops.dot_general, lowering=module.lowering),
-    }
-
-
 _TransformerBlockTracedOnce = nn.jit(TransformerBlock, static_argnames=("train", "return_weights"))
 
 
@@ -289,7 +282,8 @@ class VisionTransformer(nn.Module):
                 options = {"mask": mask, "branch_scale": scales[i], "train": train}
                 x = call(block, x, remat=self.remat, **options)
             if i + 1 in cfg.skip_layers:
-                features.append(x if self.dtype is None else x.astype(self.dtype))
+                features.append(x)
         if cfg.family_spec.final_norm:
             features[-1] = layer_norm(self, name="norm")(features[-1])
-        return tuple(features), tuple(attention)
+        dtype = features[-1].dtype if self.dtype is None else self.dtype
+        return tuple(x.astype(dtype) for x in features), tuple(attention)

@@ -4,8 +4,9 @@ from unetr_flax.ops.attention.api import dot_product_attention
 from unetr_flax.ops.attention.xla import attention_weights, weighted_values
 from unetr_flax.ops.conv import Conv
 from unetr_flax.ops.conv_transpose import ConvTranspose
+from unetr_flax.ops.dense import Dense
 from unetr_flax.ops.features import concatenate, recompute_sources, recomputed
-from unetr_flax.ops.linear import dot_general
+from unetr_flax.ops.gelu import gelu
 from unetr_flax.ops.materialize import add
 from unetr_flax.ops.norm.api import normalize
 from unetr_flax.ops.norm.residual import add_leaky_relu
@@ -18,15 +19,16 @@ from unetr_flax.ops.sharding import VolumeSharding, sharded_volumes
 __all__ = [
     "Conv",
     "ConvTranspose",
+    "Dense",
     "Lowering",
     "VolumeSharding",
     "add",
     "add_leaky_relu",
     "attention_weights",
     "concatenate",
-    "dot_general",
     "dot_product_attention",
     "exportable",
+    "gelu",
     "global_norm",
     "leaky_relu",
     "normalize",

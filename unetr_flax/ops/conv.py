@@ -9,7 +9,7 @@ from jax import lax
 
 from unetr_flax.ops.conv3x3x3.api import conv3x3x3
 from unetr_flax.ops.conv3x3x3.operands import Operands
-from unetr_flax.ops.dtypes import add_bias
+from unetr_flax.ops.dtypes import add_bias, at_least_float32
 from unetr_flax.ops.features import (
     DeferredNorm,
     DeferredUpsample,
@@ -103,15 +103,12 @@ def conv(
         return conv3x3x3(Operands(_as_one((*own, last)), None, kernel, bias), precision)
     if set(kernel_size) == set(strides) == {1}:
         arrays = (p.array() if isinstance(p, DeferredNorm) else p for p in parts(x))
-        y = _pointwise(tuple(arrays), kernel.reshape(-1, features), precision)
-        return add_bias(y, bias)
+        return _pointwise(tuple(arrays), kernel.reshape(-1, features), bias, precision)
     array = concatenated(x)
     if tuple(kernel_size) == strides and not any(map(int.__mod__, array.shape[1:-1], kernel_size)):
         patches = space_to_depth(array, kernel_size)
-        y = _pointwise((patches,), kernel.reshape(-1, features), precision)
-    else:
-        y = xla_conv(array, kernel, strides, padding, precision)
-    return add_bias(y, bias)
+        return _pointwise((patches,), kernel.reshape(-1, features), bias, precision)
+    return add_bias(xla_conv(array, kernel, strides, padding, precision), bias)
 
 
 def xla_conv(
@@ -151,18 +148,22 @@ def _as_one(parts: tuple[Part, ...]) -> jax.Array | DeferredNorm | None:
 def _pointwise(
     parts: tuple[jax.Array | DeferredUpsample[jax.Array], ...],
     kernel: jax.Array,
+    bias: jax.Array | None,
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Applies a linear map [I, O] to the channels of each voxel, part by part."""
-    total: Any = 0
+    """Applies a linear map [I, O], [O] to the channels of each voxel, part by part."""
+    if len(parts) == 1 and not isinstance(parts[0], DeferredUpsample):
+        return linear(parts[0], kernel, bias, precision, kernel.dtype)
+    wide = at_least_float32(kernel.dtype)
+    total: Any = 0 if bias is None else bias.astype(wide)
     start = 0
     for part in parts:
         own = kernel[start : start + part.shape[-1]]
         start += part.shape[-1]
         if isinstance(part, DeferredUpsample):
             # Two linear maps in a row are one.
-            bias = None if part.bias is None else part.bias @ own
-            total += part.replace(kernel=part.kernel @ own, bias=bias).array()
+            inner = None if part.bias is None else part.bias @ own
+            total += part.replace(kernel=part.kernel @ own, bias=inner).array().astype(wide)
         else:
-            total += linear(part, own, precision)
-    return total
+            total += linear(part, own, None, precision, wide)
+    return total.astype(kernel.dtype)

@@ -43,13 +43,14 @@ PROGRAM = textwrap.dedent(
     for block in blocks:
         params.append(block.init(jax.random.key(1), y)["params"])
         y = block.apply({"params": params[-1]}, y, train=True, mutable=["batch_stats"])[0]
-    params.append(jax.random.normal(jax.random.key(2), (5, 3, 2, 4), "float64"))
+    dense = ops.Dense((3, 2, 4), bias_init=jax.nn.initializers.normal(), param_dtype="float64")
+    params.append(dense.init(jax.random.key(2), y)["params"])
 
     def loss(params, x):
         for block, own in zip(blocks, params):
             x, _ = block.apply({"params": own}, x, train=True, mutable=["batch_stats"])
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        qkv = ops.dot_general(tokens, params[-1], (((2,), (0,)), ((), ())))
+        qkv = dense.apply({"params": params[-1]}, tokens)
         query, key, value = (qkv[:, :, i] for i in range(3))
         out = ops.dot_product_attention(query, key, value, scale=0.5)
         return jnp.sin(out).mean() + jnp.square(x).mean(), x

@@ -1,0 +1,86 @@
+import dataclasses
+
+import jax
+import pytest
+
+from parity_tests import climb as climbing
+from parity_tests.__main__ import write
+from parity_tests.climb import Step, climb, plan, torch_threads
+from parity_tests.devices import use_platform
+from parity_tests.ladder import RUNGS
+from parity_tests.options import Options
+
+TINY = Options(
+    img_size=(16, 32, 16),
+    light_r=16,
+    hidden_size=16,
+    num_layers=4,
+    num_heads=2,
+    rungs=("volume to score",),
+)
+
+
+def test_plan_of_a_cpu_compares_a_model_in_one_dtype_after_the_other():
+    steps, left_out = plan(Options(), "reference", ("float64", "float32"))
+    assert not left_out
+    assert [step.dtype for step in steps if step.model == "model"] == ["float64"] * 4 + [
+        "float32"
+    ] * 2
+    assert [step.name for step in steps[-3:]] == ["trajectory", "volume to score", "half precision"]
+
+
+def test_plan_tells_what_a_platform_or_family_does_not_have():
+    steps, left_out = plan(Options(platform="tpu"), "monai", ("float32",))
+    assert steps == [
+        Step(name, "float32") for name in ("activations", "volume to score", "half precision")
+    ]
+    assert left_out == [
+        "masked activations: family 'monai' has no such option",
+        *(f"{name}: needs float64, which tpu does not have" for name in list(RUNGS)[2:5]),
+    ]
+
+
+def test_a_rung_without_its_package_is_left_out_visibly(monkeypatch, tmp_path):
+    def compare(twins):
+        raise ModuleNotFoundError(name="monai.data")
+
+    rung = dataclasses.replace(RUNGS["volume to score"], compare=compare)
+    monkeypatch.setitem(RUNGS, "volume to score", rung)
+    monkeypatch.setattr(climbing, "explain_rows", lambda rows, twins: [])
+    report = climb(TINY, TINY.config())
+    assert report.left_out == ["volume to score: monai is not installed"]
+    assert report.verdict == "HOLDS: 0 of 0 comparisons within tolerance; 1 left out"
+    write(report, tmp_path)
+    assert "monai is not installed" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "error_by_depth.png").exists()
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_platform_that_is_absent_is_one_line(platform):
+    if jax.default_backend() == platform:
+        pytest.skip(f"there is a {platform}")
+    with pytest.raises(ValueError, match=rf"--platform {platform}: jax \S+ finds no such device"):
+        use_platform(platform)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rungs": ("leap",)}, "--rungs leap: must be among activations"),
+        ({"batch": 3}, "--batch 3: must be an even number"),
+        ({"family": "monai", "num_layers": 6}, "--num-layers: MONAI"),
+        ({"family": "monai", "patch_size": (8,)}, "--patch-size: MONAI"),
+    ],
+)
+def test_unusable_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options).config()
+
+
+def test_threads_are_limited_for_a_while():
+    import torch
+
+    before = torch.get_num_threads()
+    with torch_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
