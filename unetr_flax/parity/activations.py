@@ -14,6 +14,7 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.slabs import ConvolutionsInSlabs
 from unetr_flax.parity.torch_models import TorchModelError
 from unetr_flax.parity.twins import (
     Twins,
@@ -141,7 +142,7 @@ def _visit(twins: Twins, mask: np.ndarray | None, visitors: dict[str, list[Visit
             handles.append(module.register_forward_hook(visit))
     options = {} if mask is None else {"mask": torch.from_numpy(mask)}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ConvolutionsInSlabs():
             twins.torch_model(channels_first_tensor(twins.image), **options)
     finally:
         for handle in handles:

@@ -10,6 +10,7 @@ import torch
 
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.places import ALL_PARTS, EMBEDDING, belongs, find_places, from_torch_output
+from unetr_flax.parity.slabs import ConvolutionsInSlabs
 from unetr_flax.parity.twins import Twins, channels_first_tensor, named_modules
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import module_pairs
@@ -58,7 +59,7 @@ def record(
     names = {name for place in places.values() for name in place.torch}
     names |= {embedding, facts.encoder, "", *attention.values()}
     options = {} if mask is None else {"mask": torch.from_numpy(mask)}
-    with torch.no_grad(), _hooks(twins, names) as (inputs, outputs):
+    with torch.no_grad(), ConvolutionsInSlabs(), _hooks(twins, names) as (inputs, outputs):
         twins.torch_model(channels_first_tensor(twins.image), **options)
     found = Recording({}, {}, None, {}, outputs[""])
     for path, place in places.items():
