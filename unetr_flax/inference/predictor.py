@@ -134,18 +134,19 @@ class Predictor:
         for axes, (program, variables) in itertools.product(self._flips, self._programs):
             axes = tuple(axis + 1 for axis in axes)
             logits = program(variables, _flip(image, axes=axes) if axes else image)
-            shares.append(_probabilities(logits, axes=axes, sigmoid=self._sigmoid))
+            shares.append(probabilities_of(logits, axes=axes, sigmoid=self._sigmoid))
             # One sum of all before, so that no more than two are in memory.
             shares = [functools.reduce(_sum, shares)]
         count = len(self._flips) * len(self._programs)
-        return _logits_of_mean(shares[0], count=count, sigmoid=self._sigmoid)
+        return logits_of_mean(shares[0], count=count, sigmoid=self._sigmoid)
 
 
 def _flip(image: jax.Array, *, axes: tuple[int, ...]) -> jax.Array:
     return jnp.flip(image, axes)
 
 
-def _probabilities(logits: jax.Array, *, axes: tuple[int, ...], sigmoid: bool) -> jax.Array:
+def probabilities_of(logits: jax.Array, *, axes: tuple[int, ...], sigmoid: bool) -> jax.Array:
+    """Computes probabilities of logits, and flips them along some axes."""
     logits = logits.astype(jnp.float32)
     return jnp.flip(jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits, axis=-1), axes)
 
@@ -154,7 +155,8 @@ def _sum(total: jax.Array, share: jax.Array) -> jax.Array:
     return total + share
 
 
-def _logits_of_mean(total: jax.Array, *, count: int, sigmoid: bool) -> jax.Array:
+def logits_of_mean(total: jax.Array, *, count: int, sigmoid: bool) -> jax.Array:
+    """Computes finite logits of the mean of `count` arrays of probabilities, from their sum."""
     # Without a floor the logit of an impossible class were minus infinity, which has no mean.
     mean = jnp.maximum(total / count, jnp.finfo(jnp.float32).tiny)
     if not sigmoid:
@@ -165,6 +167,6 @@ def _logits_of_mean(total: jax.Array, *, count: int, sigmoid: bool) -> jax.Array
 
 
 _flip = jax.jit(_flip, static_argnames="axes")
-_probabilities = jax.jit(_probabilities, static_argnames=("axes", "sigmoid"))
+probabilities_of = jax.jit(probabilities_of, static_argnames=("axes", "sigmoid"))
 _sum = jax.jit(_sum, donate_argnums=0)
-_logits_of_mean = jax.jit(_logits_of_mean, static_argnames=("count", "sigmoid"), donate_argnums=0)
+logits_of_mean = jax.jit(logits_of_mean, static_argnames=("count", "sigmoid"), donate_argnums=0)

@@ -99,16 +99,6 @@ def test_models_and_flips_are_averaged(models):
     np.testing.assert_allclose(jax.nn.softmax(found, axis=-1), np.mean(expected, 0), rtol=1e-5)
 
 
-def test_probabilities_of_regions_are_averaged_each_by_itself(models):
-    cfg, folders = models
-    windows = RNG.normal(size=(1, *cfg.img_size, 1)).astype(np.float32)
-    weights = [Weights(*load_pretrained(folder)) for folder in folders]
-    found = Predictor(weights, sigmoid=True)(windows)
-    apply = jax.jit(UNETR(cfg).apply)
-    expected = [jax.nn.sigmoid(apply(one.variables, windows)) for one in weights]
-    np.testing.assert_allclose(jax.nn.sigmoid(found), np.mean(expected, 0), rtol=1e-5, atol=1e-7)
-
-
 def test_a_flipped_or_permuted_copy_gives_the_flipped_or_permuted_labels(tmp_path):
     def place_dependent(windows):
         ramp = np.linspace(0, 0.3, windows[0].size).reshape(windows.shape[1:])
