@@ -46,11 +46,17 @@ def save_model(
             "fingerprint": dataset["fingerprint"],
             "step": step,
             # Outputs of overlapping regions have no softmax and no background.
-            **({"regions": dataset["labels"][1:]} if _has_regions(record) else {}),
+            **(_regions(dataset) if _has_regions(record) else {}),
             # Axes along which prediction may flip.
             "flips": _flips(record["options"]),
         },
     )
+
+
+def _regions(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Returns the names of the regions, and what turns them back into classes as far as known."""
+    known = {key: dataset[key] for key in ("region_ids", "regions_class_order") if key in dataset}
+    return {"regions": dataset["labels"][1:], **known}
 
 
 def _flips(options: dict[str, Any]) -> list[int]:

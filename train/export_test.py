@@ -63,13 +63,20 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
 def test_a_model_of_regions_says_so(tmp_path, run, state):
     record = json.loads((run / "run.json").read_text())
     record["dataset"]["labels"] = ["background", "WT", "TC", "ET"]
+    record["dataset"]["region_ids"] = [[1, 2, 3], [2, 3], [3]]
     folder = tmp_path / "model"
     save_model(folder, dict(state.variables), record, 12)
     metadata = read_metadata(folder)
     assert metadata["provenance"]["regions"] == ["WT", "TC", "ET"]
     assert metadata["preprocessing"].labels == ()
-    with pytest.raises(CheckpointError, match=r"predicts overlapping regions \(WT, TC, ET\)"):
-        Segmenter.from_pretrained(folder)
+    segmenter = Segmenter.from_pretrained(folder)
+    assert segmenter.regions.painted == ((0, 1), (1, 2), (2, 3))
+    plain = tmp_path / "plain"
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"]["labels"] = ["background", "a", "b"]
+    save_model(plain, dict(state.variables), record, 12)
+    with pytest.raises(CheckpointError, match="regions WT, TC, ET"):
+        Segmenter.from_pretrained([folder, plain])
 
 
 def test_a_run_that_has_its_options_in_config_json_is_exported(tmp_path, run):

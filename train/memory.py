@@ -3,10 +3,12 @@
 import math
 
 import jax
+from jax.sharding import Mesh
 
 from train.config import Config
 from train.data.headers import Need
 from train.run_dir import OptionError
+from train.sharding import FSDP
 from unetr_flax import UNETRConfig
 from unetr_flax.runtime.memory import available_memory, show_bytes
 
@@ -14,32 +16,37 @@ from unetr_flax.runtime.memory import available_memory, show_bytes
 LEAST_FILLED = 0.02
 
 
-def check_size(cfg: Config) -> None:
+def check_size(cfg: Config, mesh: Mesh) -> None:
     """Refuses a model or a batch that is far beyond the memory, before anything is made of them.
 
     The estimate is below what a step really takes, which `check_step` knows once it is compiled.
+
+    Args:
+      cfg: the options.
+      mesh: the devices; the share of one is compared with its memory.
 
     Raises:
       OptionError: naming the options.
     """
     config = cfg.model_config(in_channels=1, out_channels=2)
     memory = device_memory()
-    # Weights, their gradients and two moments, in float32.
-    weights = 16 * _fewest_parameters(config)
+    # Weights, their gradients and two moments, in float32; --fsdp splits the kernels.
+    weights = 16 * _fewest_parameters(config) // mesh.shape[FSDP]
     if weights > memory:
         raise OptionError(
             f"--hidden-size {config.hidden_size} --num-layers {config.num_layers} --light-r "
             f"{cfg.model.light_r}: training takes over {show_bytes(weights)} for the parameters "
-            f"alone, there are {show_bytes(memory)}"
+            f"alone{_share(mesh)}, there are {show_bytes(memory)}"
         )
     # The image, two logits, and the decoder's last concatenation, in two bytes at the least.
     maps = 3 + 2 * config.channels[0]
-    batch = 2 * maps * math.prod(config.img_size) * cfg.data.batch_size // jax.device_count()
+    volumes = cfg.data.batch_size // cfg.training.accumulate
+    batch = 2 * maps * math.prod(config.img_size) * volumes // mesh.size
     if batch > memory:
         roi = " ".join(map(str, config.img_size))
         raise OptionError(
             f"--roi-size {roi} --batch-size {cfg.data.batch_size}: a step takes over "
-            f"{show_bytes(batch)}, there are {show_bytes(memory)}"
+            f"{show_bytes(batch)}{_share(mesh)}, there are {show_bytes(memory)}"
         )
 
 
@@ -61,12 +68,12 @@ def check_roi(cfg: Config, need: Need) -> None:
 
 
 def device_memory() -> int:
-    """Returns the bytes of memory of a device: its own, or what this process can get on CPU."""
+    """Returns the bytes of memory of a device: its own, or on CPU its share of this process's."""
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])
-    return available_memory()
+    return available_memory() // jax.local_device_count()
 
 
 def step_memory(compiled: jax.stages.Compiled) -> int | None:
@@ -100,6 +107,10 @@ def check_step(compiled: jax.stages.Compiled) -> str:
             f"{show_bytes(memory)}; a smaller --roi-size or --batch-size takes less"
         )
     return f"a step takes {show_bytes(need)} of {show_bytes(memory)} of memory on each device"
+
+
+def _share(mesh: Mesh) -> str:
+    return " on each device" if mesh.size > 1 else ""
 
 
 def _fewest_parameters(config: UNETRConfig) -> int:

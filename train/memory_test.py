@@ -5,8 +5,9 @@ import pytest
 import train.memory
 from train.config import parse
 from train.data.headers import Need
-from train.memory import check_roi, check_size, check_step
+from train.memory import check_roi, check_size, check_step, device_memory
 from train.run_dir import OptionError
+from train.sharding import AXES
 
 
 @pytest.fixture(autouse=True)
@@ -14,24 +15,45 @@ def ten_gigabytes(monkeypatch):
     monkeypatch.setattr(train.memory, "available_memory", lambda: 10**10)
 
 
+def mesh(data=1, fsdp=1, depth=1):
+    """Makes a mesh of devices that need not be there."""
+    return jax.sharding.AbstractMesh((data, fsdp, depth), AXES)
+
+
+def judge(args, devices):
+    check_size(parse(args.split()), devices)
+
+
 def test_defaults_fit():
-    check_size(parse([]))
-    check_size(
-        parse(
-            [
-                "--roi-size",
-                "96",
-                "96",
-                "96",
-                "--hidden-size",
-                "768",
-                "--num-layers",
-                "12",
-                "--num-heads",
-                "12",
-            ]
-        )
-    )
+    judge("", mesh())
+    judge("--roi-size 96 96 96 --hidden-size 768 --num-layers 12 --num-heads 12", mesh())
+
+
+@pytest.mark.parametrize(
+    ("args", "too_few", "enough", "message"),
+    [
+        ("--hidden-size 8000", mesh(data=8, depth=4), mesh(fsdp=8), "the parameters alone on each"),
+        ("--roi-size 512 512 512 --batch-size 4", mesh(data=2), mesh(data=4, depth=4), "on each"),
+        ("--roi-size 512 512 512 --batch-size 4", mesh(), mesh(fsdp=2, depth=8), "there are 10 GB"),
+        ("--hidden-size 4800", mesh(), mesh(fsdp=2), "alone, there are 10 GB"),
+    ],
+)
+def test_the_share_of_one_device_is_judged(args, too_few, enough, message):
+    with pytest.raises(OptionError, match=message):
+        judge(args, too_few)
+    judge(args, enough)
+
+
+def test_parts_of_an_accumulated_batch_are_judged():
+    args = "--roi-size 512 512 512 --batch-size 8"
+    with pytest.raises(OptionError, match="a step takes over"):
+        judge(args, mesh(depth=4))
+    judge(f"{args} --accumulate 8", mesh(depth=4))
+
+
+def test_devices_of_a_cpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert device_memory() == 10**10 // 4
 
 
 @pytest.mark.parametrize(
@@ -52,7 +74,7 @@ def test_defaults_fit():
 )
 def test_sizes_far_beyond_the_memory_are_refused(args, message):
     with pytest.raises(OptionError) as error:
-        check_size(parse(args.split()))
+        judge(args, mesh())
     assert str(error.value).startswith(message)
     assert "there are 10 GB" in str(error.value)
 

@@ -57,7 +57,7 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
     refuse_wrong_convolutions(cfg.model.dtype)
     check_initial(cfg)
     mesh = _mesh(cfg)
-    check_size(cfg)
+    check_size(cfg, mesh)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))

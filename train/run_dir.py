@@ -150,13 +150,15 @@ def write_run_file(
             "name": dataset.name,
             "labels": list(dataset.labels),
             "modalities": list(dataset.modalities),
+            **_region_record(dataset),
             "fingerprint": _fingerprint(dataset),
             "validation": [case.name for case in val_cases],
         },
     }
     if cfg.run.resume == "yes":
         saved = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
-        if saved["dataset"] != record["dataset"]:
+        # Runs of older versions have no class ids of regions.
+        if saved["dataset"] != {key: record["dataset"].get(key) for key in saved["dataset"]}:
             raise OptionError(
                 f"--out {cfg.out}: the data set {dataset.name} is not what the run was started "
                 "with; its cases, labels or files have changed"
@@ -166,6 +168,16 @@ def write_run_file(
             return
         record = saved | {"options": record["options"]}
     write_text(run_file(cfg.out), json.dumps(record, indent=1) + "\n")
+
+
+def _region_record(dataset: Dataset) -> dict[str, Any]:
+    """Returns what turns regions back into classes: their class ids, and a declared order."""
+    record: dict[str, Any] = {}
+    if dataset.regions:
+        record["region_ids"] = [list(ids) for ids in dataset.regions]
+    if dataset.regions_class_order:
+        record["regions_class_order"] = list(dataset.regions_class_order)
+    return record
 
 
 def recorded_schedule(out: Path) -> dict[str, Any] | None:

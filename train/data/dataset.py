@@ -56,6 +56,8 @@ class Dataset:
         belong to overlapping regions; "masks", one channel of 0 and 1 per region.
       regions: for the target "regions", the class ids of each region in the order of `labels[1:]`.
       ignored_id: id of voxels that count neither in the loss nor in scores; None if there is none.
+      regions_class_order: class id that each region is painted with to turn regions back into a
+        label map, as nnU-Net declares; empty if none is declared.
       allow_grid_mismatch: whether a label map that is not on the grid of its image is taken voxel
         by voxel.
     """
@@ -68,6 +70,7 @@ class Dataset:
     target: Literal["classes", "regions", "masks"] = "classes"
     regions: tuple[tuple[int, ...], ...] = ()
     ignored_id: int | None = IGNORED_ID
+    regions_class_order: tuple[int, ...] = ()
     allow_grid_mismatch: bool = False
 
     @property

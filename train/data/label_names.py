@@ -18,11 +18,14 @@ class Labels:
       labels: names of the background and of all classes or regions.
       regions: class ids of each region; empty if the labels are classes.
       ignored_id: id of voxels that do not count; None if the id 255 is a class.
+      regions_class_order: class id that each region is painted with to turn regions back into a
+        label map, as nnU-Net declares; empty if none is declared.
     """
 
     labels: tuple[str, ...]
     regions: tuple[tuple[int, ...], ...] = ()
     ignored_id: int | None = IGNORED_ID
+    regions_class_order: tuple[int, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Returns the fields of the data set that the labels decide."""
@@ -30,7 +33,7 @@ class Labels:
         return {**vars(self), "target": target}
 
 
-def parse_labels(content: Any, path: Path) -> Labels:
+def parse_labels(content: Any, path: Path, order: Any = None) -> Labels:
     """Parses the field "labels" of a JSON file.
 
     Both forms in use are read: `{"0": "background", "1": "liver"}` of the Decathlon, and
@@ -40,9 +43,10 @@ def parse_labels(content: Any, path: Path) -> Labels:
     Args:
       content: the value of the field.
       path: the JSON file, for messages.
+      order: the value of nnU-Net's field "regions_class_order"; None if there is none.
 
     Raises:
-      DataError: if the field has another form, or there is no background or nothing else.
+      DataError: if a field has another form, or there is no background or nothing else.
     """
     if not isinstance(content, Mapping) or not content:
         raise DataError(f'{path}: labels: must be an object like {{"0": "background", ...}}')
@@ -70,7 +74,8 @@ def parse_labels(content: Any, path: Path) -> Labels:
     if any(isinstance(value, tuple) for value in ids.values()):
         ids.pop(background)
         regions = tuple(v if isinstance(v, tuple) else (v,) for v in ids.values())
-        return Labels((background, *ids), regions, ignored_id)
+        declared = _class_order(order, len(regions), path)
+        return Labels((background, *ids), regions, ignored_id, declared)
     if sorted(ids.values()) != list(range(len(ids))):
         shown = sorted(map(str, ids.values()))
         raise DataError(
@@ -122,6 +127,20 @@ def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
     return dataclasses.replace(
         dataset, labels=(dataset.labels[0], *names), target="regions", regions=tuple(ids)
     )
+
+
+def _class_order(value: Any, num_regions: int, path: Path) -> tuple[int, ...]:
+    """Reads the class id that each region is painted with."""
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else []
+    distinct = {item for item in ids if type(item) is int and item > 0}
+    if not len(distinct) == len(ids) == num_regions:
+        raise DataError(
+            f"{path}: regions_class_order: must be a list of {num_regions} different ids above 0, "
+            f"one for each region, not {value!r}"
+        )
+    return tuple(ids)
 
 
 def _ids(value: Any, name: str, path: Path) -> int | tuple[int, ...]:

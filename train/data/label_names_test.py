@@ -34,6 +34,14 @@ def test_bad_forms():
         parse_labels({"0": "a", "1": "a"}, PATH)
 
 
+def test_the_class_order_of_nnunet():
+    labels = {"bg": 0, "w": [1, 2], "c": [2]}
+    assert parse_labels(labels, PATH, [1, 2]).regions_class_order == (1, 2)
+    for order in ([1], [1, 1], [0, 1], [1, 2, 3], 5, [1, 2, "3"]):
+        with pytest.raises(ValueError, match="regions_class_order: must be a list of 2 different"):
+            parse_labels(labels, PATH, order)
+
+
 def test_regions_of_options():
     dataset = Dataset("BraTS", ("T1",), ("background", "edema", "core", "enhancing"), ())
     joined = with_regions(dataset, ("WT=1,2,3", "TC=2,3"))

@@ -128,10 +128,12 @@ def test_nnunet(tmp_path):
 def test_nnunet_with_regions_an_ignored_label_and_a_list_of_files(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "Ignore": 3}
     listed = {"x": {"images": ["imagesTr/c0_0000.nii.gz"], "label": "labelsTr/c0.nii.gz"}}
-    write_nnunet(tmp_path, labels=labels, dataset=listed, channel_names={"0": "CT"})
+    fields = {"channel_names": {"0": "CT"}, "regions_class_order": [1, 2]}
+    write_nnunet(tmp_path, labels=labels, dataset=listed, **fields)
     dataset = read_dataset(tmp_path)
     assert dataset.labels == ("background", "whole", "core")
     assert (dataset.target, dataset.regions) == ("regions", ((1, 2), (2,)))
+    assert dataset.regions_class_order == (1, 2)
     assert (dataset.ignored_id, dataset.num_outputs) == (3, 2)
     assert names(dataset) == ["x"]
     check(dataset)

@@ -46,7 +46,7 @@ def read_nnunet(
     return Dataset(
         name=str(content.get("name", path.parent.name)),
         modalities=modalities or channels,
-        **parse_labels(content.get("labels"), path).fields(),
+        **parse_labels(content.get("labels"), path, content.get("regions_class_order")).fields(),
         cases=tuple(sorted(cases, key=lambda case: case.name)),
     )
 

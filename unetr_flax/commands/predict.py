@@ -35,7 +35,8 @@ def predict(
     --preprocessing. INPUT is a scan (NIfTI, NRRD, MetaImage, or a DICOM series with SimpleITK), or
     a folder of scans with all below it. OUTPUT is a file that ends in .nii.gz or .nii, or a folder,
     which gets a label map for each case, and labels.json with the names of the labels. What is
-    there is skipped, so a run that was stopped goes on with the same command.
+    there is skipped, so a run that was stopped goes on with the same command. Overlapping regions
+    become a label map where they are nested, else 4D masks; the output says which.
 
     Exit status: 0 if all cases are done, 1 if some could not be segmented (each is reported, the
     others are done), 2 if nothing could be started, 130 after Ctrl-C.
@@ -52,11 +53,12 @@ def predict(
             f"{len(paths)} paths are left after the options, must be MODEL, INPUT and OUTPUT; "
             "a list of values ends at the next option, or at --"
         )
-    from unetr_flax.commands.predict_setup import Setup, find_preprocessing_of
+    from unetr_flax.commands.predict_setup import Setup, find_preprocessing_of, find_regions_of
 
     *models, source, target = paths
     console = Console(outputs)
     preprocessing = find_preprocessing_of(models[0], inputs.preprocessing)
+    regions = find_regions_of(models[0])
     cases = _find_cases(source, target, len(preprocessing.modalities), inputs.part, console)
     todo: list[Case] = []
     skipped: list[Case] = []
@@ -69,9 +71,11 @@ def predict(
         )
     outcomes: list[Outcome] = []
     if todo:
-        setup = Setup(models, told, preprocessing, inputs, computation, outputs)
+        if regions:
+            console.say(regions.describe())
+        setup = Setup(models, told, preprocessing, regions, inputs, computation, outputs)
         outcomes = _segment(setup, todo, target, console)
-    console.summarize(outcomes, skipped)
+    console.summarize(outcomes, skipped, masks=regions is not None and not regions.painted)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
         raise Verdict(f"{failed} of {len(todo)} cases failed")
@@ -131,20 +135,20 @@ def _segment(
             pool = stack.enter_context(RayPool(address, device, len(cases), console.say))
             pool.start(setup.absolute().build)
             segment = pool.segment
-        _write_names(setup.preprocessing.labels, cases[0], target)
+        _write_names(setup.names, cases[0], target)
         for outcome in segment(cases):
             outcomes.append(outcome)
-            console.outcome(outcome, len(outcomes), len(cases), setup.preprocessing.labels)
+            console.outcome(outcome, len(outcomes), len(cases), setup.names)
     return outcomes
 
 
-def _write_names(labels: tuple[str, ...], case: "Case", target: Path) -> None:
+def _write_names(labels: dict[int, str], case: "Case", target: Path) -> None:
     """Writes the names of the labels beside the label maps."""
     from unetr_flax.runtime.atomic import write_text
 
     if not labels:
         return
-    names = {name: label for label, name in enumerate(labels)}
+    names = {name: label for label, name in sorted(labels.items())}
     one_file = case.outputs.labels == target
     path = case.outputs.beside("labels.json") if one_file else target / "labels.json"
     path.parent.mkdir(parents=True, exist_ok=True)

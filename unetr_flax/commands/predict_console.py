@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unetr_flax.commands.predict_options import Outputs
@@ -43,7 +43,9 @@ class Console:
         print(f"\r{text.ljust(self._line)}", end="", file=sys.stderr, flush=True)
         self._line = len(text)
 
-    def outcome(self, outcome: "Outcome", number: int, count: int, names: Sequence[str]) -> None:
+    def outcome(
+        self, outcome: "Outcome", number: int, count: int, names: Mapping[int, str]
+    ) -> None:
         """Prints what became of a case; errors also if nothing else is printed."""
         case = outcome.case
         if outcome.status == "failed":
@@ -53,7 +55,7 @@ class Console:
         if outcome.nan_voxels:
             self.say(f"{case.name}: {outcome.nan_voxels} voxels were NaN, taken for the lowest")
         found = [
-            f"{names[label] if label < len(names) else label} {voxels:,}"
+            f"{names.get(label, label)} {voxels:,}"
             for label, voxels in outcome.voxels.items()
             if label
         ]
@@ -66,8 +68,16 @@ class Console:
 
             print_table(outcome.statistics)
 
-    def summarize(self, outcomes: "Sequence[Outcome]", skipped: "Sequence[Case]") -> None:
-        """Prints all outcomes as JSON, if that is wanted."""
+    def summarize(
+        self, outcomes: "Sequence[Outcome]", skipped: "Sequence[Case]", *, masks: bool
+    ) -> None:
+        """Prints all outcomes as JSON, if that is wanted.
+
+        Args:
+          outcomes: what became of the cases.
+          skipped: cases that were done before.
+          masks: whether the label maps are 4D masks of overlapping regions.
+        """
         if not self._json:
             return
         rows: list[dict[str, Any]] = []
@@ -88,7 +98,7 @@ class Console:
             {"name": case.name, "status": "skipped", "labels": str(case.outputs.labels)}
             for case in skipped
         ]
-        print(json.dumps({"cases": rows}, indent=2))
+        print(json.dumps({"masks": masks, "cases": rows}, indent=2))
 
     def _clear(self) -> None:
         if self._line:

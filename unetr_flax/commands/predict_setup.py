@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,8 @@ from unetr_flax.imaging.presets import PRESETS
 from unetr_flax.inference import postprocess, predictor
 from unetr_flax.inference.outputs import Extras
 from unetr_flax.inference.pipeline import Outcome, segment_cases
-from unetr_flax.inference.segment import Segmenter, check_preprocessing, refuse_regions
+from unetr_flax.inference.regions import Regions
+from unetr_flax.inference.segment import Segmenter, check_preprocessing, check_regions
 from unetr_flax.runtime.compilation_cache import keep_compiled_programs
 from unetr_flax.runtime.malloc import keep_freed_memory
 from unetr_flax.weights.pretrained import read_metadata
@@ -32,6 +33,7 @@ class Setup:
       models: paths of the models, whose probabilities are averaged.
       told: facts about the model in a PyTorch file.
       preprocessing: what is done to a scan before the models.
+      regions: what the models predict if not classes.
       inputs: how scans are read.
       computation: how the models are applied.
       outputs: what is written, and how label maps are changed before.
@@ -40,9 +42,15 @@ class Setup:
     models: Sequence[Path]
     told: Told
     preprocessing: Preprocessing
+    regions: Regions | None
     inputs: Inputs
     computation: Computation
     outputs: Outputs
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The name of each class id of the label maps, as far as they are known."""
+        return self.regions.classes if self.regions else dict(enumerate(self.preprocessing.labels))
 
     def absolute(self) -> Self:
         """Returns the same with paths that do not depend on the folder of a process."""
@@ -65,7 +73,7 @@ class Setup:
             segment_cases,
             segmenter,
             extras=Extras(outputs.probabilities, outputs.statistics, outputs.preview, outputs.html),
-            postprocess=_postprocess(outputs, self.preprocessing.labels, segmenter.num_classes),
+            postprocess=_postprocess(outputs, segmenter),
             allow_nan=self.inputs.allow_nan,
         )
 
@@ -80,15 +88,18 @@ class Setup:
             if self.inputs.preprocessing is None:
                 check_preprocessing(path, model.preprocessing, self.preprocessing)
             _check_flips(path, model, flips)
-            refuse_regions(path, model.provenance)
+            check_regions(path, Regions.from_provenance(path, model.provenance), self.regions)
         windows_to_logits = predictor.Predictor(
             [predictor.Weights(model.cfg, model.variables) for model in models],
             flips=flips,
             dtype=jnp.dtype(self.computation.dtype),
             devices=devices,
+            sigmoid=self.regions is not None,
         )
         overlap = FAST_OVERLAP if fast else self.computation.overlap
-        return Segmenter(windows_to_logits, self.preprocessing, overlap=overlap)
+        return Segmenter(
+            windows_to_logits, self.preprocessing, overlap=overlap, regions=self.regions
+        )
 
 
 def find_preprocessing_of(model: Path, option: str | None) -> Preprocessing:
@@ -114,6 +125,17 @@ def find_preprocessing_of(model: Path, option: str | None) -> Preprocessing:
     return own
 
 
+def find_regions_of(model: Path) -> Regions | None:
+    """Finds the regions that a model predicts, without reading its weights; None for classes.
+
+    Raises:
+      CheckpointError: if the folder tells them in another form.
+    """
+    if not model.is_dir():
+        return None
+    return Regions.from_provenance(model, read_metadata(model)["provenance"])
+
+
 def _devices(name: str | None) -> list[Any] | None:
     """Finds the devices of a platform, or one of them."""
     if name is None:
@@ -136,11 +158,13 @@ def _check_flips(path: Path, model: Model, flips: Sequence[int]) -> None:
         raise ValueError(f"--flips {given}: {path} was trained with flips along {allowed}")
 
 
-def _postprocess(
-    outputs: Outputs, names: Sequence[str], num_classes: int
-) -> Callable[[np.ndarray], None]:
-    """Builds what changes label maps in place, in the order subset, largest parts, holes."""
-    classes = range(1, num_classes)
+def _postprocess(outputs: Outputs, segmenter: Segmenter) -> Callable[[np.ndarray], None]:
+    """Builds what changes labels in place, in the order subset, largest parts, holes.
+
+    Masks of overlapping regions are changed one by one, each as a label map of its own.
+    """
+    names, regions = segmenter.names, segmenter.regions
+    classes = sorted(set(names) - {0}) or list(range(1, segmenter.num_classes))
 
     def ids(option: str, values: Sequence[str] | None) -> list[int] | None:
         if values is None:
@@ -150,24 +174,35 @@ def _postprocess(
     subset = ids("--roi-subset", outputs.roi_subset)
     largest = ids("--keep-largest", outputs.keep_largest)
 
-    def change(labels: np.ndarray) -> None:
+    def change(labels: np.ndarray, number_of: Callable[[int], int] = int) -> None:
         if subset is not None:
-            postprocess.keep_only(labels, subset)
+            postprocess.keep_only(labels, map(number_of, subset))
         if largest is not None:
-            postprocess.keep_largest(labels, largest or classes)
+            postprocess.keep_largest(labels, map(number_of, largest or classes))
         if outputs.fill_holes:
-            postprocess.fill_holes(labels, classes)
+            postprocess.fill_holes(labels, map(number_of, classes))
 
-    return change
+    def change_masks(masks: np.ndarray) -> None:
+        for region in range(masks.shape[-1]):
+            # In its own mask a region is 1, and of others there is nothing.
+            change(masks[..., region], lambda label, own=region + 1: int(label == own))
+
+    return change if regions is None or regions.painted else change_masks
 
 
-def _label(option: str, value: str, names: Sequence[str], classes: range) -> int:
+def _label(option: str, value: str, names: Mapping[int, str], classes: Sequence[int]) -> int:
     """Reads the name or id of a label."""
-    if value in names[1:]:
-        return names.index(value, 1)
+    for label in classes:
+        if value == names.get(label):
+            return label
     if value.isascii() and value.isdigit() and int(value) in classes:
         return int(value)
-    allowed = f"{classes[0]} to {classes[-1]}" if classes else "none, the model has one class"
+    if not classes:
+        allowed = "none, the model has one class"
+    elif list(classes) == list(range(classes[0], classes[-1] + 1)):
+        allowed = f"{classes[0]} to {classes[-1]}"
+    else:
+        allowed = ", ".join(map(str, classes))
     if names:
-        allowed = f"{', '.join(names[1:])}, or an id from {allowed}"
+        allowed = f"{', '.join(names[i] for i in classes)}, or an id from {allowed}"
     raise ValueError(f"{option} {value}: must be a label of the model: {allowed}")

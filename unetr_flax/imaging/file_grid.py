@@ -91,7 +91,8 @@ class FileGrid:
 
         Args:
           path: the file to write; must end in .nii or .nii.gz.
-          labels: class ids [X, Y, Z] on the canonical grid, integers.
+          labels: class ids [X, Y, Z] on the canonical grid, integers; masks [X, Y, Z, R] become a
+            4D file.
 
         Raises:
           VolumeError: if labels are not integers from 0 to 65535 on a grid of this shape, or if
@@ -100,7 +101,7 @@ class FileGrid:
         """
         path = Path(path)
         check_ending(path, NIFTI_ENDINGS)
-        self._check_shape(path, "labels", labels.shape)
+        self._check_shape(path, "labels", labels.shape[:3])
         if labels.dtype.kind not in "biu":
             raise VolumeError(f"{path}: labels are {labels.dtype}, must be integers")
         lowest, highest = int(labels.min()), int(labels.max())

@@ -27,7 +27,8 @@ class Restorer:
       grid: the model's grid of the scan.
       num_classes: number of classes K.
       probabilities: an array [X, Y, Z, K], in memory or on disk, to fill with the softmax of the
-        interpolated logits; None to restore labels only.
+        interpolated logits, or a shorter one for the last classes only; None to restore labels
+        only.
 
     Attributes:
       labels: the label map [X, Y, Z] in the smallest unsigned integers, 0 where nothing was added.
@@ -40,7 +41,7 @@ class Restorer:
         self._start = grid.box_start
         self.labels = np.zeros(grid.scan_shape, np.min_scalar_type(num_classes - 1))
         self.probabilities = probabilities
-        if probabilities is not None:
+        if probabilities is not None and probabilities.shape[-1] == num_classes:
             # Outside the box all is background.
             probabilities[..., 0] = 1
 
@@ -74,7 +75,8 @@ class Restorer:
             def fill(voxels, found):
                 labels[voxels] = found.argmax(-1)
                 shifted = np.exp(found - found.max(-1, keepdims=True))
-                values[voxels] = shifted / shifted.sum(-1, keepdims=True)
+                shares = shifted / shifted.sum(-1, keepdims=True)
+                values[voxels] = shares[..., -values.shape[-1] :]
 
             _interpolate(logits, low, weights, steps, everywhere, fill)
             self.labels[there] = labels

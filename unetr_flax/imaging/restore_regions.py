@@ -17,10 +17,15 @@ class RegionRestorer:
     Args:
       grid: the model's grid of the scan.
       num_regions: number of regions R.
+      probabilities: an array [X, Y, Z, R], zero, in memory or on disk, to fill with the sigmoid of
+        the interpolated logits; None to restore labels only.
     """
 
-    def __init__(self, grid: ModelGrid, num_regions: int):
-        self._restorers = [Restorer(grid, 2) for _ in range(num_regions)]
+    def __init__(self, grid: ModelGrid, num_regions: int, probabilities: np.ndarray | None = None):
+        self._restorers = [
+            Restorer(grid, 2, None if probabilities is None else probabilities[..., r : r + 1])
+            for r in range(num_regions)
+        ]
 
     def add(self, start: Sequence[int], logits: np.ndarray) -> None:
         """Restores the voxels of the scan that a block suffices for.

@@ -9,7 +9,8 @@ import numpy as np
 
 from unetr_flax.imaging.file_grid import FileGrid
 from unetr_flax.imaging.preprocessing import Preprocessing
-from unetr_flax.inference.segment import Segmentation
+from unetr_flax.imaging.volume import Volume
+from unetr_flax.inference.segmentation import Segmentation
 from unetr_flax.runtime.atomic import staged, write_text
 from unetr_flax.viewing import display_window, label_statistics, to_json, write_page, write_preview
 from unetr_flax.viewing.statistics import LabelStatistics
@@ -85,13 +86,14 @@ def write_outputs(
       VolumeError: if a package that is needed is not installed.
     """
     outputs.labels.parent.mkdir(parents=True, exist_ok=True)
-    volume, labels, names = segmentation.volume, segmentation.labels, segmentation.names
+    volume, names = segmentation.volume, segmentation.names
     window = display_window(preprocessing)
     rows = []
     if extras.need_scan:
         assert volume is not None
+        labels = segmentation.visible
         if extras.statistics:
-            rows = label_statistics(volume, labels, names)
+            rows = _statistics(volume, segmentation)
             write_text(outputs.beside("statistics.json"), to_json(rows))
         if extras.preview:
             write_preview(outputs.beside("png"), volume, labels, names, window=window)
@@ -101,4 +103,17 @@ def write_outputs(
         path = outputs.beside("probabilities.nii.gz")
         segmentation.grid.write_probabilities(path, segmentation.probabilities)
     segmentation.save(outputs.labels)
+    return rows
+
+
+def _statistics(volume: Volume, segmentation: Segmentation) -> list[LabelStatistics]:
+    """Measures each label, or each mask as a whole where masks overlap."""
+    labels, names = segmentation.labels, segmentation.names
+    if not segmentation.has_masks:
+        return label_statistics(volume, labels, names)
+    rows = []
+    for region in range(labels.shape[-1]):
+        label = region + 1
+        mask = labels[..., region].astype(np.min_scalar_type(label)) * label
+        rows += label_statistics(volume, mask, {label: names[label]})
     return rows

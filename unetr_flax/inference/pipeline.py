@@ -14,7 +14,8 @@ import numpy as np
 from unetr_flax.imaging.case_files import CaseFiles
 from unetr_flax.imaging.scan import read_scan
 from unetr_flax.inference.outputs import CaseOutputs, Extras, write_outputs
-from unetr_flax.inference.segment import Prepared, Segmentation, Segmenter
+from unetr_flax.inference.segment import Prepared, Segmenter
+from unetr_flax.inference.segmentation import Segmentation
 from unetr_flax.viewing.statistics import LabelStatistics
 
 # What makes a case fail, but not the others: JaxRuntimeError is what a device runs out of memory
@@ -46,7 +47,7 @@ class Outcome:
       status: "done", or "failed" with an error.
       error: one line that says what is wrong.
       seconds: from the start of its preparation to its last file.
-      voxels: number of voxels of each class id that occurs.
+      voxels: number of voxels of each class id that occurs; mask r counts as class r + 1.
       nan_voxels: voxels that were NaN and taken for the lowest intensity.
       statistics: measurements of each label, if they were asked for.
     """
@@ -78,7 +79,7 @@ def segment_cases(
       segmenter: segments scans.
       cases: the cases.
       extras: what is written beside the label maps.
-      postprocess: changes a label map in place.
+      postprocess: changes a label map or masks in place.
       allow_nan: whether voxels that are NaN become the lowest intensity.
       progress: called with the case, the windows done and all windows.
 
@@ -167,10 +168,7 @@ def _write(
 ) -> Outcome:
     with stack:
         rows = write_outputs(case.outputs, extras, segmentation, segmenter.preprocessing)
-    counts = np.zeros(segmenter.num_classes, np.int64)
-    for plane in segmentation.labels:
-        counts += np.bincount(plane.ravel(), minlength=segmenter.num_classes)
-    voxels = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+    voxels = segmentation.count_voxels()
     seconds = time.perf_counter() - found.start
     return Outcome(case, "done", None, seconds, voxels, found.nan_voxels, rows)
 

@@ -66,6 +66,8 @@ class Predictor:
       dtype: dtype of the computation; parameters are float32.
       devices: devices that share the windows.
       lowering: see `UNETR`.
+      sigmoid: whether each output is a region with a probability of its own, instead of all
+        together classes that exclude each other.
 
     Attributes:
       roi: voxels of the window per axis.
@@ -86,6 +88,7 @@ class Predictor:
         dtype: Any = jnp.float32,
         devices: Sequence[Any] | None = None,
         lowering: ops.Lowering = "auto",
+        sigmoid: bool = False,
     ):
         first = models[0].cfg
         for other in models[1:]:
@@ -104,6 +107,7 @@ class Predictor:
         self.roi = tuple(first.img_size)
         self.in_channels, self.num_classes = first.in_channels, first.out_channels
         self.batch_size = windows_per_device(platform) * len(devices)
+        self._sigmoid = sigmoid
         self._flips = [
             axes for n in range(len(flips) + 1) for axes in itertools.combinations(flips, n)
         ]
@@ -130,30 +134,39 @@ class Predictor:
         for axes, (program, variables) in itertools.product(self._flips, self._programs):
             axes = tuple(axis + 1 for axis in axes)
             logits = program(variables, _flip(image, axes=axes) if axes else image)
-            shares.append(_probabilities(logits, axes=axes))
+            shares.append(probabilities_of(logits, axes=axes, sigmoid=self._sigmoid))
             # One sum of all before, so that no more than two are in memory.
             shares = [functools.reduce(_sum, shares)]
-        return _log_mean(shares[0], count=len(self._flips) * len(self._programs))
+        count = len(self._flips) * len(self._programs)
+        return logits_of_mean(shares[0], count=count, sigmoid=self._sigmoid)
 
 
 def _flip(image: jax.Array, *, axes: tuple[int, ...]) -> jax.Array:
     return jnp.flip(image, axes)
 
 
-def _probabilities(logits: jax.Array, *, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.flip(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axes)
+def probabilities_of(logits: jax.Array, *, axes: tuple[int, ...], sigmoid: bool) -> jax.Array:
+    """Computes probabilities of logits, and flips them along some axes."""
+    logits = logits.astype(jnp.float32)
+    return jnp.flip(jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits, axis=-1), axes)
 
 
 def _sum(total: jax.Array, share: jax.Array) -> jax.Array:
     return total + share
 
 
-def _log_mean(total: jax.Array, *, count: int) -> jax.Array:
+def logits_of_mean(total: jax.Array, *, count: int, sigmoid: bool) -> jax.Array:
+    """Computes finite logits of the mean of `count` arrays of probabilities, from their sum."""
     # Without a floor the logit of an impossible class were minus infinity, which has no mean.
-    return jnp.log(jnp.maximum(total / count, jnp.finfo(jnp.float32).tiny))
+    mean = jnp.maximum(total / count, jnp.finfo(jnp.float32).tiny)
+    if not sigmoid:
+        return jnp.log(mean)
+    # Half an epsilon below 1 is the largest number that a region's probability can be.
+    mean = jnp.minimum(mean, 1 - jnp.finfo(jnp.float32).epsneg)
+    return jnp.log(mean) - jnp.log1p(-mean)
 
 
 _flip = jax.jit(_flip, static_argnames="axes")
-_probabilities = jax.jit(_probabilities, static_argnames="axes")
+probabilities_of = jax.jit(probabilities_of, static_argnames=("axes", "sigmoid"))
 _sum = jax.jit(_sum, donate_argnums=0)
-_log_mean = jax.jit(_log_mean, static_argnames="count", donate_argnums=0)
+logits_of_mean = jax.jit(logits_of_mean, static_argnames=("count", "sigmoid"), donate_argnums=0)

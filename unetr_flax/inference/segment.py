@@ -12,43 +12,16 @@ from unetr_flax.imaging.file_grid import FileGrid
 from unetr_flax.imaging.model_grid import ModelGrid
 from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.imaging.restore import Restorer
+from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.imaging.scan import Scan, read_scan
-from unetr_flax.imaging.volume import Volume, VolumeError
+from unetr_flax.imaging.volume import Volume
 from unetr_flax.inference.predictor import Predictor, Weights
+from unetr_flax.inference.regions import Regions
+from unetr_flax.inference.segmentation import Segmentation
 from unetr_flax.inference.streaming import stream_logits
 from unetr_flax.ops.platform import Lowering
 from unetr_flax.weights.errors import CheckpointError
 from unetr_flax.weights.pretrained import load_pretrained, read_metadata
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The label map of a scan.
-
-    Attributes:
-      labels: class ids [X, Y, Z] on the scan's canonical grid, the smallest unsigned integers.
-      names: name of each class id, as far as the model knows them.
-      volume: the scan, on the same grid; None if it was let go.
-      grid: the grid of the scan's file; None if it came as an array.
-      probabilities: softmax [X, Y, Z, K] of the logits, if they were asked for.
-    """
-
-    labels: np.ndarray
-    names: dict[int, str]
-    volume: Volume | None
-    grid: FileGrid | None
-    probabilities: np.ndarray | None = None
-
-    def save(self, path: Path | str) -> None:
-        """Writes the label map to a NIfTI file on the grid of the scan's file.
-
-        Raises:
-          VolumeError: if the scan came as an array, or the file has another ending.
-          OSError: if the file cannot be written.
-        """
-        if self.grid is None:
-            raise VolumeError(f"{path}: the scan came as an array, its file's grid is not known")
-        self.grid.write_labels(path, self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +50,28 @@ class Segmenter:
       predictor: windows to logits.
       preprocessing: what is done to a scan before the model.
       overlap: fraction of the window that neighbors share, in [0, 1).
+      regions: what the models predict if not classes; the predictor must average sigmoids.
 
     Attributes:
       preprocessing: what is done to a scan before the model.
       overlap: fraction of the window that neighbors share.
-      num_classes: number of classes K.
+      num_classes: number of classes K, or of regions.
+      regions: what the models predict if not classes.
+      names: name of each class id of the label maps; empty if unknown.
 
     Raises:
-      ValueError: if the preprocessing has another number of channels or classes than the models.
+      ValueError: if the preprocessing has another number of channels or classes than the models, or
+        the regions are others than they have outputs.
     """
 
-    def __init__(self, predictor: Predictor, preprocessing: Preprocessing, *, overlap: float = 0.5):
+    def __init__(
+        self,
+        predictor: Predictor,
+        preprocessing: Preprocessing,
+        *,
+        overlap: float = 0.5,
+        regions: Regions | None = None,
+    ):
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap={overlap!r}: must be in [0, 1)")
         channels = len(preprocessing.modalities)
@@ -101,7 +85,13 @@ class Segmenter:
             raise ValueError(
                 f"preprocessing: {len(labels)} labels, the model has {predictor.num_classes}"
             )
-        self.preprocessing, self.overlap = preprocessing, overlap
+        if regions and len(regions.names) != predictor.num_classes:
+            raise ValueError(
+                f"regions: {', '.join(regions.names)}, the model has {predictor.num_classes} "
+                "outputs"
+            )
+        self.preprocessing, self.overlap, self.regions = preprocessing, overlap, regions
+        self.names = regions.classes if regions else dict(enumerate(labels))
         self.num_classes = predictor.num_classes
         self._predictor = predictor
 
@@ -131,22 +121,32 @@ class Segmenter:
 
         Raises:
           CheckpointError: if a folder cannot be read, has no preprocessing, or another than the
-            first; if a model predicts overlapping regions.
+            first; if a model predicts other regions than the first.
           ValueError: if the models do not fit together.
         """
         paths = [Path(folders)] if isinstance(folders, Path | str) else [Path(f) for f in folders]
         models, known = [], preprocessing
-        for path in paths:
+        regions = None
+        for i, path in enumerate(paths):
             cfg, variables = load_pretrained(path)
             models.append(Weights(cfg, variables))
             metadata = read_metadata(path)
             own = metadata["preprocessing"]
-            refuse_regions(path, metadata["provenance"])
+            own_regions = Regions.from_provenance(path, metadata["provenance"])
+            regions = own_regions if i == 0 else regions
+            check_regions(path, own_regions, regions)
             if preprocessing is None:
                 known = check_preprocessing(path, own, known)
         assert known is not None
-        predictor = Predictor(models, flips=flips, dtype=dtype, devices=devices, lowering=lowering)
-        return cls(predictor, known, overlap=overlap)
+        predictor = Predictor(
+            models,
+            flips=flips,
+            dtype=dtype,
+            devices=devices,
+            lowering=lowering,
+            sigmoid=regions is not None,
+        )
+        return cls(predictor, known, overlap=overlap, regions=regions)
 
     def segment(
         self,
@@ -199,7 +199,7 @@ class Segmenter:
         soft = probabilities if isinstance(probabilities, np.ndarray) else None
         if probabilities is True:
             soft = np.zeros((*grid.scan_shape, classes), np.float32)
-        restorer = Restorer(grid, classes, soft)
+        restorer = (RegionRestorer if self.regions else Restorer)(grid, classes, soft)
         blocks = stream_logits(
             prepared.image,
             self._predictor,
@@ -212,17 +212,21 @@ class Segmenter:
         )
         for start, logits in blocks:
             restorer.add(start, logits)
-        names = dict(enumerate(self.preprocessing.labels))
-        return Segmentation(restorer.labels, names, prepared.volume, prepared.file_grid, soft)
+        labels = self.regions.decode(restorer.labels) if self.regions else restorer.labels
+        return Segmentation(labels, self.names, prepared.volume, prepared.file_grid, soft)
 
 
-def refuse_regions(path: Path, provenance: Any) -> None:
-    """Raises CheckpointError for a model of overlapping regions, whose logits are no classes'."""
-    if isinstance(provenance, dict) and (regions := provenance.get("regions")):
+def check_regions(path: Path, own: Regions | None, first: Regions | None) -> None:
+    """Raises CheckpointError unless a model predicts the same regions as the first one."""
+    if own != first:
         raise CheckpointError(
-            f"{path}: predicts overlapping regions ({', '.join(map(str, regions))}), each by a "
-            "sigmoid; a label map holds one class per voxel. Use `load_pretrained` and its logits"
+            f"{path}: predicts {_outputs(own)}, the first model {_outputs(first)}; models that are "
+            "averaged must predict the same"
         )
+
+
+def _outputs(regions: Regions | None) -> str:
+    return "classes" if regions is None else f"the regions {', '.join(regions.names)}"
 
 
 def check_preprocessing(

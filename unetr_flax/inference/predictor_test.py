@@ -1,0 +1,24 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unetr_flax.inference.predictor import logits_of_mean, probabilities_of
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_logits_of_a_mean_have_the_mean_of_the_probabilities(sigmoid):
+    logits = np.random.default_rng(0).normal(0, 4, (3, 1, 4, 3, 2, 5)).astype(np.float32)
+    shares = [probabilities_of(one, axes=(1, 3), sigmoid=sigmoid) for one in logits]
+    activation = jax.nn.sigmoid if sigmoid else jax.nn.softmax
+    expected = np.mean([activation(np.flip(one, (1, 3))) for one in logits], axis=0)
+    found = activation(logits_of_mean(jnp.sum(jnp.array(shares), 0), count=3, sigmoid=sigmoid))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_certain_regions_have_finite_logits():
+    certain = jnp.array([[-1000.0, 1000.0]])
+    total = probabilities_of(certain, axes=(), sigmoid=True)
+    found = logits_of_mean(total, count=1, sigmoid=True)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(jax.nn.sigmoid(found), [[0, 1]], atol=1e-7)
