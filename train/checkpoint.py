@@ -11,10 +11,11 @@ complete.
 import contextlib
 import dataclasses
 import functools
+import gc
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ import orbax.checkpoint as ocp
 
 from train.distributed import any_process
 from train.state import TrainState
+from unetr_flax.runtime.malloc import return_freed_memory
 
 # Name of the resume state within a checkpoint.
 RESUME = "progress"
+# Bytes of a state beyond which it is not copied to be saved in the background, on CPU.
+LARGEST_COPY = 2**28
 # A reason that the operating system gives, within the messages of orbax and tensorstore.
 REASONS = re.compile(
     "No space left on device|File too large|Disk quota exceeded|Read-only file system|"
@@ -73,7 +77,7 @@ class Checkpoints:
     def save_last(self, state: TrainState, resume_state: dict[str, Any]) -> None:
         """Begins to save a last checkpoint, unless it is of the same step already.
 
-        The state is copied before this returns, so its buffers may be donated.
+        The state is copied or saved before this returns, so its buffers may be donated.
 
         Args:
           state: the train state.
@@ -88,7 +92,8 @@ class Checkpoints:
         self._save(
             self._last,
             state,
-            lambda copy: {"state": ocp.args.StandardSave(_present(copy)), RESUME: resume},
+            {"state": _present(state)},
+            {RESUME: resume},
         )
 
     def save_best(self, state: TrainState) -> None:
@@ -97,9 +102,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if this checkpoint, or one before it, cannot be written.
         """
-        self._save(
-            self._best, state, lambda copy: {"variables": ocp.args.StandardSave(copy.variables)}
-        )
+        self._save(self._best, state, {"variables": state.variables}, {})
 
     def check(self) -> None:
         """Finds out whether a save in the background has failed meanwhile; takes no time.
@@ -186,18 +189,36 @@ class Checkpoints:
             return ocp.CheckpointManager(self._folder / name, options=options)
 
     def _save(
-        self, manager: ocp.CheckpointManager, state: TrainState, items: Callable[[TrainState], Any]
+        self,
+        manager: ocp.CheckpointManager,
+        state: TrainState,
+        arrays: dict[str, Any],
+        others: dict[str, Any],
     ) -> None:
+        """Begins to save arrays of a state, and other items as orbax's arguments."""
         step = int(state.step)
         # A run that is interrupted before its next step has nothing new to save.
         if manager.latest_step() == step:
             return
-        # On CPU orbax would go on reading the buffers that the next step reuses.
-        copy = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
         self._finish(manager)
+        # On CPU orbax would go on reading the buffers that the next step reuses: small states are
+        # copied, large ones are waited for, since a copy beside the next step might not fit.
+        on_cpu = jax.default_backend() == "cpu"
+        large = sum(array.nbytes for array in jax.tree.leaves(arrays)) > LARGEST_COPY
+        items = {
+            name: ocp.args.StandardSave(
+                jax.tree.map(jnp.copy, part) if on_cpu and not large else part
+            )
+            for name, part in arrays.items()
+        }
         with self._one_line_errors("cannot be written"):
-            manager.save(step, args=ocp.args.Composite(**items(copy)))
+            manager.save(step, args=ocp.args.Composite(**items, **others))
         self._unfinished.append(manager)
+        if on_cpu and large:
+            self._finish(manager)
+            # Orbax leaves arrays in reference cycles.
+            gc.collect()
+            return_freed_memory()
 
     def _finish(self, manager: ocp.CheckpointManager) -> None:
         if manager in self._unfinished:

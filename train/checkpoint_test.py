@@ -155,7 +155,12 @@ def test_the_one_before_takes_the_place_of_a_damaged_checkpoint(tmp_path, abstra
     checkpoints.close()
 
 
-def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(tmp_path, abstract):
+@pytest.mark.parametrize("large", [False, True])
+def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(
+    tmp_path, abstract, monkeypatch, large
+):
+    if large:
+        monkeypatch.setattr("train.checkpoint.LARGEST_COPY", 0)
     state = state_at(1, seed=1)
     checkpoints = Checkpoints(tmp_path)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
@@ -163,4 +168,24 @@ def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(tmp_path, abstract)
     overwrite(state)
     checkpoints.wait()
     assert_equal(checkpoints.restore_last(abstract)[0], state_at(1, seed=1))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_no_more_than_what_is_saved_is_copied_and_nothing_of_a_large_state(
+    tmp_path, monkeypatch, large
+):
+    if large:
+        monkeypatch.setattr("train.checkpoint.LARGEST_COPY", 0)
+
+    def buffers():
+        return {array.unsafe_buffer_pointer() for array in jax.live_arrays()}
+
+    state = state_at(1, seed=1)
+    checkpoints = Checkpoints(tmp_path)
+    gc.collect()
+    before = buffers()
+    checkpoints.save_best(state)
+    copied = len(buffers() - before)
+    assert copied == (0 if large else len(jax.tree.leaves(state.variables)))
     checkpoints.close()
