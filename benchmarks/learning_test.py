@@ -75,6 +75,7 @@ def test_a_rival_is_validated_evenly_and_off_the_clock(tmp_path, monkeypatch):
     assert read_curve(tmp_path / CURVE) == points
 
 
+@pytest.mark.slow
 def test_a_rival_learns_from_the_data_of_a_run(tmp_path):
     options = (
         "--num-phantoms 3 --roi-size 32 32 32 --family monai --patch-size 16 16 16 --num-layers 12 "

@@ -8,10 +8,12 @@ from benchmarks.predict_worker import NETWORK, READ, SUMS
 from benchmarks.report import PACKAGES
 
 MODULE = """
-import json, os, sys
+import json, os, sys, time
 if sys.argv[1] == "fail":
     sys.exit("no luck")
 memory = b"x" * 2**27
+# Long enough for the memory to be seen on a busy machine.
+time.sleep(0.5)
 print("something else")
 print(json.dumps({"seconds": {"read": 2.5}, "cache": os.environ["XDG_CACHE_HOME"]}))
 """

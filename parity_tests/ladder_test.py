@@ -9,7 +9,7 @@ from parity_tests.half_precision import half_precision_rows
 from parity_tests.ladder import RUNGS
 from parity_tests.planted_errors import PLANTED_ERRORS
 from parity_tests.small import small, tiny
-from parity_tests.trajectory import Training, trajectory_rows
+from parity_tests.trajectory import TRAININGS, Training, trajectory_rows
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.rows import assert_rows
 from unetr_flax.parity.twins import make_twins, precise
@@ -21,7 +21,6 @@ REDUCED = {
     "reference": UNETRConfig.reference((32, 16, 48), 2, 3),
     "monai": UNETRConfig.monai((32, 16, 48), 2, 3),
 }
-FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "monai")) for name in REDUCED]
 
 
 def climbed(rung, cfg, dtype):
@@ -42,7 +41,14 @@ def test_float32(name, rung):
     assert_rows(climbed(rung, configs.ALL[name], "float32"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_of_a_tiny_model():
+    with precise(), torch_threads(1):
+        twins = make_twins(tiny(REDUCED["reference"]), "float64")
+        assert_rows(trajectory_rows(twins, TRAININGS[0], steps=10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", REDUCED)
 def test_a_hundred_steps(family):
     rows = climbed("trajectory", REDUCED[family], "float64")
     assert {row.rung for row in rows} == {
