@@ -157,7 +157,8 @@ def _follow(process: subprocess.Popen, path: Path, started: float) -> Iterator[P
                 break
             read += 1
             record = json.loads(line)
-            if not record["kind"].startswith("validation"):
+            # Without any class in the cases there is no Dice.
+            if not record["kind"].startswith("validation") or record["mean_dice"] is None:
                 continue
             if point is not None and point.step != record["step"]:
                 yield point

@@ -35,6 +35,7 @@ def test_validations_of_a_run_are_followed(tmp_path):
         {"kind": "train", "step": 5},
         {"kind": "validation", "step": 5, "mean_dice": 0.4},
         {"kind": "validation_average", "step": 5, "mean_dice": 0.3},
+        {"kind": "validation", "step": 7, "mean_dice": None},
         {"kind": "validation", "step": 9, "mean_dice": 0.5},
         {"kind": "validation_average", "step": 9, "mean_dice": 0.6},
     ]

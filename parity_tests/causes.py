@@ -143,7 +143,7 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
         elif any(" steps of adamw" in rung for rung in rungs):
             findings = step_findings(twins["tiny"])
         else:
-            findings = []
+            return [f"{', '.join(sorted(rungs))}: causes are not looked for in this comparison"]
     return told(findings) or [summed_up(rows)]
 
 

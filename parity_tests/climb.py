@@ -28,6 +28,10 @@ TITLES = {
 }
 
 
+# Volumes for smaller models: a training accumulates two parts.
+REDUCED_BATCH = 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A rung that is climbed with twins of one dtype."""
@@ -151,7 +155,7 @@ def climb_steps(
                 twins[key] = make_twins(
                     cfg if reduce is None else reduce(cfg),
                     step.dtype,
-                    batch=options.batch,
+                    batch=options.batch if reduce is None else REDUCED_BATCH,
                     seed=options.seed,
                     state_dict=state_dict if reduce is None else None,
                 )

@@ -1,11 +1,6 @@
 """The platform that the Flax side of a comparison runs on."""
 
-import os
-
 import jax
-
-# Each program runs few times, so compiling is most of the time, and XLA does not optimize.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 
 def use_platform(platform: str) -> None:
@@ -18,7 +13,6 @@ def use_platform(platform: str) -> None:
       ValueError: if there is no such device.
     """
     if platform == "cpu":
-        os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
         jax.config.update("jax_platforms", "cpu")
     try:
         device = jax.devices(platform)[0]

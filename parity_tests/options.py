@@ -38,7 +38,7 @@ class Options:
     feature_size: int = 16
     """width of MONAI's decoder at full resolution"""
     batch: int = 2
-    """volumes in the batch, an even number"""
+    """volumes in the batch; smaller models get 2"""
     seed: int = 0
     """seed of weights, images and masks"""
     rungs: tuple[str, ...] = tuple(RUNGS)
@@ -63,8 +63,8 @@ class Options:
         unknown = [rung for rung in self.rungs if rung not in RUNGS]
         if unknown or not self.rungs:
             raise ValueError(f"--rungs {' '.join(unknown)}: must be among {', '.join(RUNGS)}")
-        if self.batch < 1 or self.batch % 2:
-            raise ValueError(f"--batch {self.batch}: must be an even number of volumes")
+        if self.batch < 1:
+            raise ValueError(f"--batch {self.batch}: must be at least 1")
         sizes = (self.img_size, self.in_channels, self.out_channels)
         if self.family == "reference":
             patch_size = self.patch_size

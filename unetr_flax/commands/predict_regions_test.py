@@ -6,24 +6,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetr_flax import Preprocessing, UNETRConfig, cli
+from unetr_flax import Preprocessing, cli
 from unetr_flax.imaging import Window
-from unetr_flax.inference.testing import fake_predictor
+from unetr_flax.inference.testing import fake_predictor, tiny_config
 from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.weights import save_pretrained
 
-CFG = UNETRConfig.reference(
-    img_size=(16, 8, 16),
-    in_channels=1,
-    out_channels=2,
-    patch_size=8,
-    hidden_size=8,
-    mlp_dim=8,
-    num_heads=2,
-    num_layers=4,
-    light_r=32,
-)
+CFG = tiny_config(2)
 AFFINE = np.diag([1.0, -2.0, 3.0, 1.0])
 NAMES = {"regions": ["outer", "inner"]}
 

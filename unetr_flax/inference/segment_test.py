@@ -6,10 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetr_flax import UNETR, Preprocessing, Segmenter, UNETRConfig, sliding_window_inference
+from unetr_flax import UNETR, Preprocessing, Segmenter, sliding_window_inference
 from unetr_flax.imaging import Volume, VolumeError, Window, read_labels
 from unetr_flax.inference.predictor import Predictor, Weights
-from unetr_flax.inference.testing import brighter_than_half, fake_predictor
+from unetr_flax.inference.testing import brighter_than_half, fake_predictor, tiny_config
 from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import CheckpointError, load_pretrained, save_pretrained
 
@@ -26,17 +26,7 @@ CT = Preprocessing(
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two folders of a small model with different weights."""
-    cfg = UNETRConfig.reference(
-        img_size=(16, 8, 16),
-        in_channels=1,
-        out_channels=3,
-        patch_size=8,
-        hidden_size=8,
-        mlp_dim=8,
-        num_heads=2,
-        num_layers=4,
-        light_r=32,
-    )
+    cfg = tiny_config(3)
     folders = []
     for seed in range(2):
         rng = np.random.default_rng(seed)

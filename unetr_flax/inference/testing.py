@@ -7,6 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from unetr_flax.model.config import UNETRConfig
+
+
+def tiny_config(out_channels: int) -> UNETRConfig:
+    """Makes the configuration of a model whose weights take little time to write and read."""
+    return UNETRConfig.reference(
+        img_size=(16, 8, 16),
+        in_channels=1,
+        out_channels=out_channels,
+        patch_size=8,
+        hidden_size=8,
+        mlp_dim=8,
+        num_heads=2,
+        num_layers=4,
+        light_r=32,
+    )
+
 
 def fake_predictor(
     logits: Callable[[np.ndarray], np.ndarray],

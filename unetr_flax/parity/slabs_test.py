@@ -24,15 +24,16 @@ def depths(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kernel", "padding", "expected_depths"),
-    [(3, 1, [4, 4, 4, 4, 3]), (3, (0, 1, 1), [4, 4, 4, 3])],
+    [(3, 1, [4, 4, 4, 4, 3]), (3, (0, 1, 1), [4, 4, 4, 3]), (3, (1,), [4, 4, 4, 4, 3])],
 )
 def test_slabs_give_the_same_numbers(depths, kernel, padding, expected_depths):
     x = torch.randn(2, 4, 9, 6, 5, dtype=torch.float64)
-    layer = torch.nn.Conv3d(4, 3, kernel, padding=padding).double()
-    expected = layer(x)
+    weight = torch.randn(3, 4, kernel, kernel, kernel, dtype=torch.float64)
+    bias = torch.randn(3, dtype=torch.float64)
+    expected = F.conv3d(x, weight, bias, padding=padding)
     del depths[:]
     with ConvolutionsInSlabs():
-        found = layer(x)
+        found = F.conv3d(x, weight, bias, padding=padding)
     assert torch.equal(found, expected)
     assert depths == expected_depths
 
@@ -54,3 +55,9 @@ def test_other_convolutions_stay_whole(depths, layer):
     with ConvolutionsInSlabs():
         layer(x)
     assert depths == [9]
+
+
+def test_a_volume_without_a_batch_stays_whole(depths):
+    with ConvolutionsInSlabs():
+        torch.nn.Conv3d(4, 3, 3).double()(torch.randn(4, 9, 6, 5, dtype=torch.float64))
+    assert len(depths) == 1
