@@ -67,7 +67,7 @@ class SideFailed(Exception):
 
 
 def main(args: list[str]) -> int:
-    """Runs the command; returns 0, or 1 if a side failed, or 2 for bad options."""
+    """Runs the command; returns 0, 1 if a side failed, 2 for bad options, 130 after Ctrl-C."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.learning")
     try:
         limit = seconds(options.budget)
@@ -92,6 +92,9 @@ def main(args: list[str]) -> int:
     except SideFailed as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("benchmarks: stopped; the same command keeps the sides that are done", file=sys.stderr)
+        return 130
     where = report.machine()
     heading = (
         f"{options.data.name}, recipe {options.recipe}, {options.budget} for each side; "
