@@ -93,7 +93,8 @@ def main(args: list[str]) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("benchmarks: stopped; the same command keeps the sides that are done", file=sys.stderr)
+        message = "stopped; the same command keeps the sides that are done"
+        print(f"benchmarks: {message}", file=sys.stderr)
         return 130
     where = report.machine()
     heading = (
