@@ -1,14 +1,17 @@
 """Comparison of one forward pass: outputs of modules, skip features, attention, stages, logits."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import traverse_util
 
+from unetr_flax.model.abstract import abstract_image, abstract_variables
 from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
@@ -21,7 +24,9 @@ from unetr_flax.parity.twins import (
     channels_first,
     channels_first_tensor,
     named_modules,
+    precise,
 )
+from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
@@ -38,7 +43,32 @@ QKV_KINDS = ("query", "key", "value")
 Found = dict[str, dict[str, np.ndarray]]
 
 
-def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
+# (variables, image) -> what `forward` returns.
+Evaluate = Callable[[Any, np.ndarray], Any]
+
+
+def compile_evaluation(cfg: UNETRConfig, dtype: str, batch: int) -> Evaluate:
+    """Begins to compile `forward` in the background, with the settings of `precise()`.
+
+    Args:
+      cfg: the configuration.
+      dtype: "float32" or "float64", of variables and image.
+      batch: volumes in the image.
+    """
+
+    def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, dtype)
+
+    with precise():
+        model = UNETR(cfg, param_dtype=jnp.dtype(dtype))
+        shapes = jax.tree.map(cast, (abstract_variables(model), abstract_image(cfg, batch)))
+    evaluate = jax.jit(functools.partial(forward, cfg, model))
+    return compile_in_background(evaluate, *shapes, settings=precise)
+
+
+def activation_rows(
+    twins: Twins, mask: np.ndarray | None = None, evaluate: Evaluate | None = None
+) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
     Modules that somebody's own PyTorch model does not have are left out.
@@ -47,12 +77,11 @@ def activation_rows(twins: Twins, mask: np.ndarray | None = None) -> list[Row]:
       twins: both models and their image.
       mask: boolean attention mask [B, H, N, N], if the PyTorch model takes one (only the
         reference does).
+      evaluate: the Flax side without a mask, if it is compiled already.
     """
-
-    def evaluate(variables: Any, image: jax.Array) -> Any:
-        return forward(twins.cfg, twins.model, variables, image, mask)
-
-    ours = flax_found(twins.cfg, jax.jit(evaluate)(twins.variables, twins.image))
+    if evaluate is None:
+        evaluate = jax.jit(functools.partial(forward, twins.cfg, twins.model, mask=mask))
+    ours = flax_found(twins.cfg, evaluate(twins.variables, twins.image))
     return compared_rows(twins, ours, mask)
 
 

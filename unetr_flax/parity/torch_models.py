@@ -1,5 +1,6 @@
 """The PyTorch model of a configuration, and its weights."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,14 +28,24 @@ def torch_model_of(cfg: UNETRConfig) -> torch.nn.Module:
     Raises:
       TorchModelError: if the package that has the model is not installed.
     """
-    torch_model = family_of(cfg).torch_model
     try:
-        return torch_model.make(cfg)
+        return family_of(cfg).torch_model.make(cfg)
     except ModuleNotFoundError as error:
-        raise TorchModelError(
-            f"{error.name}: not installed, and the original of family {cfg.family!r} is in it: "
-            f"pip install {torch_model.install}"
-        ) from None
+        raise _not_installed(cfg, error.name) from None
+
+
+def check_installed(cfg: UNETRConfig) -> None:
+    """Raises TorchModelError if the package of a configuration's PyTorch model is not installed."""
+    torch_model = family_of(cfg).torch_model
+    if importlib.util.find_spec(torch_model.package) is None:
+        raise _not_installed(cfg, torch_model.package)
+
+
+def _not_installed(cfg: UNETRConfig, name: str | None) -> TorchModelError:
+    return TorchModelError(
+        f"{name}: not installed, and the original of family {cfg.family!r} is in it: "
+        f"pip install {family_of(cfg).torch_model.install}"
+    )
 
 
 def load_weights(

@@ -1,3 +1,4 @@
+import importlib.util
 import re
 import sys
 
@@ -5,7 +6,12 @@ import pytest
 import torch
 
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.torch_models import TorchModelError, load_weights, torch_model_of
+from unetr_flax.parity.torch_models import (
+    TorchModelError,
+    check_installed,
+    load_weights,
+    torch_model_of,
+)
 from unetr_flax.parity.twins import randomize
 from unetr_flax.weights.unused_keys import unused_keys
 
@@ -54,6 +60,12 @@ def test_weights_that_do_not_fit_are_named(cfg):
         load_weights(model, state | {"extra": torch.zeros(1)}, cfg)
     with pytest.raises(TorchModelError, match=f"size mismatch for {re.escape(key)}"):
         load_weights(model, state | {key: torch.zeros(5)}, cfg)
+
+
+def test_a_missing_package_is_told_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TorchModelError, match=r"^monai: not installed, .* pip install monai$"):
+        check_installed(MONAI)
 
 
 def test_monai_not_installed_is_one_line(monkeypatch):

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from unetr_flax.model.config import UNETRConfig
-from unetr_flax.parity.activations import activation_rows
+from unetr_flax.parity.activations import activation_rows, compile_evaluation
 from unetr_flax.parity.diagnose import Finding, diagnose
 from unetr_flax.parity.rows import TOLERANCE, Row
+from unetr_flax.parity.torch_models import check_installed
 from unetr_flax.parity.twins import Twins, make_twins, precise
+from unetr_flax.weights import from_torch
 
 VOLUME = ", volume"
 
@@ -57,13 +59,25 @@ def verify(cfg: UNETRConfig, state_dict: Mapping[str, Any], inputs: Inputs = Inp
     volume = inputs.volume
     if volume is not None and (volume.ndim != len(expected) + 1 or volume.shape[1:] != expected):
         raise ValueError(f"volume: shape {volume.shape}, must be (batch, {str(expected)[1:]}")
+    # What does not fit or is missing is told before the long work.
+    from_torch(state_dict, cfg)
+    if inputs.torch_model is None:
+        check_installed(cfg)
+    batches = {inputs.batch} if volume is None else {inputs.batch, len(volume)}
+    # Compiling takes as long as importing PyTorch's model and making both, which goes on meanwhile.
+    programs = {
+        (dtype, batch): compile_evaluation(cfg, dtype, batch)
+        for dtype in TOLERANCE
+        for batch in batches
+    }
     rows = []
     with precise():
         for dtype in TOLERANCE:
             twins = _twins(cfg, state_dict, inputs, dtype)
-            rows += activation_rows(twins)
+            rows += activation_rows(twins, evaluate=programs[dtype, inputs.batch])
             if volume is not None:
-                found = activation_rows(dataclasses.replace(twins, image=volume.astype(dtype)))
+                twins = dataclasses.replace(twins, image=volume.astype(dtype))
+                found = activation_rows(twins, evaluate=programs[dtype, len(volume)])
                 rows += [dataclasses.replace(row, rung=f"{row.rung}{VOLUME}") for row in found]
     return rows
 

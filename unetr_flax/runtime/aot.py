@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -45,9 +46,11 @@ class BackgroundProgram(Generic[R]):
         function: Callable[..., R],
         args: Sequence[Any],
         check: Callable[[jax.stages.Compiled], None],
+        settings: Callable[[], AbstractContextManager[Any]],
     ):
         def compile_and_check() -> jax.stages.Compiled:
-            program = aot_compile(function, *args)
+            with settings():
+                program = aot_compile(function, *args)
             check(program)
             return program
 
@@ -65,16 +68,18 @@ def compile_in_background(
     function: Callable[..., R],
     *args: Any,
     check: Callable[[jax.stages.Compiled], None] = lambda compiled: None,
+    settings: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> BackgroundProgram[R]:
     """Starts to compile a jitted function and returns one that calls the compiled program.
 
     A call of the result waits until compiling is done and raises the error that compiling or
     `check` raised.
-    Settings of JAX that a context manager makes for this thread do not hold in the background.
 
     Args:
       function: a function of `jax.jit`.
       *args: its arguments, as arrays or as their shapes, dtypes and shardings.
       check: called with the compiled program in the background, before its first call.
+      settings: makes a context manager for compiling; those of JAX that hold in this thread do
+        not hold in the background.
     """
-    return BackgroundProgram(function, args, check)
+    return BackgroundProgram(function, args, check, settings)

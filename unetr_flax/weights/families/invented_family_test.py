@@ -194,6 +194,7 @@ INVENTED = Family(
     options=(),
     torch_model=TorchModel(
         make=InventedUNETR,
+        package=__name__,
         install="invented",
         encoder="backbone",
         stages=conv_decoder.STAGES,

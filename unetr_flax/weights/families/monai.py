@@ -282,6 +282,7 @@ MONAI = Family(
     options=("norm_name",),
     torch_model=TorchModel(
         make=_torch_model,
+        package="monai",
         install="monai",
         encoder="vit",
         stages=tuple(rest for _, rest in (*STAGES, LAST_STAGE)),

@@ -28,7 +28,8 @@ class TorchModel:
     Attributes:
       make: builds the model of a configuration, image [B, C, *img_size] -> logits
         [B, K, *img_size]. Imports its package only when called.
-      install: argument of `pip install` that installs that package.
+      package: name of that package.
+      install: argument of `pip install` that installs it.
       encoder: name of the module that returns the features.
       stages: names of the modules that end the decoder's stages, coarsest first.
       qkv: order of the output features of one linear map, such as "(h d qkv)", or the names, below
@@ -39,6 +40,7 @@ class TorchModel:
     """
 
     make: Callable[[UNETRConfig], Any]
+    package: str
     install: str
     encoder: str
     stages: tuple[str, ...]

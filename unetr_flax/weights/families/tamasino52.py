@@ -95,6 +95,7 @@ TAMASINO52 = Family(
     options=("skip_layers",),
     torch_model=TorchModel(
         make=_torch_model,
+        package="unetr_torch_ref",
         install="'unetr-flax[torch]'",
         encoder="transformer",
         stages=conv_decoder.STAGES,
