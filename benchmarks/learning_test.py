@@ -9,7 +9,7 @@ from benchmarks.learning import Options as LearningOptions
 from benchmarks.learning import SideFailed, _follow, _train, main
 from benchmarks.learning_curve import CURVE, Point, markdown, minutes_to, plot, read_curve
 from benchmarks.learning_torch import Clock, Rival, train
-from train.config import parse
+from train.command_line import parse
 from train.console import make_console
 from train.task import prepare
 

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.learning_curve import CURVE, Point
 from train.budget import seconds
-from train.config import Config, parse
+from train.command_line import parse
+from train.config import Config
 from train.console import make_console
 from train.data.augment import AUGMENTATIONS
 from train.data.dataset import BadCasesError, DataError
@@ -74,6 +75,7 @@ class Rival:
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=cfg.training.learning_rate,
+            betas=(0.9, cfg.training.b2),
             weight_decay=cfg.training.weight_decay,
         )
         self._batches = Batches(

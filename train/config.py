@@ -1,12 +1,9 @@
-"""The configuration of a run: all of its options, checked, from the command line or run.json."""
+"""The configuration of a run: all of its options, checked, as a record and as JSON types."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
-
-import tyro
 
 from train.budget import seconds
 from train.data.augment import AUGMENTATIONS
@@ -28,6 +25,8 @@ MAX_STEPS = 2**31 - 1
 MAX_NUMBER = 2**32 - 1
 # Millimeters; finer or coarser voxels than these are no medical scan.
 MIN_SPACING, MAX_SPACING = 0.001, 1000.0
+# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
+RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
 # A phantom takes half a megabyte and a tenth of a second.
 MAX_PHANTOMS = 10_000
 
@@ -171,7 +170,7 @@ class Config:
         ):
             for name in names:
                 _require(record, name, lambda x: x >= 0, "must not be negative")
-        for name in ("warmup_fraction", "ema_decay", "stochastic_depth", "overlap"):
+        for name in ("warmup_fraction", "b2", "ema_decay", "stochastic_depth", "overlap"):
             _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
         for name in ("flip_probability", "rotate90_probability"):
             _require(self.augmentation, name, lambda x: 0 <= x <= 1, "must be in [0, 1]")
@@ -288,6 +287,7 @@ OPTIONS_BEFORE_NAMES = {
     "rotate90_probability": 0.0,
     "budget": None,
     "schedule": "cosine",
+    "b2": 0.999,
     "layer_decay": 1.0,
     "accumulate": 1,
     "ema_decay": 0.0,
@@ -306,69 +306,10 @@ OPTIONS_BEFORE_NAMES = {
     "splits": None,
 }
 
-# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
-RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
-
-PHANTOMS = Config()
-DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
-
-
-def default_config(args: list[str]) -> Config:
-    """Returns the defaults for a command line: its recipe's, or those for data or for phantoms."""
-    name = _value_of("--recipe", args)
-    if name in RECIPE_NAMES:
-        recipe = importlib.import_module(f"train.recipes.{name.replace('-', '_')}").RECIPE
-        return dataclasses.replace(
-            recipe, training=dataclasses.replace(recipe.training, recipe=name)
-        )
-    return PHANTOMS if _value_of("--data", args) is None else DATA
-
-
-def parse(args: list[str], defaults: Config | None = None) -> Config:
-    """Reads options from the command line.
-
-    Args:
-      args: the command line without the program's name.
-      defaults: values of options that are not given; see `default_config` if None.
-
-    Raises:
-      SystemExit: with status 2, after saying what is wrong, if an option is not understood; with
-        status 0 after --help.
-    """
-    if defaults is None:
-        defaults = default_config(args)
-    return tyro.cli(
-        Config,
-        prog="python -m train",
-        args=_with_value_of_resume(args),
-        default=defaults,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-
-
-def _with_value_of_resume(args: list[str]) -> list[str]:
-    """Writes "--resume" without a value as "--resume yes"."""
-    written = []
-    for i, arg in enumerate(args):
-        written.append(arg)
-        if arg == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("--")):
-            written.append("yes")
-    return written
-
 
 def option(name: str) -> str:
     """Returns the name of a field as it is written on the command line."""
     return "--" + name.replace("_", "-")
-
-
-def _value_of(name: str, args: list[str]) -> str | None:
-    """Finds the value of an option in a command line; None if it is not given."""
-    for i, arg in enumerate(args):
-        if arg.startswith(name + "="):
-            return arg.removeprefix(name + "=")
-        if arg == name:
-            return args[i + 1] if i + 1 < len(args) else ""
-    return None
 
 
 def _require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import (
-    DATA,
-    OPTIONS_BEFORE_NAMES,
-    PHANTOMS,
-    Config,
-    option,
-    parse,
-)
+from train.command_line import DATA, PHANTOMS, parse
+from train.config import OPTIONS_BEFORE_NAMES, Config, option
 from train.options import (
     AugmentationOptions,
     DataOptions,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import parse
+from train.command_line import parse
 from train.launch import PORT, find_launch
 
 FOLDER = Path(__file__).parent.parent / "docs" / "launch"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 import train.memory
-from train.config import parse
+from train.command_line import parse
 from train.data.headers import Need
 from train.memory import check_roi, check_size, check_step, device_memory
 from train.run_dir import OptionError

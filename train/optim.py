@@ -49,7 +49,12 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, layer_decay: float = 1.0
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    clip_norm: float,
+    layer_decay: float = 1.0,
+    b2: float = 0.999,
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019, algorithm 2) with clipping by the global norm.
 
@@ -59,10 +64,11 @@ def make_optimizer(
       clip_norm: gradients with a larger global norm are scaled down to it (Pascanu et al. 2013,
         algorithm 1).
       layer_decay: factor of the learning rate from layer to layer, see `layer_scales`.
+      b2: decay of the average of squared gradients.
     """
     transforms = [
         clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask),
+        optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decay_mask),
     ]
     if layer_decay != 1:
 

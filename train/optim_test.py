@@ -105,3 +105,20 @@ def test_clipping_is_optax_s(max_norm):
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_second_moment_forgets_as_fast_as_it_is_told():
+    params = {"kernel": jnp.ones(3)}
+    gradients = [jnp.full(3, x) for x in (3.0, 0.1, 0.2)]
+
+    def after(tx):
+        found, state = params, tx.init(params)
+        for gradient in gradients:
+            updates, state = tx.update({"kernel": gradient}, state, found)
+            found = optax.apply_updates(found, updates)
+        return found["kernel"]
+
+    ours = make_optimizer(lambda count: 0.1, weight_decay=0.5, clip_norm=1e6, b2=0.9)
+    theirs = optax.adamw(0.1, b2=0.9, weight_decay=0.5)
+    np.testing.assert_allclose(after(ours), after(theirs), rtol=1e-6)
+    assert not np.allclose(after(theirs), after(optax.adamw(0.1, weight_decay=0.5)), rtol=1e-3)

@@ -159,6 +159,9 @@ class TrainingOptions:
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW; only kernels decay."""
 
+    b2: float = 0.999
+    """Decay of AdamW's average of squared gradients; below 0.999 for a few thousand steps."""
+
     clip_norm: float = 1.0
     """Gradients with a larger global norm are scaled down to it."""
 

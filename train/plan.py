@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.config import DATA, Config, option, parse
+from train.command_line import DATA, parse
+from train.config import Config, option
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.memory import device_memory

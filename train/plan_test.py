@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from train.config import DATA, parse
+from train.command_line import DATA, parse
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.layouts import read_dataset
 from train.data.testing import write_boxes

@@ -169,6 +169,7 @@ def _parts(
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
         layer_decay=training.layer_decay,
+        b2=training.b2,
     )
     replicated = sharding.replicated(mesh)
     abstract = abstract_state(model, tx, replicated, averaged=training.ema_decay > 0)

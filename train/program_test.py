@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import train.program
-from train.config import parse
+from train.command_line import parse
 from train.program import compile_program, compile_program_of_any_length
 from train.sharding import make_mesh, replicated, shard_batch
 from train.stand_in import Small
@@ -56,3 +56,14 @@ def test_a_program_of_any_length_does_what_that_of_its_length_does(batch, compil
     # One program for all lengths, one for each that is fixed.
     assert sum("train_step" in name for name in compiled) == 3
     assert train.program.STANDARD_STEPS > 200
+
+
+def test_the_options_of_the_optimizer_reach_the_step(batch):
+    def kernel(*args):
+        cfg = parse(["--learning-rate", "0.1", *args])
+        program = compile_program(cfg, MODEL, make_mesh(), False, 10, check=lambda _: None)
+        return trained(program, batch, 4)["Dense_0"]["kernel"]
+
+    plain = kernel()
+    for option, value in (("--b2", "0.5"), ("--weight-decay", "0.5")):
+        assert not np.allclose(kernel(option, value), plain, rtol=1e-4), option

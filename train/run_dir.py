@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from train.config import PHANTOMS, Config, option, parse
+from train.command_line import PHANTOMS, parse
+from train.config import Config, option
 from train.data.dataset import Case, Dataset
 from train.run_lock import LOCK_NAME, LockedError, locked
 from unetr_flax import UNETRConfig

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from train import recipes
-from train.config import DATA, PHANTOMS, RECIPE_NAMES, Config, default_config, parse
+from train.command_line import DATA, PHANTOMS, default_config, parse
+from train.config import RECIPE_NAMES, Config
 from train.data.preprocess import make_preprocessing
 from train.optim import learning_rate_schedule
 from unetr_flax import UNETRConfig

@@ -1,0 +1,65 @@
+"""The command line of a run, and the defaults of its options: a recipe's, or those for data."""
+
+import dataclasses
+import importlib
+
+import tyro
+
+from train.config import RECIPE_NAMES, Config
+from train.options import TrainingOptions
+
+PHANTOMS = Config()
+DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))
+
+
+def default_config(args: list[str]) -> Config:
+    """Returns the defaults for a command line: its recipe's, or those for data or for phantoms."""
+    name = _value_of("--recipe", args)
+    if name in RECIPE_NAMES:
+        recipe = importlib.import_module(f"train.recipes.{name.replace('-', '_')}").RECIPE
+        return dataclasses.replace(
+            recipe, training=dataclasses.replace(recipe.training, recipe=name)
+        )
+    return PHANTOMS if _value_of("--data", args) is None else DATA
+
+
+def parse(args: list[str], defaults: Config | None = None) -> Config:
+    """Reads options from the command line.
+
+    Args:
+      args: the command line without the program's name.
+      defaults: values of options that are not given; see `default_config` if None.
+
+    Raises:
+      SystemExit: with status 2, after saying what is wrong, if an option is not understood; with
+        status 0 after --help.
+    """
+    if defaults is None:
+        defaults = default_config(args)
+    return tyro.cli(
+        Config,
+        prog="python -m train",
+        args=_with_value_of_resume(args),
+        default=defaults,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _with_value_of_resume(args: list[str]) -> list[str]:
+    """Writes "--resume" without a value as "--resume yes"."""
+    written = []
+    for i, arg in enumerate(args):
+        written.append(arg)
+        if arg == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            written.append("yes")
+    return written
+
+
+def _value_of(name: str, args: list[str]) -> str | None:
+    """Finds the value of an option in a command line; None if it is not given."""
+    for i, arg in enumerate(args):
+        if arg.startswith(name + "="):
+            return arg.removeprefix(name + "=")
+        if arg == name:
+            return args[i + 1] if i + 1 < len(args) else ""
+    return None
