@@ -14,6 +14,7 @@ from unetr_flax.imaging.volume import escape
 
 if TYPE_CHECKING:
     from unetr_flax.evaluation.report import Report
+    from unetr_flax.evaluation.structures import Regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,10 @@ class ScoringOptions:
 
     labels: Path | None = None
     """JSON file of the labels to score: a list, {id: name} or {name: id}; else all that occur."""
+
+    regions: tuple[str, ...] | None = None
+    """Overlapping regions to score instead of labels, such as WT=1,2,3 TC=2,3 ET=3; 4D files have
+    one mask for each, in this order."""
 
     tolerance: float = 1.0
     """Largest distance in mm that the surface Dice counts as agreement."""
@@ -92,6 +97,7 @@ def evaluate(
     """Score predicted label maps against true ones: overlap, surface distances, volume.
 
     Both are NIfTI files, or folders of them, which are matched by their paths without the ending.
+    4D files are masks of structures that may overlap, one after the other.
     The two maps of a case must have the same grid. Without --labels, names of labels are read from
     a labels.json beside PREDICTIONS or LABELS. A case that cannot be scored is told, the others are
     scored still, and the exit status is 1.
@@ -103,13 +109,16 @@ def evaluate(
     """
     from unetr_flax.evaluation.files import evaluate_files
     from unetr_flax.evaluation.label_names import read_label_names
+    from unetr_flax.evaluation.structures import parse_regions
     from unetr_flax.evaluation.table import case_table, label_table
 
+    regions = None if scoring.regions is None else parse_regions(scoring.regions)
     _check(report)
     result = evaluate_files(
         predictions,
         truth,
         names=None if scoring.labels is None else read_label_names(scoring.labels),
+        regions=regions,
         tolerance=scoring.tolerance,
         empty=scoring.empty,
         resamples=scoring.resamples,
@@ -120,7 +129,7 @@ def evaluate(
         print(case_table(result), end="\n\n")
     print(label_table(result))
     _tell(result, predictions, truth)
-    _write(result, report, predictions, truth)
+    _write(result, report, predictions, truth, regions)
     if result.failed:
         number = len(result.cases) + len(result.failed)
         raise Verdict(f"{len(result.failed)} of {number} cases could not be scored")
@@ -194,7 +203,13 @@ def _some(values: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, values[:most])) + more
 
 
-def _write(result: "Report", report: ReportOptions, predictions: Path, truth: Path) -> None:
+def _write(
+    result: "Report",
+    report: ReportOptions,
+    predictions: Path,
+    truth: Path,
+    regions: "Regions | None",
+) -> None:
     """Writes the files that were asked for."""
     from unetr_flax.evaluation.report import to_csv, to_json
     from unetr_flax.runtime.atomic import write_bytes, write_text
@@ -211,7 +226,8 @@ def _write(result: "Report", report: ReportOptions, predictions: Path, truth: Pa
         from unetr_flax.evaluation.worst import write_worst
 
         number, folder = report.worst
-        for line in write_worst(result, number, folder, predictions, truth, report.images):
+        images = report.images
+        for line in write_worst(result, number, folder, predictions, truth, images, regions):
             print(f"unetr: {line}", file=sys.stderr)
     written = (report.csv, report.json, report.plot, report.worst and report.worst[1])
     for path in written:

@@ -9,7 +9,7 @@ import pytest
 
 from unetr_flax import cli
 from unetr_flax.evaluation.files import evaluate_files
-from unetr_flax.evaluation.scores import METRICS
+from unetr_flax.evaluation.scores import METRICS, evaluate_case
 
 nib = pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -263,3 +263,85 @@ def test_the_command_is_there_without_packages_that_only_scoring_needs():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"scipy", "matplotlib", "nibabel"} & set(loaded.stdout.split())
+
+
+# The whole, and a part of it.
+REGIONS = {"whole": (1, 2), "part": (2,)}
+OPTION = ("--regions", "whole=1,2", "part=2")
+
+
+def masks(labels):
+    return np.stack([np.isin(labels, ids) for ids in REGIONS.values()], -1).astype(np.uint8)
+
+
+def scored(folder):
+    """Reads mean scores and names from a report, by number of the structure."""
+    content = json.loads((folder / "out.json").read_text())
+    return content["cases"]["prediction"], content
+
+
+def expected():
+    return {
+        str(number): evaluate_case(
+            masks(MISSED)[..., number - 1], masks(LABEL)[..., number - 1], SPACING, ids={1}
+        )[1]
+        for number in (1, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "options"),
+    [
+        (masks(MISSED), masks(LABEL), ()),
+        (masks(MISSED), masks(LABEL), OPTION),
+        (masks(MISSED), LABEL, OPTION),
+        (MISSED, masks(LABEL), OPTION),
+        (MISSED, LABEL, OPTION),
+    ],
+)
+def test_masks_and_regions_have_the_scores_of_their_structures(
+    run, tmp_path, prediction, label, options
+):
+    files = save(tmp_path / "prediction.nii.gz", prediction), save(tmp_path / "label.nii", label)
+    (tmp_path / "labels.json").write_text('["background", "whole", "part"]')
+    status, out, err = run(*files, *options, "--json", tmp_path / "out.json")
+    assert (status, err) == (0, "")
+    assert "whole" in out
+    assert "part" in out
+    found, _ = scored(tmp_path)
+    for number, scores in expected().items():
+        assert found[number]["dice"] == pytest.approx(scores.dice)
+        assert found[number]["label_ml"] == pytest.approx(scores.label_ml)
+    assert 0 < found["1"]["dice"] < 1
+    assert found["2"]["dice"] == 0
+
+
+def test_worst_cases_of_masks_are_drawn(run, tmp_path):
+    files = save(tmp_path / "p.nii", masks(MISSED)), save(tmp_path / "l.nii", LABEL)
+    status, _, err = run(*files, *OPTION, "--worst", 1, tmp_path / "worst")
+    assert (status, err) == (0, "")
+    assert [path.name for path in (tmp_path / "worst").iterdir()] == ["worst_01_p.png"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "options", "message"),
+    [
+        (masks(LABEL), LABEL, (), "l.nii: a label map, beside a file of masks; --regions"),
+        (LABEL, masks(LABEL), (), "p.nii: a label map, beside a file of masks; --regions"),
+        (masks(LABEL), masks(LABEL)[..., :1].repeat(3, -1), (), "p.nii: 2 masks, must be the 3 of"),
+        (masks(LABEL), LABEL, ("--regions", "a=1"), "p.nii: 2 masks, must be the 1 of --regions"),
+        (2 * masks(LABEL), masks(LABEL), (), "p.nii: masks from 0 to 2, must be 0 and 1"),
+        (LABEL, LABEL, ("--regions", "a"), "--regions a: must be NAME=ID,ID,..."),
+        (LABEL, LABEL, ("--regions", "a=1", "a=2"), "--regions a=2: must have a name of its own"),
+        (LABEL, LABEL, ("--regions", "a=0"), "--regions a=0: must have a name of its own, and ids"),
+        (LABEL, LABEL, ("--labels", "x.json", *OPTION), "--regions: excludes --labels"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(run, tmp_path, prediction, label, options, message):
+    (tmp_path / "x.json").write_text('["background", "a"]')
+    options = [str(tmp_path / o) if o == "x.json" else o for o in options]
+    files = save(tmp_path / "p.nii", prediction), save(tmp_path / "l.nii", label)
+    status, out, err = run(*files, *options)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -9,7 +9,8 @@ import numpy as np
 from unetr_flax.evaluation.label_names import names_beside
 from unetr_flax.evaluation.pairs import Matches, Pair, match_files, read_pair
 from unetr_flax.evaluation.report import Report
-from unetr_flax.evaluation.scores import Scores, check_tolerance, evaluate_case
+from unetr_flax.evaluation.scores import Scores, check_tolerance
+from unetr_flax.evaluation.structures import Regions, score_structures
 from unetr_flax.evaluation.summary import Empty, check_resamples, summarize
 from unetr_flax.imaging.volume import VolumeError
 from unetr_flax.viewing.labels import name_of
@@ -23,19 +24,22 @@ def evaluate_files(
     labels: Path | str,
     *,
     names: Mapping[int, str] | None = None,
+    regions: Regions | None = None,
     tolerance: float = 1.0,
     empty: Empty = "agree",
     resamples: int = 10_000,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Scores label maps in NIfTI files against the true ones.
+    """Scores label maps in NIfTI files, or 4D files of masks, against the true ones.
 
     Args:
-      predictions: predicted label map; or a folder of them, searched with its subfolders.
+      predictions: predicted label map or masks; or a folder of them, searched with its subfolders.
       labels: true label map; or a folder of them, matched by relative names without the ending.
       names: names by id of the labels to score; if None all that occur in any case, named by a
         `labels.json` beside the predictions or the label maps.
+      regions: regions to score instead of classes, with the class ids that each is made of; files
+        of masks have one for each region, in this order. Excludes names.
       tolerance: largest distance in mm that the surface Dice counts as agreement.
       empty: whether a structure that neither map has counts as an agreement, or is left out.
       resamples: number of bootstrap draws.
@@ -52,10 +56,14 @@ def evaluate_files(
     """
     check_tolerance(tolerance)
     check_resamples(resamples)
+    if regions is not None:
+        if names is not None:
+            raise ValueError("--regions: excludes --labels")
+        names = dict(enumerate(regions, 1))
     predictions, labels = Path(predictions), Path(labels)
     matches = match_files(predictions, labels)
     ids = None if names is None else set(names) - {0}
-    scored, occurring, failed = _score(matches, ids, tolerance, progress)
+    scored, occurring, failed = _score(matches, ids, regions, tolerance, progress)
     if not scored:
         why = next(iter(failed.values()))
         if len(failed) == 1:
@@ -90,6 +98,7 @@ def evaluate_files(
 def _score(
     matches: Matches,
     ids: set[int] | None,
+    regions: Regions | None,
     tolerance: float,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, dict[int, Scores]], set[int], dict[str, str]]:
@@ -102,7 +111,9 @@ def _score(
     scored, failed, occurring = {}, {}, set()
     names = [pair.name for pair in matches.pairs]
     with ThreadPoolExecutor(CASES_AT_ONCE) as pool:
-        futures = {pool.submit(_case, pair, ids, tolerance): pair.name for pair in matches.pairs}
+        futures = {
+            pool.submit(_case, pair, ids, regions, tolerance): pair.name for pair in matches.pairs
+        }
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 name = futures[future]
@@ -120,23 +131,26 @@ def _score(
     return in_order[0], occurring, in_order[1]
 
 
-def _case(pair: Pair, ids: set[int] | None, tolerance: float) -> tuple[dict[int, Scores], set[int]]:
+def _case(
+    pair: Pair, ids: set[int] | None, regions: Regions | None, tolerance: float
+) -> tuple[dict[int, Scores], set[int]]:
     """Returns the scores of one case, and the ids that occur in it, without the background."""
     maps = read_pair(pair)
     try:
-        scores = evaluate_case(
-            maps.prediction, maps.label, maps.spacing, ids=ids, tolerance=tolerance
-        )
+        scores = score_structures(pair, maps, ids, regions, tolerance)
     except VolumeError:
         raise
     except ValueError as error:
         raise VolumeError(f"{pair.prediction}, {pair.label}: {error}") from None
-    occurring = set(scores) if ids is None else _occurring(maps.prediction) | _occurring(maps.label)
-    return scores, occurring
+    if ids is None or regions is not None:
+        return scores, set(scores)
+    return scores, _occurring(maps.prediction) | _occurring(maps.label)
 
 
 def _occurring(classes: np.ndarray) -> set[int]:
-    """Returns the ids of a map without the background."""
+    """Returns the ids of a map without the background, or the numbers of all masks."""
+    if classes.ndim == 4:
+        return set(range(1, classes.shape[3] + 1))
     present = np.zeros(int(classes.max()) + 1, bool)
     for plane in classes:
         present[plane] = True

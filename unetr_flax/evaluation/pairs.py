@@ -46,8 +46,8 @@ class MapPair(NamedTuple):
     """The label maps of one case, on the canonical grid.
 
     Attributes:
-      prediction: predicted class ids [X, Y, Z], int32.
-      label: true class ids [X, Y, Z], int32.
+      prediction: predicted class ids [X, Y, Z], or masks of structures [X, Y, Z, R], int32.
+      label: true class ids or masks.
       affine: 4 x 4, maps voxel indices to millimeters of the scanner.
     """
 
@@ -141,11 +141,12 @@ def read_pair(pair: Pair) -> MapPair:
     Raises:
       VolumeError: if one cannot be read, or if their grids differ.
     """
-    from unetr_flax.imaging.nifti import read_labels
+    from unetr_flax.imaging.nifti import read_labels_or_masks
 
-    prediction, placed = read_labels(pair.prediction)
-    label, affine = read_labels(pair.label)
-    check_grids(pair.prediction, prediction.shape, placed, pair.label, label.shape, affine)
+    prediction, placed = read_labels_or_masks(pair.prediction)
+    label, affine = read_labels_or_masks(pair.label)
+    shapes = prediction.shape[:3], label.shape[:3]
+    check_grids(pair.prediction, shapes[0], placed, pair.label, shapes[1], affine)
     return MapPair(prediction, label, affine)
 
 

@@ -15,6 +15,7 @@ from unetr_flax.evaluation.pairs import (
     read_pair,
 )
 from unetr_flax.evaluation.report import Report
+from unetr_flax.evaluation.structures import Regions, painted
 from unetr_flax.evaluation.summary import case_mean
 from unetr_flax.imaging.volume import VolumeError, escape
 from unetr_flax.runtime.atomic import write_bytes
@@ -26,7 +27,13 @@ LONGEST_NAME = 120
 
 
 def write_worst(
-    report: Report, number: int, folder: Path, predictions: Path, labels: Path, images: Path | None
+    report: Report,
+    number: int,
+    folder: Path,
+    predictions: Path,
+    labels: Path,
+    images: Path | None,
+    regions: Regions | None = None,
 ) -> list[str]:
     """Draws the cases with the lowest mean Dice over labels, one PNG each.
 
@@ -40,6 +47,8 @@ def write_worst(
       labels: as for `evaluate_files`.
       images: folder of scans with the names of the cases; with two files, the scan; None if only
         labels are shown.
+
+      regions: as for `evaluate_files`; later ones are drawn over earlier ones.
 
     Returns:
       A line for each scan that cannot be shown.
@@ -59,10 +68,15 @@ def write_worst(
         earlier.unlink()
     complaints = []
     for rank, name in enumerate(cases, 1):
-        maps, image = read_pair(pairs[name]), None
+        pair, image = pairs[name], None
+        maps = read_pair(pair)
+        maps = maps._replace(
+            prediction=painted(pair.prediction, maps.prediction, regions),
+            label=painted(pair.label, maps.label, regions),
+        )
         if images is not None:
             try:
-                image = _read_image(scans.get(name), images, pairs[name], maps)
+                image = _read_image(scans.get(name), images, pair, maps)
             except VolumeError as error:
                 complaints.append(f"{escape(str(error))}; drawn without the scan")
         picture = draw_comparison(

@@ -41,12 +41,27 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       VolumeError: as for `read_volume`, and if voxels are not whole numbers.
     """
+    labels, affine = read_labels_or_masks(path)
+    if labels.ndim != 3:
+        raise VolumeError(f"{path}: shape {labels.shape}, must be 3D")
+    return labels, affine
+
+
+def read_labels_or_masks(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a label map, or masks of structures that may overlap, onto the canonical grid.
+
+    Returns:
+      Class ids [X, Y, Z] or, from a 4D file, masks [X, Y, Z, R], int32; and the affine, as
+      `read_labels` returns it.
+
+    Raises:
+      VolumeError: as for `read_labels`.
+    """
     path = Path(path)
     check_ending(path, NIFTI_ENDINGS)
     file = open_nifti(path)
-    if file.channels != 1:
-        raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
-    return read_whole_numbers(file)[..., 0], file.grid.canonical_affine
+    labels = read_whole_numbers(file)
+    return labels[..., 0] if file.channels == 1 else labels, file.grid.canonical_affine
 
 
 def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
