@@ -54,7 +54,7 @@ def test_anisotropic_ct_on_a_gpu(abdomen):
 def test_the_same_data_on_cpu_get_a_small_model(abdomen):
     first = plan_first(abdomen, CPU)
     cfg = apply(first, DATA)
-    assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8))
+    assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8), light_r=8.0)
     assert cfg.augmentation.augmentation == "default"
     second = values(plan_second(abdomen, CPU, cfg))
     assert max(second["roi_size"]) <= 96
