@@ -8,7 +8,7 @@ from typing import Any, Self
 from train.budget import seconds
 from train.data.augment import AUGMENTATIONS
 from train.losses import LOSSES
-from train.optim import SCHEDULES
+from train.optim import OPTIMIZERS, SCHEDULES
 from train.options import (
     AugmentationOptions,
     DataOptions,
@@ -65,6 +65,7 @@ class Config:
         for record, name, allowed in (
             (self.loss, "loss", LOSSES),
             (self.augmentation, "augmentation", AUGMENTATIONS),
+            (self.training, "optimizer", OPTIMIZERS),
             (self.training, "schedule", SCHEDULES),
         ):
             rule = f"must be {_any_of(allowed)}"
@@ -287,6 +288,7 @@ OPTIONS_BEFORE_NAMES = {
     "rotate90_probability": 0.0,
     "budget": None,
     "schedule": "cosine",
+    "optimizer": "adamw",
     "b2": 0.999,
     "layer_decay": 1.0,
     "accumulate": 1,

@@ -1,4 +1,4 @@
-"""AdamW, the optimizer of vision transformers, with warm-up and a schedule of the learning rate."""
+"""AdamW, or Muon for matrices and kernels, with warm-up and a schedule of the learning rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from unetr_flax import ops
 
 # Exponent of the "poly" schedule in nnU-Net (Isensee et al. 2021, Methods).
 POLY_POWER = 0.9
+
+OPTIMIZERS = ("adamw", "muon")
 
 # The values of --schedule: (peak rate, steps of the decay) -> the rate after the warm-up.
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -55,8 +58,14 @@ def make_optimizer(
     clip_norm: float,
     layer_decay: float = 1.0,
     b2: float = 0.999,
+    optimizer: str = "adamw",
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019, algorithm 2) with clipping by the global norm.
+
+    Or Muon (Jordan et al. 2024), which makes the update of each matrix nearly orthogonal, for the
+    kernels of linear maps and convolutions; all else, and the head, has AdamW with Nesterov's
+    momentum. Updates of matrices have a root mean square of 0.2, about that of AdamW's, so learning
+    rates for AdamW suit them (Liu et al. 2025, section 2.2).
 
     Args:
       schedule: learning rate as a function of the step.
@@ -64,11 +73,21 @@ def make_optimizer(
       clip_norm: gradients with a larger global norm are scaled down to it (Pascanu et al. 2013,
         algorithm 1).
       layer_decay: factor of the learning rate from layer to layer, see `layer_scales`.
-      b2: decay of the average of squared gradients.
+      b2: decay of AdamW's average of squared gradients.
+      optimizer: one of `OPTIMIZERS`.
     """
+    if optimizer == "muon":
+        # Its own decay has no mask for what AdamW updates. Updates point downhill already.
+        update = optax.chain(
+            muon(1.0, adam_b2=b2, muon_weight_dimension_numbers=matrices, consistent_rms=0.2),
+            optax.add_decayed_weights(-weight_decay, mask=decay_mask),
+            optax.scale_by_schedule(schedule),
+        )
+    else:
+        update = optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decay_mask)
     transforms = [
         clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decay_mask),
+        update,
     ]
     if layer_decay != 1:
 
@@ -103,6 +122,29 @@ def decay_mask(params: optax.Params) -> optax.Params:
     and ViT: they are few, and shrinking them regularizes nothing.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def matrices(params: optax.Params) -> Any:
+    """Says which axes of each kernel are a matrix's rows and columns; None for what has AdamW.
+
+    A kernel maps inputs to outputs. A convolution's inputs are all voxels and channels that it
+    sees, its outputs one voxel's channels; in a transposed convolution it is the other way round;
+    queries, keys and values of all heads are outputs together. The head is left to AdamW, as Jordan
+    et al. 2024 leave the last layer of their models.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
+        names = [key.key for key in path]
+        if names[-1] != "kernel" or "head" in names:
+            return None
+        if names[-2] in ("upsample", "deconv"):
+            inputs = (leaf.ndim - 2,)
+        else:
+            inputs = (0,) if names[-2] == "qkv" else tuple(range(leaf.ndim - 1))
+        outputs = tuple(axis for axis in range(leaf.ndim) if axis not in inputs)
+        return MuonDimensionNumbers(inputs, outputs)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:

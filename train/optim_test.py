@@ -12,6 +12,7 @@ from train.optim import (
     layer_scales,
     learning_rate_schedule,
     make_optimizer,
+    matrices,
 )
 from unetr_flax import UNETR, UNETRConfig
 
@@ -47,8 +48,8 @@ def params():
     return shapes["params"]
 
 
-def by_name(tree):
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+def by_name(tree, is_leaf=None):
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
@@ -122,3 +123,57 @@ def test_the_second_moment_forgets_as_fast_as_it_is_told():
     theirs = optax.adamw(0.1, b2=0.9, weight_decay=0.5)
     np.testing.assert_allclose(after(ours), after(theirs), rtol=1e-6)
     assert not np.allclose(after(theirs), after(optax.adamw(0.1, weight_decay=0.5)), rtol=1e-3)
+
+
+def test_matrices_map_inputs_to_outputs(params):
+    axes = by_name(matrices(params), lambda x: x is None or isinstance(x, tuple))
+    assert axes["encoder/block_0/attention/qkv/kernel"] == ((0,), (1, 2, 3))
+    assert axes["encoder/block_0/attention/projection/kernel"] == ((0, 1), (2,))
+    assert axes["encoder/block_0/feed_forward/expand/kernel"] == ((0,), (1,))
+    assert axes["encoder/embedding/projection/kernel"] == ((0, 1, 2, 3), (4,))
+    assert axes["decoder/stage_3/fuse_0/conv/kernel"] == ((0, 1, 2, 3), (4,))
+    assert axes["decoder/stage_3/upsample/kernel"] == ((3,), (0, 1, 2, 4))
+    assert axes["decoder/head/kernel"] is None
+    for name, leaf in by_name(params).items():
+        found = axes[name]
+        assert (found is None) == (not name.endswith("/kernel") or "/head/" in name), name
+        if found is not None:
+            assert sorted(found[0] + found[1]) == list(range(len(leaf.shape))), name
+
+
+def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": {"kernel": (3, 3, 3, 4, 6), "bias": (6,)},
+        "head": {"kernel": (1, 1, 1, 6, 2)},
+    }
+    params, gradients = (
+        jax.tree.map(
+            lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        for _ in range(2)
+    )
+    # One direction of the gradient is much larger than the others.
+    gradients["conv"]["kernel"] += 10
+
+    def updates(tx):
+        return tx.update(gradients, tx.init(params), params)[0]
+
+    options = {"weight_decay": 0.5, "clip_norm": 1e6, "optimizer": "muon"}
+    ours = updates(make_optimizer(lambda count: 0.1, **options))
+    plain = updates(optax.adamw(0.1, weight_decay=0.5, mask=decay_mask, nesterov=True))
+    for name, leaf in (("head", "kernel"), ("conv", "bias")):
+        np.testing.assert_allclose(ours[name][leaf], plain[name][leaf], rtol=1e-5)
+    ours["conv"]["kernel"] += 0.1 * 0.5 * params["conv"]["kernel"]
+
+    def values(x):
+        return np.linalg.svd(np.asarray(x["conv"]["kernel"]).reshape(-1, 6), compute_uv=False)
+
+    given, found = values(gradients), values(ours)
+    assert given[0] > 20 * given[-1]
+    assert found[0] < 2 * found[-1]
+    root_mean_square = np.sqrt(np.square(ours["conv"]["kernel"]).mean())
+    assert root_mean_square == pytest.approx(0.1 * 0.2, rel=0.2)
+    assert np.vdot(ours["conv"]["kernel"], gradients["conv"]["kernel"]) < 0

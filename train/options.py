@@ -112,7 +112,8 @@ class AugmentationOptions:
     """Random changes of the crops; see `train.data.augment`."""
 
     augmentation: str = "default"
-    """Rotation, zoom, intensities: default, none, nnunet, unetr_btcv, monai_btcv or monai_brats."""
+    """Rotation, zoom, intensities: default, strong, none, nnunet, unetr_btcv, monai_btcv or
+    monai_brats."""
 
     flips: tuple[int, ...] = ()
     """Axes (0, 1, 2: right, anterior, superior) along which crops are flipped at random."""
@@ -144,8 +145,11 @@ class TrainingOptions:
     budget: str | None = None
     """Time of the whole run, such as 15m or 2h, which sets its steps in place of the epochs."""
 
+    optimizer: str = "adamw"
+    """adamw, or muon, which orthogonalizes the updates of matrices and kernels."""
+
     learning_rate: float = 4e-3
-    """Highest learning rate of AdamW, after a linear warm-up and before the --schedule."""
+    """Highest learning rate, after a linear warm-up and before the --schedule."""
 
     schedule: str = "cosine"
     """Learning rate after the warm-up: cosine or poly (power 0.9), both to 0, or constant."""
@@ -157,7 +161,7 @@ class TrainingOptions:
     """Factor of the learning rate from each transformer block to the one before it."""
 
     weight_decay: float = 1e-2
-    """Decoupled weight decay of AdamW; only kernels decay."""
+    """Decoupled weight decay; only kernels decay."""
 
     b2: float = 0.999
     """Decay of AdamW's average of squared gradients; below 0.999 for a few thousand steps."""

@@ -170,6 +170,7 @@ def _parts(
         clip_norm=training.clip_norm,
         layer_decay=training.layer_decay,
         b2=training.b2,
+        optimizer=training.optimizer,
     )
     replicated = sharding.replicated(mesh)
     abstract = abstract_state(model, tx, replicated, averaged=training.ema_decay > 0)

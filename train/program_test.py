@@ -65,5 +65,5 @@ def test_the_options_of_the_optimizer_reach_the_step(batch):
         return trained(program, batch, 4)["Dense_0"]["kernel"]
 
     plain = kernel()
-    for option, value in (("--b2", "0.5"), ("--weight-decay", "0.5")):
+    for option, value in (("--b2", "0.5"), ("--weight-decay", "0.5"), ("--optimizer", "muon")):
         assert not np.allclose(kernel(option, value), plain, rtol=1e-4), option

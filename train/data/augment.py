@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from train.data import intensity
-from train.data.transforms import Transform, default_transforms, nnunet_crop, plain_crop
+from train.data.transforms import (
+    Transform,
+    default_transforms,
+    nnunet_crop,
+    plain_crop,
+    strong_transforms,
+)
 from train.step import Augment
 
 Change = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -153,6 +159,7 @@ class Augmentation(NamedTuple):
 # The values of --augmentation.
 AUGMENTATIONS = {
     "default": Augmentation(default_transforms),
+    "strong": Augmentation(strong_transforms),
     "none": Augmentation(plain_crop),
     "nnunet": Augmentation(nnunet_crop, nnunet_intensities()),
     # UNETR's code for BTCV: each changes one sample in ten.

@@ -111,6 +111,12 @@ def default_transforms(roi_size: Sequence[int]) -> list[Transform]:
     return [RandomRotatedCrop(tuple(roi_size)), RandomContrastAndShift(), RandomNoise()]
 
 
+def strong_transforms(roi_size: Sequence[int]) -> list[Transform]:
+    """Lists what `default_transforms` lists, more often and stronger, for longer trainings."""
+    crop = RandomRotatedCrop(tuple(roi_size), probability=0.8, max_rotation=20.0, max_zoom=0.2)
+    return [crop, RandomContrastAndShift(0.2), RandomNoise(0.1)]
+
+
 def plain_crop(roi_size: Sequence[int]) -> list[Transform]:
     """Lists a crop and nothing else."""
     return [RandomCrop(tuple(roi_size))]

@@ -10,6 +10,7 @@ from train.data.transforms import (
     default_transforms,
     nnunet_crop,
     plain_crop,
+    strong_transforms,
 )
 
 ROI = (8, 6, 10)
@@ -110,6 +111,16 @@ def test_the_default_really_changes_geometry_and_intensity():
         changed = transform(changed, rng)
     assert not np.array_equal(changed.label, plain.label)
     assert not np.allclose(changed.image, plain.image, atol=0.05)
+
+
+def test_strong_changes_are_the_default_s_and_stronger():
+    crop, contrast, noise = strong_transforms(list(ROI))
+    usual = default_transforms(ROI)
+    for name in ("probability", "max_rotation", "max_zoom"):
+        assert getattr(crop, name) > getattr(usual[0], name)
+    assert (crop.roi_size, crop.foreground_fraction) == (ROI, usual[0].foreground_fraction)
+    assert contrast.amount > usual[1].amount
+    assert noise.max_std > usual[2].max_std
 
 
 def test_without_augmentation_there_is_a_crop_and_nothing_else():

@@ -13,10 +13,13 @@ steps (`--augmentation nnunet`).
 """
 
 from train.config import Config
-from train.options import DataOptions, ModelOptions, TrainingOptions
+from train.options import AugmentationOptions, DataOptions, ModelOptions, TrainingOptions
 
 RECIPE = Config(
     data=DataOptions(batch_size=2),
     model=ModelOptions(light_r=8.0),
-    training=TrainingOptions(epochs=40, eval_every=8, learning_rate=3e-3, ema_decay=0.99),
+    augmentation=AugmentationOptions(augmentation="strong"),
+    training=TrainingOptions(
+        epochs=72, eval_every=24, optimizer="muon", learning_rate=3e-3, b2=0.98, ema_decay=0.99
+    ),
 )
