@@ -140,10 +140,10 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
         Choice(
             "augmentation",
             "augmentation",
-            "nnunet" if large else "default",
-            f"{STEPS_ON_ACCELERATOR} steps learn from strong changes"
+            "nnunet" if large else "strong",
+            f"{STEPS_ON_ACCELERATOR} steps learn from nnU-Net's changes"
             if large
-            else f"in {STEPS_ON_CPU} steps stronger changes hinder more than they help",
+            else f"{STEPS_ON_CPU} steps overfit without strong changes",
         ),
         Choice(
             "augmentation",
@@ -151,12 +151,7 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
             () if sided else (0,),
             f"{sided[0]!r} has a side" if sided else "no label is of the left or right alone",
         ),
-        Choice(
-            "training",
-            "learning_rate",
-            1e-4 if large else 3e-3,
-            f"what the {'large' if large else 'small'} model learns best with",
-        ),
+        *_training(large),
     ]
     window = _window(fingerprint)
     return choices if window is None else [choices[0], window, *choices[1:]]
@@ -272,6 +267,17 @@ def _median_shape(
 def _is_large(device: Device) -> bool:
     """Returns whether the model of the paper's size can be trained in sensible time and memory."""
     return device.platform != "cpu" and device.memory > 2 * LARGE_MODEL_BYTES
+
+
+def _training(large: bool) -> list[Choice]:
+    if large:
+        reason = "what the large model learns best with"
+        return [Choice("training", "learning_rate", 1e-4, reason)]
+    return [
+        Choice("training", "optimizer", "muon", "the small model learns in fewer steps with it"),
+        Choice("training", "learning_rate", 3e-3, "what the small model learns best with"),
+        Choice("training", "b2", 0.98, f"0.999 would remember a third of {STEPS_ON_CPU} steps"),
+    ]
 
 
 def _model(large: bool) -> list[Choice]:

@@ -55,7 +55,8 @@ def test_the_same_data_on_cpu_get_a_small_model(abdomen):
     first = plan_first(abdomen, CPU)
     cfg = apply(first, DATA)
     assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8), light_r=8.0)
-    assert cfg.augmentation.augmentation == "default"
+    assert cfg.augmentation.augmentation == "strong"
+    assert (cfg.training.optimizer, cfg.training.b2) == ("muon", 0.98)
     second = values(plan_second(abdomen, CPU, cfg))
     assert max(second["roi_size"]) <= 96
     assert second["eval_every"] * 5 <= second["epochs"]

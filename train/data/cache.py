@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 import zlib
@@ -35,6 +36,9 @@ META = "case.json"
 # Unfinished entries that nobody can be working on any more.
 SECONDS_UNTIL_ABANDONED = 2 * 24 * 3600
 _READ_BYTES = 1 << 22
+# NumPy parses headers as Python, whose parser in Python 3.11 counts its depth for all threads
+# together: once in ten thousands of headers two threads made it raise SystemError.
+_READING_HEADERS = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +71,10 @@ class PreparedCase:
         Nothing is kept open afterwards but the arrays themselves, so a data set may have more
         cases than a process may have open files.
         """
-        image, label, foreground = (
-            np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS
-        )
+        with _READING_HEADERS:
+            image, label, foreground = (
+                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS
+            )
         sample = Sample(self.name, image, label, self.spacing)
         # Both are computed from all voxels, and therefore kept in the entry.
         vars(sample)["foreground"] = foreground

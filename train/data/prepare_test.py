@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,6 +43,24 @@ def read(monkeypatch):
 def prepare(dataset, folder, preprocessing=PLAIN, **options):
     need = measure(dataset, preprocessing)
     return prepare_cases(dataset, need, preprocessing, folder / "cache", **options)
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time(dataset, tmp_path, monkeypatch):
+    samples = PreparedCases(prepare(dataset, tmp_path))
+    load, inside, most = np.load, [], []
+
+    def slowly(file, **options):
+        inside.append(file)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return load(file, **options)
+
+    monkeypatch.setattr(np, "load", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(list(pool.map(samples.__getitem__, [0, 1, 2]))) == 3
+    assert len(most) == 9
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("preprocessing", [PLAIN, FINE])
