@@ -29,15 +29,17 @@ MONAI = "--family monai --patch-size 16 16 16 --num-layers 12"
 # Names of sides: the module that trains, and its options besides the common ones.
 SIDES = {
     "ours": ("train", ""),
-    # MONAI's defaults (width 768, feature size 16), with the learning rate of its tutorial.
+    # MONAI's defaults (width 768, feature size 16), with learning rate and decay of its tutorial.
     "monai": (
         "benchmarks.learning_torch",
-        f"{MONAI} --hidden-size 768 --num-heads 12 --light-r 2 --learning-rate 1e-4",
+        f"{MONAI} --hidden-size 768 --num-heads 12 --light-r 2 --learning-rate 1e-4 "
+        "--weight-decay 1e-5",
     ),
-    # MONAI's model with the widths of our recipe, and its learning rate.
+    # MONAI's model with the small widths, learning rate and decay of this project's defaults.
     "monai-small": (
         "benchmarks.learning_torch",
-        f"{MONAI} --hidden-size 96 --num-heads 4 --light-r 4",
+        f"{MONAI} --hidden-size 96 --num-heads 4 --light-r 4 --learning-rate 3e-3 "
+        "--weight-decay 1e-2",
     ),
 }
 

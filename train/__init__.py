@@ -2,6 +2,10 @@
 
 import importlib.util
 import os
+import time
+
+# The time of --budget begins before JAX is imported, which takes seconds.
+STARTED = time.monotonic()
 
 # For every CPU program from the compilation cache, XLA's loader logs at length that the host lacks
 # "prefer-no-gather" and may raise SIGILL. That is a preference of the code generator, not a feature

@@ -7,6 +7,7 @@ import time
 
 import jax
 
+import train
 from train import distributed
 from train.checkpoint import CheckpointError
 from train.console import make_console
@@ -41,7 +42,7 @@ def main(args: list[str]) -> int:
             explain_on_stderr(resume_command(cfg))
             distributed.connect(*dataclasses.astuple(launch))
         cfg, plan = plan_options(args, cfg)
-        status = run(cfg, plan)
+        status = run(cfg, plan, train.STARTED)
         distributed.disconnect()
         return status
     except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:

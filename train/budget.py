@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 # Validation may take this share of the time after preparation, in at most so many validations.
-VALIDATION_SHARE = 0.1
+VALIDATION_SHARE = 0.05
 MOST_VALIDATIONS = 10
 # Share of the time that stays free, as steps do not always take equally long.
 RESERVE = 0.03

@@ -16,6 +16,7 @@ from train.loop import Schedule
 from train.program import Program
 from train.results import PICTURED_CASES
 from train.run_dir import OptionError, record_schedule, recorded_schedule, run_file
+from train.scores import judge
 from train.state import create_state
 from train.task import Task
 from train.validate import Evaluator
@@ -116,14 +117,15 @@ def _measure(
     batches.restore(place)
     variables = sharding.local_copy(state.variables)
     for _ in range(2):  # the first one compiles
-        begun = time.monotonic()
-        for _ in evaluator.segment(variables, task.val_cases[:1]):
-            pass
-        case_seconds = time.monotonic() - begun
+        begun, segmented = time.monotonic(), 0.0
+        for sample, prediction in evaluator.segment(variables, task.val_cases[:1]):
+            segmented = time.monotonic() - begun
+            judge(task.dataset, prediction, sample.label, sample.spacing)
+        judged = time.monotonic() - begun
     cases = math.ceil(len(task.val_cases) / jax.process_count())
     return Times(
         spent=time.monotonic() - started,
         step=step_seconds,
-        validation=case_seconds * cases * (2 if averaged else 1),
-        results=case_seconds * min(PICTURED_CASES, len(task.val_cases)) + RESULTS_SECONDS,
+        validation=judged * cases * (2 if averaged else 1),
+        results=segmented * min(PICTURED_CASES, len(task.val_cases)) + RESULTS_SECONDS,
     )

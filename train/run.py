@@ -33,12 +33,13 @@ from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config, plan: Sequence[str] = ()) -> int:
+def run(cfg: Config, plan: Sequence[str] = (), started: float | None = None) -> int:
     """Trains, and shows the results unless interrupted.
 
     Args:
       cfg: the options.
       plan: lines that tell how the options were chosen, see `train.plan`.
+      started: when the time of --budget began, on the monotonic clock; now if None.
 
     Returns:
       The exit status: 0 if the end was reached, that of `train.interrupt.exit_status` if a signal
@@ -53,7 +54,8 @@ def run(cfg: Config, plan: Sequence[str] = ()) -> int:
       train.checkpoint.CheckpointError: if checkpoints cannot be written or read.
       train.interrupt.Stopped: if a signal comes before the first step.
     """
-    started = time.monotonic()
+    if started is None:
+        started = time.monotonic()
     refuse_wrong_convolutions(cfg.model.dtype)
     check_initial(cfg)
     mesh = _mesh(cfg)
