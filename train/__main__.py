@@ -25,8 +25,12 @@ from unetr_flax.runtime.cudnn import CudnnError
 from unetr_flax.runtime.malloc import keep_freed_memory
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], started: float | None = None) -> int:
     """Runs the command line.
+
+    Args:
+      args: the command line without the program's name.
+      started: when the program started, see `train.run.run`.
 
     Returns:
       The exit status: 0 done, 1 bad data, diverged, or files that cannot be written, 2 bad options,
@@ -42,7 +46,7 @@ def main(args: list[str]) -> int:
             explain_on_stderr(resume_command(cfg))
             distributed.connect(*dataclasses.astuple(launch))
         cfg, plan = plan_options(args, cfg)
-        status = run(cfg, plan, train.STARTED)
+        status = run(cfg, plan, started)
         distributed.disconnect()
         return status
     except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:
@@ -89,7 +93,7 @@ def _fail(message: object, status: int) -> int:
 
 if __name__ == "__main__":
     raise_on_signals()
-    ended = main(sys.argv[1:])
+    ended = main(sys.argv[1:], train.STARTED)
     sys.stdout.flush()
     sys.stderr.flush()
     if ended:

@@ -1,6 +1,7 @@
 """Runs from their start to their results."""
 
 import json
+import time
 
 import pytest
 
@@ -142,10 +143,13 @@ def test_a_budget_sets_the_steps_and_a_resumed_run_keeps_them(data, tmp_path, ca
     assert capsys.readouterr().err == "--budget soon: must be a time such as 90s, 15m or 2h\n"
 
     monkeypatch.setattr("train.measure.time_steps", lambda step, budget: step() or 100.0)
+    monkeypatch.setattr("train.measure.judge", lambda *case: time.sleep(0.3))
     assert main([*args, "--budget", "1600s"]) == 0
     shown = capsys.readouterr().out
     schedule = json.loads((out / "run.json").read_text())["schedule"]
     assert schedule["step_seconds"] == 100
+    assert schedule["validation_seconds"] >= 0.3
+    assert schedule["spent_seconds"] < 100
     steps = schedule["total_steps"]
     assert 13 <= steps <= 15
     assert f"leave room for {steps} steps" in shown

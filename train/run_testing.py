@@ -7,6 +7,7 @@ TINY = ["--num-phantoms", "5", "--roi-size", "16", "32", "16", "--patch-size", "
 TINY += ["--light-r", "32", "--hidden-size", "16", "--num-heads", "2", "--eval-every", "2"]
 # A plan for data would choose others; without them programs compile faster.
 TINY += ["--augmentation", "default", "--flips", "--ema-decay", "0"]
+TINY += ["--optimizer", "adamw"]
 
 
 def records(out):
