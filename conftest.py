@@ -1,18 +1,11 @@
 """Settings of JAX for all tests."""
 
 import gc
-import importlib.metadata
 import os
 
 # JAX reads these when it is imported. Compiling is most of a test's time and each program runs
-# once, so XLA does not optimize, and takes the short way where it has two; a flag that it does not
-# know would end the process.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
-    * importlib.metadata.version("jaxlib").startswith("0.10."),
-)
+# once, so XLA does not optimize.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Tests neither keep compiled programs on disk nor read those of other runs.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 

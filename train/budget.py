@@ -11,7 +11,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 VALIDATION_SHARE = 0.05
 MOST_VALIDATIONS = 10
 # Share of the time that stays free, as steps do not always take equally long.
-RESERVE = 0.03
+RESERVE = 0.05
 # Steps are timed for this share of the budget, within these limits.
 TIMING_SHARE = 0.02
 FEWEST_TIMED, MOST_TIMED = 3, 50

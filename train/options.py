@@ -112,7 +112,7 @@ class AugmentationOptions:
     """Random changes of the crops; see `train.data.augment`."""
 
     augmentation: str = "default"
-    """Rotation, zoom, intensities: default, strong, none, nnunet, unetr_btcv, monai_btcv or
+    """Rotation, zoom, intensities: default, none, nnunet, strong, unetr_btcv, monai_btcv or
     monai_brats."""
 
     flips: tuple[int, ...] = ()

@@ -159,9 +159,9 @@ class Augmentation(NamedTuple):
 # The values of --augmentation.
 AUGMENTATIONS = {
     "default": Augmentation(default_transforms),
-    "strong": Augmentation(strong_transforms),
     "none": Augmentation(plain_crop),
     "nnunet": Augmentation(nnunet_crop, nnunet_intensities()),
+    "strong": Augmentation(strong_transforms),
     # UNETR's code for BTCV: each changes one sample in ten.
     "unetr_btcv": Augmentation(plain_crop, scale_and_shift_intensities(0.1, 0.1)),
     # MONAI's tutorial of UNETR for BTCV: a shift of every second sample.
