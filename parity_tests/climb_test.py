@@ -87,3 +87,12 @@ def test_threads_are_limited_for_a_while():
     with torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_compiled_programs_are_kept_for_later_runs(monkeypatch):
+    kept = []
+    # On a machine with an accelerator the tests go on there.
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr("parity_tests.devices.keep_compiled_programs", lambda: kept.append(True))
+    use_platform("cpu")
+    assert kept
