@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.dataset import IGNORED_ID, DataError, Dataset
+from unetr_flax.evaluation.structures import parse_regions
 
 IGNORE_NAME = "ignore"
 
@@ -113,19 +114,12 @@ def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
     """
     if dataset.has_regions:
         raise ValueError(f"--regions: the data set {dataset.name} has regions of its own")
-    names, ids = [], []
-    for region in regions:
-        name, separator, numbers = region.rpartition("=")
-        chosen = numbers.split(",")
-        if not separator or not name or not all(number.isdigit() for number in chosen):
-            raise ValueError(f"--regions {region}: must be NAME=ID,ID,... such as WT=1,2,3")
-        highest = len(dataset.labels) - 1
-        if not all(1 <= int(number) <= highest for number in chosen):
-            raise ValueError(f"--regions {region}: ids must be 1 to {highest}")
-        names.append(name)
-        ids.append(tuple(int(number) for number in chosen))
+    named = parse_regions(regions, highest=len(dataset.labels) - 1)
     return dataclasses.replace(
-        dataset, labels=(dataset.labels[0], *names), target="regions", regions=tuple(ids)
+        dataset,
+        labels=(dataset.labels[0], *named),
+        target="regions",
+        regions=tuple(named.values()),
     )
 
 

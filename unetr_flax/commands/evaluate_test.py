@@ -333,7 +333,7 @@ def test_worst_cases_of_masks_are_drawn(run, tmp_path):
         (2 * masks(LABEL), masks(LABEL), (), "p.nii: masks from 0 to 2, must be 0 and 1"),
         (LABEL, LABEL, ("--regions", "a"), "--regions a: must be NAME=ID,ID,..."),
         (LABEL, LABEL, ("--regions", "a=1", "a=2"), "--regions a=2: must have a name of its own"),
-        (LABEL, LABEL, ("--regions", "a=0"), "--regions a=0: must have a name of its own, and ids"),
+        (LABEL, LABEL, ("--regions", "a=0"), "--regions a=0: ids must be 1 to 65535"),
         (LABEL, LABEL, ("--labels", "x.json", *OPTION), "--regions: excludes --labels"),
     ],
 )

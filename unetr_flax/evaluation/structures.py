@@ -13,8 +13,17 @@ from unetr_flax.imaging.volume import VolumeError
 Regions = Mapping[str, Collection[int]]
 
 
-def parse_regions(regions: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def parse_regions(
+    regions: Sequence[str], highest: int = LARGEST_LABEL
+) -> dict[str, tuple[int, ...]]:
     """Reads regions in the form `NAME=ID,ID,...`, such as `WT=1,2,3` of BraTS.
+
+    Args:
+      regions: the values of an option --regions.
+      highest: the highest class id that there is.
+
+    Returns:
+      Class ids by name, in the given order.
 
     Raises:
       ValueError: naming --regions and what is wrong.
@@ -25,11 +34,11 @@ def parse_regions(regions: Sequence[str]) -> dict[str, tuple[int, ...]]:
         ids = numbers.split(",")
         if not name or not all(number.isascii() and number.isdigit() for number in ids):
             raise ValueError(f"--regions {region}: must be NAME=ID,ID,... such as WT=1,2,3")
-        found_ids = tuple(int(number) for number in ids)
-        if name in found or not all(0 < number <= LARGEST_LABEL for number in found_ids):
-            rule = f"must have a name of its own, and ids from 1 to {LARGEST_LABEL}"
-            raise ValueError(f"--regions {region}: {rule}")
-        found[name] = found_ids
+        if name in found:
+            raise ValueError(f"--regions {region}: must have a name of its own")
+        if not all(1 <= int(number) <= highest for number in ids):
+            raise ValueError(f"--regions {region}: ids must be 1 to {highest}")
+        found[name] = tuple(int(number) for number in ids)
     return found
 
 

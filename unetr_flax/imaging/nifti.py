@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, check_ending
+from unetr_flax.imaging.image_file import ImageFile
 from unetr_flax.imaging.label_map import read_whole_numbers
 from unetr_flax.imaging.nifti_file import open_nifti
 from unetr_flax.imaging.scan import read_scan
@@ -41,10 +42,10 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       VolumeError: as for `read_volume`, and if voxels are not whole numbers.
     """
-    labels, affine = read_labels_or_masks(path)
-    if labels.ndim != 3:
-        raise VolumeError(f"{path}: shape {labels.shape}, must be 3D")
-    return labels, affine
+    file = _open(path)
+    if file.channels != 1:
+        raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
+    return read_whole_numbers(file)[..., 0], file.grid.canonical_affine
 
 
 def read_labels_or_masks(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,11 +58,14 @@ def read_labels_or_masks(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       VolumeError: as for `read_labels`.
     """
-    path = Path(path)
-    check_ending(path, NIFTI_ENDINGS)
-    file = open_nifti(path)
+    file = _open(path)
     labels = read_whole_numbers(file)
     return labels[..., 0] if file.channels == 1 else labels, file.grid.canonical_affine
+
+
+def _open(path: Path | str) -> ImageFile:
+    check_ending(Path(path), NIFTI_ENDINGS)
+    return open_nifti(Path(path))
 
 
 def write_labels(path: Path | str, labels: np.ndarray, like: Path | str) -> None:
