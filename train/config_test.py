@@ -106,6 +106,7 @@ def test_what_is_not_understood_ends_with_status_2(args, capsys):
         ("--epochs 2147483648", "--epochs 2147483648: must be at most 2147483647"),
         ("--seed 4294967296", "--seed 4294967296: must be finite and at most 4294967295"),
         ("--loss mse", "--loss mse: must be dice_cross_entropy, dice_focal, cross_entropy or dice"),
+        ("--b2 1", "--b2 1.0: must be in [0, 1)"),
         ("--optimizer sgd", "--optimizer sgd: must be adamw or muon"),
         ("--schedule step", "--schedule step: must be cosine, poly or constant"),
         ("--layer-decay 0", "--layer-decay 0.0: must be in (0, 1]"),

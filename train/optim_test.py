@@ -133,6 +133,7 @@ def test_matrices_map_inputs_to_outputs(params):
     assert axes["encoder/embedding/projection/kernel"] == ((0, 1, 2, 3), (4,))
     assert axes["decoder/stage_3/fuse_0/conv/kernel"] == ((0, 1, 2, 3), (4,))
     assert axes["decoder/stage_3/upsample/kernel"] == ((3,), (0, 1, 2, 4))
+    assert axes["decoder/stage_1/skip_1/deconv/kernel"] == ((3,), (0, 1, 2, 4))
     assert axes["decoder/head/kernel"] is None
     for name, leaf in by_name(params).items():
         found = axes[name]

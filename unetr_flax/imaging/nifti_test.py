@@ -193,6 +193,13 @@ def _nan(path):
     save(path, array)
 
 
+def test_a_label_map_of_several_volumes_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "series.nii.gz"
+    save(path, np.full((*SHAPE, 3), 0.5, np.float32))
+    with pytest.raises(VolumeError, match=r"series\.nii\.gz: shape \(5, 6, 4, 3\), must be 3D$"):
+        read_labels(path)
+
+
 @pytest.mark.parametrize("reader", [read_volume, read_labels])
 @pytest.mark.parametrize(
     "damage",

@@ -1,5 +1,6 @@
 """The command's comparison, on its own; that the families agree is proven in parity_tests."""
 
+import importlib.util
 import re
 from unittest import mock
 
@@ -8,7 +9,7 @@ import pytest
 
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.diagnose import told
-from unetr_flax.parity.torch_models import torch_model_of
+from unetr_flax.parity.torch_models import TorchModelError, torch_model_of
 from unetr_flax.parity.twins import randomize
 from unetr_flax.parity.verify import Inputs, explain, verify
 from unetr_flax.weights import WeightsError
@@ -63,6 +64,13 @@ def test_a_port_that_is_wrong_somewhere_does_not_hold(state_dict):
     (line,) = told(findings)
     assert line.startswith("decoder9.block.2: differs by ")
     assert "the same in 16 more: decoder9_upsampler.0.block.1, " in line
+
+
+def test_a_missing_package_is_told_before_anything_is_compiled(state_dict, monkeypatch):
+    monkeypatch.setattr("unetr_flax.parity.verify.compile_evaluation", lambda *given: 1 / 0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TorchModelError, match=r"^unetr_torch_ref: not installed"):
+        verify(CFG, state_dict)
 
 
 def test_what_does_not_fit(state_dict):
