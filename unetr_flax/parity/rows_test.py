@@ -15,9 +15,9 @@ def corners(shape):
 def arrays(shape):
     """Makes two equal arrays, one of them with the channels last in memory."""
     theirs = np.random.default_rng(0).uniform(-1, 1, shape)
-    return np.moveaxis(
-        np.moveaxis(theirs, 1, -1).copy(), -1, 1
-    ) if theirs.ndim > 1 else +theirs, theirs
+    if theirs.ndim == 1:
+        return theirs.copy(), theirs
+    return np.moveaxis(np.moveaxis(theirs, 1, -1).copy(), -1, 1), theirs
 
 
 @pytest.mark.parametrize("shape", SHAPES)
