@@ -15,7 +15,7 @@ from unetr_flax.weights import (
     load_pretrained,
     read_metadata,
 )
-from unetr_flax.weights.pretrained_testing import (
+from unetr_flax.weights.testing import (
     CFG,
     LEAF,
     PREPROCESSING,

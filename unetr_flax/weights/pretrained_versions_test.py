@@ -10,7 +10,7 @@ from unetr_flax.weights import (
     read_metadata,
     save_pretrained,
 )
-from unetr_flax.weights.pretrained_testing import (
+from unetr_flax.weights.testing import (
     CFG,
     VARIABLES,
     assert_same,

@@ -1,6 +1,7 @@
 """A small model and its folder, for the tests of model folders."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.imaging.intensity import ZScore
 from unetr_flax.weights import save_pretrained
 
-SIZES = {"hidden_size": 8, "num_heads": 2, "num_layers": 4}
+SIZES: dict[str, Any] = {"hidden_size": 8, "num_heads": 2, "num_layers": 4}
 CFG = UNETRConfig.reference((16, 32, 16), 1, 2, 16, **SIZES)
 OTHER = UNETRConfig.reference((32, 16, 16), 2, 3, 16, **SIZES)
 LEAF = "params/encoder/block_0/norm1/scale"
@@ -30,7 +31,7 @@ def variables_of(cfg, seed=0):
 VARIABLES = variables_of(CFG)
 
 
-def flat(variables):
+def flat(variables: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(variables, sep="/")
 
 
