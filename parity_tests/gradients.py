@@ -17,6 +17,7 @@ from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.training import explain_gradients, explain_loss
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
+from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights import to_torch
 
 # Gradients smaller than this part of the largest one are zero except for rounding.
@@ -143,7 +144,10 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
 
 def _value_and_gradients(loss_fn: Callable[..., Any], twins: Twins, target: np.ndarray) -> Any:
     """Runs `loss_fn(params, image, target)` and its gradients by `params` and `image`."""
-    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+    value_and_grad = jax.jit(
+        jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True),
+        compiler_options=options_to_run_once(),
+    )
     return value_and_grad(twins.variables["params"], twins.image, target)
 
 

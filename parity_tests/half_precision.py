@@ -19,6 +19,7 @@ import torch
 from parity_tests.gradients import NEGLIGIBLE, canceled
 from parity_tests.ratio_rows import RatioRow
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
+from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights import to_torch
 from unetr_flax.weights.families import family_of
 
@@ -125,7 +126,10 @@ def _flax_function(twins: Twins, dtype: str) -> Any:
         logits, skips = model.apply(bound, image, return_skips=True)
         return (logits.astype(jnp.float32) * cotangents).sum(), (logits, skips)
 
-    gradients = jax.jit(jax.grad(weighted_sum, argnums=(0, 1), has_aux=True))
+    gradients = jax.jit(
+        jax.grad(weighted_sum, argnums=(0, 1), has_aux=True),
+        compiler_options=options_to_run_once(),
+    )
 
     def call(image, cotangents):
         with jax.enable_x64(False):

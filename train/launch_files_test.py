@@ -1,9 +1,13 @@
 """The launch files in docs/launch can be read, and start commands that the parser takes."""
 
 import ast
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import yaml
 
 from train.command_line import parse
 from train.launch import PORT, find_launch
+from train.run_testing import TINY, records
 
 FOLDER = Path(__file__).parent.parent / "docs" / "launch"
 SCRIPTS = ("slurm.sh", "tpu_pod.sh")
@@ -92,3 +97,43 @@ def test_ray_s_workers_are_recognized():
     environ = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "h:1"}
     assert environ.keys() <= names
     assert find_launch(environ).num_processes == 2
+
+
+def process_of_run(out, process_id):
+    """Finds the process of `python -m train` that is one of those of a run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            environ = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        launched = f"JAX_PROCESS_ID={process_id}".encode() in environ
+        if launched and b"train" in arguments and os.fsencode(out) in arguments:
+            return int(folder.name)
+    raise AssertionError(f"no process {process_id} of {out}")
+
+
+@pytest.mark.slow
+def test_ray_starts_a_run_again_when_a_worker_dies(tmp_path):
+    pytest.importorskip("ray.train.v2.jax", reason="needs pip install 'ray[train]'")
+    out, log = tmp_path / "run", tmp_path / "log"
+    script = [sys.executable, str(FOLDER / "ray_train.py"), "2"]
+    command = [*script, *TINY, "--epochs", "12", "--out", str(out)]
+    root = FOLDER.parents[1]
+    with log.open("w") as output:
+        ray = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
+        try:
+            while not (out / "metrics.jsonl").exists() or len(records(out)) < 6:
+                assert ray.poll() is None, log.read_text()
+                time.sleep(0.2)
+            os.kill(process_of_run(out, 1), signal.SIGKILL)
+            assert ray.wait(timeout=500) == 0, log.read_text()
+        finally:
+            ray.kill()
+    starts = [int(step) for step in re.findall(r"starts at step (\d+)", log.read_text())]
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1]
+    trained = [record["step"] for record in records(out) if record["kind"] == "train"]
+    assert trained == sorted(set(trained))
+    assert len(trained) == 12
+    assert (out / "model" / "config.json").exists()

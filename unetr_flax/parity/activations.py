@@ -27,6 +27,7 @@ from unetr_flax.parity.twins import (
     precise,
 )
 from unetr_flax.runtime.aot import compile_in_background
+from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
@@ -62,7 +63,9 @@ def compile_evaluation(cfg: UNETRConfig, dtype: str, batch: int) -> Evaluate:
     with precise():
         model = UNETR(cfg, param_dtype=jnp.dtype(dtype))
         shapes = jax.tree.map(cast, (abstract_variables(model), abstract_image(cfg, batch)))
-    evaluate = jax.jit(functools.partial(forward, cfg, model))
+    evaluate = jax.jit(
+        functools.partial(forward, cfg, model), compiler_options=options_to_run_once()
+    )
     return compile_in_background(evaluate, *shapes, settings=precise)
 
 
@@ -80,7 +83,10 @@ def activation_rows(
       evaluate: the Flax side without a mask, if it is compiled already.
     """
     if evaluate is None:
-        evaluate = jax.jit(functools.partial(forward, twins.cfg, twins.model, mask=mask))
+        evaluate = jax.jit(
+            functools.partial(forward, twins.cfg, twins.model, mask=mask),
+            compiler_options=options_to_run_once(),
+        )
     ours = flax_found(twins.cfg, evaluate(twins.variables, twins.image))
     return compared_rows(twins, ours, mask)
 

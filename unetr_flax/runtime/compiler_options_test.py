@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from unetr_flax.runtime import compiler_options as module
-from unetr_flax.runtime.compiler_options import compiler_options
+from unetr_flax.runtime.compiler_options import compiler_options, options_to_run_once
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,15 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     assert compiler_options("cpu") == known
 
 
+def test_programs_that_run_once_are_not_optimized():
+    options = options_to_run_once("cpu")
+    assert options == {"xla_backend_optimization_level": 0}
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(jnp.ones(3)).sum() == 6
+
+
 def test_other_platforms_have_none():
     assert compiler_options("tpu") == compiler_options("gpu") == {}
+    assert options_to_run_once("tpu") == options_to_run_once("gpu") == {}
     assert compiler_options() == compiler_options(jax.default_backend())
 
 
