@@ -5,6 +5,7 @@ import importlib
 
 import tyro
 
+from train.budget import seconds
 from train.config import RECIPE_NAMES, Config
 from train.options import TrainingOptions
 
@@ -16,7 +17,7 @@ def default_config(args: list[str]) -> Config:
     """Returns the defaults for a command line: its recipe's, or those for data or for phantoms."""
     name = _value_of("--recipe", args)
     if name in RECIPE_NAMES:
-        recipe = importlib.import_module(f"train.recipes.{name.replace('-', '_')}").RECIPE
+        recipe = _recipe(name, _value_of("--budget", args))
         return dataclasses.replace(
             recipe, training=dataclasses.replace(recipe.training, recipe=name)
         )
@@ -43,6 +44,18 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _recipe(name: str, budget: str | None) -> Config:
+    """Returns a recipe, as it is for runs of a given time if it says so."""
+    module = importlib.import_module(f"train.recipes.{name.replace('-', '_')}")
+    if budget is None or not hasattr(module, "for_budget"):
+        return module.RECIPE
+    try:
+        return module.for_budget(seconds(budget))
+    except ValueError:
+        # What is wrong with the budget is told when all options are judged.
+        return module.RECIPE
 
 
 def _with_value_of_resume(args: list[str]) -> list[str]:

@@ -54,13 +54,14 @@ def test_anisotropic_ct_on_a_gpu(abdomen):
 def test_the_same_data_on_cpu_get_a_small_model(abdomen):
     first = plan_first(abdomen, CPU)
     cfg = apply(first, DATA)
-    assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8), light_r=8.0)
+    assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8), light_r=4.0)
     assert cfg.augmentation.augmentation == "strong"
     assert (cfg.training.optimizer, cfg.training.b2) == ("muon", 0.98)
+    assert cfg.training.weight_decay == 0.3
     second = values(plan_second(abdomen, CPU, cfg))
     assert max(second["roi_size"]) <= 96
     assert second["eval_every"] * 5 <= second["epochs"]
-    assert second["ema_decay"] == pytest.approx(1 - 20 / 3000, abs=1e-3)
+    assert second["ema_decay"] == pytest.approx(1 - 20 / 2000, abs=1e-3)
 
 
 def test_less_memory_and_more_volumes_make_smaller_crops(abdomen):

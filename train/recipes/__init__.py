@@ -1,4 +1,7 @@
-"""Recipes: the options with which a known task is trained, `RECIPE` in a file for each."""
+"""Recipes: the options with which a known task is trained, `RECIPE` in a file for each.
+
+A file may also have `for_budget(seconds)`, which returns the recipe for `--budget`.
+"""
 
 from train.options import ModelOptions
 

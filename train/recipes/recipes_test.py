@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_scans_are_prepared_as_the_preset_says(name, preset, modalities):
         crop_foreground=data.crop_foreground,
     )
     assert preprocessing == PRESETS[preset]
+
+
+def test_little_time_is_for_more_steps_of_a_smaller_model():
+    full, short = (recipe("hippocampus", "--budget", budget) for budget in ("15m", "5m"))
+    assert full.model == recipe("hippocampus").model
+    assert short.model.light_r == 2 * full.model.light_r
+    assert dataclasses.replace(short, model=full.model, training=full.training) == full
+    assert recipe("hippocampus", "--budget", "5m", "--light-r", "4").model == full.model
+    with pytest.raises(ValueError, match=r"^--budget soon: "):
+        recipe("hippocampus", "--budget", "soon")
 
 
 def test_btcv_s_model_is_monai_s_default():
