@@ -60,9 +60,9 @@ def compile_evaluation(cfg: UNETRConfig, dtype: str, batch: int) -> Evaluate:
     def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, dtype)
 
+    model = UNETR(cfg, param_dtype=jnp.dtype(dtype))
     with precise():
-        model = UNETR(cfg, param_dtype=jnp.dtype(dtype))
-        shapes = jax.tree.map(cast, (abstract_variables(model), abstract_image(cfg, batch)))
+        shapes = jax.tree.map(cast, (abstract_variables(UNETR(cfg)), abstract_image(cfg, batch)))
     evaluate = jax.jit(
         functools.partial(forward, cfg, model), compiler_options=options_to_run_once()
     )

@@ -21,11 +21,6 @@ CFG = UNETRConfig.reference(
 RUNGS = ("activations", "skip features", "attention maps", "decoder stages", "logits")
 
 
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    """Allows promotion in these tests: Flax's own LayerNorm promotes float64 and float32."""
-
-
 @pytest.fixture(scope="module")
 def state_dict():
     model = torch_model_of(CFG)
