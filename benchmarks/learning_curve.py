@@ -72,9 +72,9 @@ def plot(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
         minutes = [point.seconds / 60 for point in points]
         axis.plot(minutes, [point.dice for point in points], marker="o", label=name)
     axis.set(xlabel="minutes of training", ylabel="mean foreground Dice, validation cases")
-    best = max(point.dice for points in curves.values() for point in points)
-    # The first validations are far below what matters.
-    axis.set_ylim(max(0.0, best - 0.25), best + 0.02)
+    best = [max(point.dice for point in points) for points in curves.values()]
+    # The first validations are far below what matters, but every side is seen.
+    axis.set_ylim(max(0.0, min(max(best) - 0.25, min(best) - 0.05)), max(best) + 0.02)
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.legend()

@@ -57,22 +57,25 @@ def test_validations_of_a_run_are_followed(tmp_path):
 def test_a_rival_is_validated_evenly_and_off_the_clock(tmp_path, monkeypatch):
     ticks = itertools.count()
     now = [0.0]
+    shares = []
     monkeypatch.setattr(learning_torch.time, "perf_counter", lambda: now[0])
 
-    def step():
-        now[0] += 1
+    def step(share):
+        shares.append(share)
+        # Steps become slower on the way.
+        now[0] += 1 if now[0] < 200 else 2
         return 1.0
 
     def validate():
         now[0] += 100
         return next(ticks) / 10
 
-    schedule = types.SimpleNamespace(step=lambda: None)
-    rival = types.SimpleNamespace(step=step, validate=validate, schedule=lambda total: schedule)
-    points = train(rival, 85.0, Clock(), tmp_path / CURVE)
-    # 97 % of the 80 seconds that are left after the steps that were timed.
-    assert [point.step for point in points] == [10, 20, 29, 39, 49, 58, 68, 77]
-    assert points[-1].seconds == 5 + 77
+    rival = types.SimpleNamespace(step=step, validate=validate)
+    points = train(rival, 80.0, Clock(), tmp_path / CURVE)
+    assert [point.step for point in points] == [10, 20, 25, 30, 35, 40, 45, 50]
+    assert [point.seconds for point in points] == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert shares[:3] == [0, 1 / 80, 2 / 80]
+    assert shares[-1] == 78 / 80
     assert read_curve(tmp_path / CURVE) == points
 
 
@@ -85,11 +88,7 @@ def test_a_rival_learns_from_the_data_of_a_run(tmp_path):
     folders = ["--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
     cfg = parse([*options.split(), *folders])
     rival = Rival(cfg, prepare(cfg, make_console(quiet=True)))
-    schedule = rival.schedule(10)
-    losses = []
-    for _ in range(10):
-        losses.append(rival.step())
-        schedule.step()
+    losses = [rival.step(step / 10) for step in range(10)]
     assert losses[-1] < 0.9 * losses[0]
     assert 0 <= rival.validate() <= 1
     rival.close()

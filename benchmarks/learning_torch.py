@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
-from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.learning_curve import CURVE, Point
 from train.budget import seconds
@@ -36,10 +35,8 @@ from unetr_flax.parity.torch_models import TorchModelError, torch_model_of
 from unetr_flax.parity.twins import channels_first_tensor
 
 VALIDATIONS = 8
-# Steps that are timed for the length of the training; the first one is left out.
-TIMED = 4
-# The clock has no part in validations, so they need no reserve, and steps may vary.
-RESERVE = 0.03
+# Entries of the table of learning rates.
+RATES = 10_000
 
 
 class Clock:
@@ -78,6 +75,11 @@ class Rival:
             betas=(0.9, cfg.training.b2),
             weight_decay=cfg.training.weight_decay,
         )
+        options = cfg.training
+        rate = learning_rate_schedule(
+            options.learning_rate, RATES, options.warmup_fraction, options.schedule
+        )
+        self._rates = np.asarray(jax.vmap(rate)(np.arange(RATES + 1)))
         self._batches = Batches(
             task.train_samples,
             AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
@@ -96,15 +98,15 @@ class Rival:
             cfg.training.overlap,
         )
 
-    def schedule(self, total_steps: int) -> LambdaLR:
-        """Returns the schedule of our own trainings over so many steps, for this optimizer."""
-        options = self.cfg.training
-        rate = learning_rate_schedule(1.0, total_steps, options.warmup_fraction, options.schedule)
-        rates = np.asarray(jax.vmap(rate)(np.arange(total_steps + 1)))
-        return LambdaLR(self._optimizer, lambda step: float(rates[min(step, total_steps)]))
+    def step(self, share: float) -> float:
+        """Takes a step and returns its loss.
 
-    def step(self) -> float:
-        """Takes a step and returns its loss."""
+        Args:
+          share: share of the training that is over, on which the learning rate depends as in our
+            own trainings.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = float(self._rates[min(int(share * RATES), RATES)])
         batch = next(self._batches)
         image, label = batch["image"], batch["label"]
         if self._change is not None:
@@ -144,24 +146,23 @@ class Rival:
 def train(rival: Rival, budget: float, clock: Clock, path: Path) -> list[Point]:
     """Trains for `budget` seconds of the clock; appends each validation to a file."""
     points: list[Point] = []
-    rival.step()
-    first = clock()
-    for _ in range(TIMED):
-        rival.step()
-    step_seconds = (clock() - first) / TIMED
-    total = max(VALIDATIONS, int((1 - RESERVE) * (budget - clock()) / step_seconds))
-    print(f"{step_seconds:.3g} s a step: {total} steps", flush=True)
-    schedule = rival.schedule(total)
-    for step in range(1, total + 1):
-        loss = rival.step()
-        schedule.step()
-        if step * VALIDATIONS // total > (step - 1) * VALIDATIONS // total:
-            now = clock()
-            points.append(Point(now, step, rival.validate()))
-            clock.leave_out(now)
-            with path.open("a") as file:
-                file.write(json.dumps(dataclasses.asdict(points[-1])) + "\n")
-            print(f"step {step} loss {loss:.3g} mean_dice {points[-1].dice:.4f}", flush=True)
+    started = clock()
+    step = 0
+    for part in range(1, VALIDATIONS + 1):
+        losses = []
+        # The rate follows the clock, so that the time is used up however long steps take.
+        while (share := (clock() - started) / (budget - started)) < part / VALIDATIONS:
+            losses.append(rival.step(share))
+        if not losses:
+            continue
+        step += len(losses)
+        now = clock()
+        points.append(Point(now, step, rival.validate()))
+        clock.leave_out(now)
+        with path.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(points[-1])) + "\n")
+        told = f"step {step} loss {np.mean(losses):.3g} mean_dice {points[-1].dice:.4f}"
+        print(told, flush=True)
     return points
 
 
