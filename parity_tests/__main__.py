@@ -14,6 +14,7 @@ from parity_tests.devices import use_platform
 from parity_tests.options import Options
 from parity_tests.page import page
 from parity_tests.ratio_rows import RatioRow
+from unetr_flax.runtime.ending import end_process
 from unetr_flax.weights import read_state_dict
 from unetr_flax.weights.torch_files import to_tensor
 
@@ -43,6 +44,9 @@ def main() -> int:
     except ValueError as error:
         print(f"python -m parity_tests: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m parity_tests: interrupted", file=sys.stderr)
+        return 130
     write(report, options.out)
     for table in reports.console_tables(report):
         console.print(table)
@@ -66,4 +70,4 @@ def write(report: reports.Report, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

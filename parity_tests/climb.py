@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -115,8 +116,15 @@ def climb(
     if parallel and given and reduced:
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-            other = pool.submit(_climb_alone, options, cfg, reduced)
-            parts = [climb_steps(options, cfg, given, state_dict, done), other.result()]
+            with _interrupts_ignored():
+                other = pool.submit(_climb_alone, options, cfg, reduced)
+            try:
+                parts = [climb_steps(options, cfg, given, state_dict, done), other.result()]
+            except BaseException:
+                # The other process may have minutes to go, and the pool waits for it.
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
         for taken in parts[1].steps:
             done(*taken)
     else:
@@ -128,6 +136,16 @@ def climb(
         left_out + [line for part in parts for line in part.left_out],
         options.platform,
     )
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Makes processes that are started meanwhile ignore Ctrl-C, which reaches them too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _climb_alone(options: Options, cfg: UNETRConfig, steps: list[Step]) -> Part:

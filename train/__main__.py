@@ -22,6 +22,7 @@ from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
 from unetr_flax.runtime.cudnn import CudnnError
+from unetr_flax.runtime.ending import end_process
 from unetr_flax.runtime.malloc import keep_freed_memory
 
 
@@ -93,9 +94,4 @@ def _fail(message: object, status: int) -> int:
 
 if __name__ == "__main__":
     raise_on_signals()
-    ended = main(sys.argv[1:], train.STARTED)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if ended:
-        # A compilation in the background, or another process, must not delay the end.
-        os._exit(ended)
+    end_process(main(sys.argv[1:], train.STARTED))

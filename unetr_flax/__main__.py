@@ -1,8 +1,6 @@
 """python -m unetr_flax: the command `unetr`."""
 
-import sys
-
-from unetr_flax.cli import main
+from unetr_flax.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

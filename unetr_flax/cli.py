@@ -5,11 +5,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import tyro
 
 from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
+from unetr_flax.runtime.ending import end_process
 
 # Each is a function of the same name in a module of the same name in `commands`.
 VERBS = {
@@ -20,6 +22,11 @@ VERBS = {
     "summary": "Print every module with the shapes and numbers of its outputs, and costs.",
     "export": "Export a model's forward pass as a program that runs without this package.",
 }
+
+
+def command() -> NoReturn:
+    """Runs the command line and ends the process."""
+    end_process(main())
 
 
 def main() -> int:
