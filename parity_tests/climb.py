@@ -19,6 +19,7 @@ from parity_tests.report import Model, Report, describe
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.rows import Row
 from unetr_flax.parity.twins import Twins, make_twins, precise
+from unetr_flax.runtime.garbage import collector_paused
 
 # A TPU has no float64.
 DTYPES = {"cpu": ("float64", "float32"), "gpu": ("float64", "float32"), "tpu": ("float32",)}
@@ -181,7 +182,7 @@ def climb_steps(
                 weights = name if reduce is None else "random weights"
                 part.models[step.model] = describe(TITLES[step.model], twins[key], weights)
             try:
-                with torch_threads(1):
+                with torch_threads(1), collector_paused():
                     found = list(RUNGS[step.name].compare(twins[key]))
             except ModuleNotFoundError as error:
                 package = str(error.name).partition(".")[0]

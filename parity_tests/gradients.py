@@ -15,9 +15,9 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import compared_rows, flax_found, forward
 from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.run_once import run_once
 from unetr_flax.parity.training import explain_gradients, explain_loss
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
-from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights import to_torch
 
 # Gradients smaller than this part of the largest one are zero except for rounding.
@@ -78,8 +78,11 @@ def backward(twins: Twins, *, train: bool) -> tuple[FlaxBackward, TorchBackward]
     their_loss = torch_loss(logits, torch.from_numpy(labels).long())
     their_loss.backward()
 
+    # As in the training application, equal blocks are traced once.
+    model = twins.model.clone(jit_blocks=True)
+
     def loss_fn(params, image, labels):
-        logits, updated = twins.model.apply(
+        logits, updated = model.apply(
             {**twins.variables, "params": params},
             image,
             train=train,
@@ -144,11 +147,8 @@ def evaluation_rows(twins: Twins, *, seed: int = 1) -> list[Row]:
 
 def _value_and_gradients(loss_fn: Callable[..., Any], twins: Twins, target: np.ndarray) -> Any:
     """Runs `loss_fn(params, image, target)` and its gradients by `params` and `image`."""
-    value_and_grad = jax.jit(
-        jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True),
-        compiler_options=options_to_run_once(),
-    )
-    return value_and_grad(twins.variables["params"], twins.image, target)
+    value_and_grad = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+    return run_once(value_and_grad, twins.variables["params"], twins.image, target)
 
 
 def _compared_gradients(

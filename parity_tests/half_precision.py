@@ -18,8 +18,8 @@ import torch
 
 from parity_tests.gradients import NEGLIGIBLE, canceled
 from parity_tests.ratio_rows import RatioRow
+from unetr_flax.parity.run_once import jit_to_run_once
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
-from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights import to_torch
 from unetr_flax.weights.families import family_of
 
@@ -68,13 +68,14 @@ def half_precision_rows(
         (rng.standard_normal(shapes[0]), COTANGENT * rng.standard_normal(shapes[1]))
         for _ in range(images)
     ]
-    exact = [_torch_results(twins, *pair, None) for pair in inputs]
+    exact = [_torch_results(cfg, twins.torch_model, *pair, None) for pair in inputs]
+    narrow = copy.deepcopy(twins.torch_model).float()
     idle = canceled(twins.torch_model, cfg)
     rows = []
     for dtype in dtypes:
         flax_results = _flax_function(twins, dtype)
         ours = [flax_results(*pair) for pair in inputs]
-        theirs = [_torch_results(twins, *pair, getattr(torch, dtype)) for pair in inputs]
+        theirs = [_torch_results(cfg, narrow, *pair, getattr(torch, dtype)) for pair in inputs]
         errors = [_errors(found, exact, idle) for found in (ours, theirs)]
         rows += [
             RatioRow("half precision", name, dtype, errors[0][name], errors[1][name], TOLERANCE)
@@ -126,10 +127,7 @@ def _flax_function(twins: Twins, dtype: str) -> Any:
         logits, skips = model.apply(bound, image, return_skips=True)
         return (logits.astype(jnp.float32) * cotangents).sum(), (logits, skips)
 
-    gradients = jax.jit(
-        jax.grad(weighted_sum, argnums=(0, 1), has_aux=True),
-        compiler_options=options_to_run_once(),
-    )
+    gradients = jit_to_run_once(jax.grad(weighted_sum, argnums=(0, 1), has_aux=True))
 
     def call(image, cotangents):
         with jax.enable_x64(False):
@@ -142,11 +140,10 @@ def _flax_function(twins: Twins, dtype: str) -> Any:
     return call
 
 
-def _torch_results(twins, image, cotangents, dtype) -> Results:
-    """Runs PyTorch's model forward and backward, in float64 or with autocast to a dtype."""
-    cfg, spec = twins.cfg, family_of(twins.cfg).torch_model
-    model = twins.torch_model if dtype is None else copy.deepcopy(twins.torch_model).float()
-    wide = torch.float64 if dtype is None else torch.float32
+def _torch_results(cfg, model, image, cotangents, dtype) -> Results:
+    """Runs a PyTorch model forward and backward, in its own dtype or with autocast to another."""
+    spec = family_of(cfg).torch_model
+    wide = next(model.parameters()).dtype
     x = channels_first_tensor(image).to(wide).requires_grad_()
     outputs: list[Any] = []
     encoder = model.get_submodule(spec.encoder)
@@ -161,7 +158,7 @@ def _torch_results(twins, image, cotangents, dtype) -> Results:
     named = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
     image_grad: Any = x.grad
     named["image"] = image_grad.numpy()
-    twins.torch_model.zero_grad()
+    model.zero_grad()
     return _in_float64(
         cfg, logits.detach().to(wide).numpy(), [z.detach().to(wide).numpy() for z in skips], named
     )

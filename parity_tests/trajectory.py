@@ -18,6 +18,7 @@ from train.optim import clip_by_global_norm
 from train.state import TrainState, initial_state
 from train.step import make_train_step
 from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.run_once import jit_to_run_once
 from unetr_flax.parity.twins import Twins, channels_first_tensor
 from unetr_flax.weights import to_torch
 
@@ -180,13 +181,15 @@ def _flax_steps(twins: Twins, training: Training, steps: int) -> tuple[TrainStat
     averaged = training.ema_decay is not None
     state = initial_state(variables, update, jax.random.key(0), averaged=averaged)
     # As in the training application, equal blocks are traced once.
-    train_step = make_train_step(
+    step = make_train_step(
         twins.model.clone(jit_blocks=True),
         update,
         dice_cross_entropy_loss,
         accumulate=training.accumulate,
         ema_decay=training.ema_decay or 0.0,
     )
+    # The steps of a small model take less time than compiling one as it is for long trainings.
+    train_step = jit_to_run_once(step.__wrapped__)
     batch: Any = {"image": twins.image, "label": random_labels(twins)}
     losses = []
     for _ in range(steps):

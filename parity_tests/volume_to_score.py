@@ -12,8 +12,8 @@ from unetr_flax import sliding_window_inference
 from unetr_flax.evaluation.scores import evaluate_case
 from unetr_flax.inference.windows import importance
 from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.run_once import jit_to_run_once
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
-from unetr_flax.runtime.compiler_options import options_to_run_once
 
 # Voxels that the volume has more than the window, per axis; a shorter axis is padded.
 EXCESS = (5, -3, 6)
@@ -50,7 +50,7 @@ def _volume_rows(twins: Twins) -> list[Row]:
     shape = tuple(n + more for n, more in zip(roi, EXCESS, strict=False))
     rng = np.random.default_rng(3)
     volume = rng.standard_normal((1, *shape, cfg.in_channels)).astype(twins.dtype)
-    apply = jax.jit(twins.model.apply, compiler_options=options_to_run_once())
+    apply = jit_to_run_once(twins.model.apply)
 
     def predict(windows: np.ndarray) -> jax.Array:
         return apply(twins.variables, windows)

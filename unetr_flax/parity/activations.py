@@ -17,6 +17,7 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.decoder_spec import NUM_STAGES
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.parity.rows import Row, compare_arrays
+from unetr_flax.parity.run_once import jit_to_run_once, run_once
 from unetr_flax.parity.slabs import ConvolutionsInSlabs
 from unetr_flax.parity.torch_models import TorchModelError
 from unetr_flax.parity.twins import (
@@ -27,7 +28,6 @@ from unetr_flax.parity.twins import (
     precise,
 )
 from unetr_flax.runtime.aot import compile_in_background
-from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights.families import family_of
 from unetr_flax.weights.mapping import ModulePair, module_pairs
 
@@ -63,9 +63,7 @@ def compile_evaluation(cfg: UNETRConfig, dtype: str, batch: int) -> Evaluate:
     model = UNETR(cfg, param_dtype=jnp.dtype(dtype))
     with precise():
         shapes = jax.tree.map(cast, (abstract_variables(UNETR(cfg)), abstract_image(cfg, batch)))
-    evaluate = jax.jit(
-        functools.partial(forward, cfg, model), compiler_options=options_to_run_once()
-    )
+    evaluate = jit_to_run_once(functools.partial(forward, cfg, model))
     return compile_in_background(evaluate, *shapes, settings=precise)
 
 
@@ -83,10 +81,8 @@ def activation_rows(
       evaluate: the Flax side without a mask, if it is compiled already.
     """
     if evaluate is None:
-        evaluate = jax.jit(
-            functools.partial(forward, twins.cfg, twins.model, mask=mask),
-            compiler_options=options_to_run_once(),
-        )
+        function = functools.partial(forward, twins.cfg, twins.model, mask=mask)
+        evaluate = functools.partial(run_once, function)
     ours = flax_found(twins.cfg, evaluate(twins.variables, twins.image))
     return compared_rows(twins, ours, mask)
 

@@ -17,8 +17,8 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import negative_slope
 from unetr_flax.parity.places import ALL_PARTS, LAST_PART, belongs, find_places, from_flax, to_flax
 from unetr_flax.parity.record import Recording
+from unetr_flax.parity.run_once import jit_to_run_once
 from unetr_flax.parity.twins import Twins
-from unetr_flax.runtime.compiler_options import options_to_run_once
 from unetr_flax.weights.mapping import ModulePair
 
 # Classes of modules that add their input to a later result, so that it is replaced, too.
@@ -162,4 +162,4 @@ def _program(model: Any, train: bool, parts: frozenset[str]) -> Any:
             made["logits"] = logits
         return given, made, state.get("batch_stats", {})
 
-    return jax.jit(run, compiler_options=options_to_run_once())
+    return jit_to_run_once(run)

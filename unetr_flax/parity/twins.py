@@ -95,12 +95,13 @@ def make_twins(
     own = torch_model is not None
     torch_model = torch_model if own else torch_model_of(cfg)
     torch_model = torch_model.to(getattr(torch, dtype)).eval()
+    random = state_dict is None
     if state_dict is None:
         randomize(torch_model, seed)
         state_dict = torch_model.state_dict()
     # The conversion comes before load_weights, because its errors say more.
     variables = from_torch(state_dict, cfg)
-    if not own:
+    if not (own or random):
         load_weights(torch_model, state_dict, cfg)
     if image is None:
         shape = (batch, *cfg.img_size, cfg.in_channels)
