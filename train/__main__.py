@@ -10,6 +10,7 @@ import jax
 import train
 from train import distributed
 from train.checkpoint import CheckpointError
+from train.config import Config
 from train.console import make_console
 from train.data.dataset import BadCasesError, DataError
 from train.interrupt import Stopped, exit_status, raise_on_signals
@@ -61,9 +62,13 @@ def main(args: list[str], started: float | None = None) -> int:
     ) as error:
         _wait_for_verdict(error)
         return _fail(error, 1)
+    except MemoryError as error:
+        return _fail(_out_of_memory(error, cfg), 1)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         _wait_for_verdict(error)
-        raise
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(_out_of_memory(error, cfg), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except Stopped as stopped:
@@ -71,6 +76,15 @@ def main(args: list[str], started: float | None = None) -> int:
         if cfg is not None and run_file(cfg.out).exists():
             return _fail(f"Stopped. To go on:\n{resume_command(cfg)}", status)
         return _fail("Stopped before the run began.", status)
+
+
+def _out_of_memory(error: BaseException, cfg: Config | None) -> str:
+    """Says in one or two lines that memory ran out, and what goes on once there is more."""
+    first = str(error).partition("\n")[0]
+    message = f"Memory ran out: {first.rstrip('.') or 'Python does not say for what'}"
+    if cfg is None or not run_file(cfg.out).exists():
+        return message
+    return f"{message}. Once there is more, to go on:\n{resume_command(cfg)}"
 
 
 def _wait_for_verdict(error: BaseException) -> None:

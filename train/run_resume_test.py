@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 
 from train.__main__ import main
@@ -119,6 +120,42 @@ def test_a_signal_before_the_first_step_has_its_status(
     assert main(args) == status
     assert capsys.readouterr().err == "Stopped before the run began.\n"
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("Unable to allocate 64.0 MiB"), "Unable to allocate 64.0 MiB"),
+        (MemoryError(), "Python does not say for what"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nxx"),
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_the_command_that_goes_on(
+    error, told, data, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+
+    def segment(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.validate.Evaluator.segment", segment)
+        assert main([*TINY, "--data", str(data), "--epochs", "1", "--out", str(out)]) == 1
+    first, command = capsys.readouterr().err.splitlines()
+    assert first == f"Memory ran out: {told}. Once there is more, to go on:"
+    assert main(shlex.split(command)[3:]) == 0
+
+
+def test_other_errors_of_a_program_are_shown_whole(data, tmp_path, monkeypatch):
+    def segment(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr("train.validate.Evaluator.segment", segment)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main([*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from unetr_flax.imaging.regular_file import open_regular_file
 from unetr_flax.imaging.volume import VolumeError
 from unetr_flax.runtime.memory import available_memory, show_bytes
 
-# Data sets whose files are smaller are prepared before a process would have started.
-BYTES_FOR_PROCESSES = 32 << 20
+# Data sets that are smaller, in files and prepared, are prepared before a process would have
+# started. Of larger ones this process would keep memory that it needs for training.
+BYTES_FOR_PROCESSES = 128 << 20
 _THREADS = 4
 
 T = TypeVar("T")
@@ -151,7 +152,7 @@ def _map(
 @contextlib.contextmanager
 def _executor(need: Need, workers: int | None) -> Iterator[Executor]:
     """Yields threads for a small data set, and processes for a large one."""
-    if need.file_bytes < BYTES_FOR_PROCESSES:
+    if max(need.file_bytes, need.prepared_bytes) < BYTES_FOR_PROCESSES:
         with ThreadPoolExecutor(_THREADS) as threads:
             yield threads
         return

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from train.data.cases import read_case
 from train.data.dataset import BadCasesError, DataError
 from train.data.headers import measure
 from train.data.layouts import read_dataset
-from train.data.prepare import prepare_cases
+from train.data.prepare import _executor, prepare_cases
 from train.data.preprocess import make_sample
 from train.data.testing import overwrite, write_decathlon
 from unetr_flax import Preprocessing
@@ -193,6 +193,25 @@ def test_large_data_are_prepared_by_processes(dataset, tmp_path, monkeypatch):
         prepare(dataset, tmp_path, workers=1)
     good = dataclasses.replace(dataset, cases=dataset.cases[:2])
     assert [case.name for case in prepare(good, tmp_path, workers=1)] == ["case_0", "case_1"]
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "prepared_bytes", "kind"),
+    [
+        (4e6, 63e6, ThreadPoolExecutor),
+        # Compressed a thousandfold.
+        (4e6, 2e9, ProcessPoolExecutor),
+        # Resampled to few voxels.
+        (2e9, 63e6, ProcessPoolExecutor),
+    ],
+)
+def test_what_is_large_in_files_or_prepared_goes_to_processes(
+    file_bytes, prepared_bytes, kind, dataset
+):
+    sizes = {"file_bytes": int(file_bytes), "prepared_bytes": int(prepared_bytes)}
+    need = dataclasses.replace(measure(dataset, PLAIN), **sizes)
+    with _executor(need, 1) as executor:
+        assert type(executor) is kind
 
 
 def test_headers_tell_the_size_before_anything_is_read(dataset, tmp_path, read):
