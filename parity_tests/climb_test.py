@@ -1,4 +1,7 @@
 import dataclasses
+import multiprocessing
+import signal
+import time
 
 import jax
 import pytest
@@ -78,6 +81,28 @@ def test_a_platform_that_is_absent_is_one_line(platform, monkeypatch):
 def test_unusable_options(options, message):
     with pytest.raises(ValueError, match=message):
         Options(**options).config()
+
+
+def _finish_later(options, cfg, steps):
+    """Stands in for the work of the second process."""
+    time.sleep(1)
+    options.out.touch()
+
+
+def test_an_interrupt_ends_the_second_process(monkeypatch, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(climbing, "_climb_alone", _finish_later)
+    monkeypatch.setattr(climbing, "climb_steps", interrupted)
+    options = dataclasses.replace(
+        TINY, rungs=("activations", "volume to score"), out=tmp_path / "done"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        climb(options, options.config(), parallel=True)
+    assert not multiprocessing.active_children()
+    assert not options.out.exists()
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def test_threads_are_limited_for_a_while():
