@@ -133,7 +133,7 @@ class Evaluator:
                     self._config.out_channels,
                     self._config.img_size,
                     overlap=self._overlap,
-                    batch_size=windows_per_device(jax.default_backend()),
+                    batch_size=windows_per_device(jax.default_backend(), self._config.img_size),
                     device=jax.local_devices()[0],
                 )
                 for start, logits in blocks:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.compiler_options import compiler_options
+
+# A CPU is given small windows together, up to so many voxels: a window of 16^3 then takes 0.4 of
+# its time, one of 32^3 0.85, and larger ones gain nothing.
+CPU_VOXELS = 2**16
 
 
 def make_predict(
@@ -36,9 +41,16 @@ def make_predict(
     return jax.jit(apply, compiler_options=compiler_options(platform))
 
 
-def windows_per_device(platform: str) -> int:
-    """Returns how many windows a device is given at once; more than one slows a CPU."""
-    return 1 if platform == "cpu" else 4
+def windows_per_device(platform: str, roi: Sequence[int]) -> int:
+    """Returns how many windows a device is given at once.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      roi: voxels of a window per axis.
+    """
+    if platform != "cpu":
+        return 4
+    return max(1, CPU_VOXELS // math.prod(roi))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +118,7 @@ class Predictor:
         platform = devices[0].platform
         self.roi = tuple(first.img_size)
         self.in_channels, self.num_classes = first.in_channels, first.out_channels
-        self.batch_size = windows_per_device(platform) * len(devices)
+        self.batch_size = windows_per_device(platform, self.roi) * len(devices)
         self._sigmoid = sigmoid
         self._flips = [
             axes for n in range(len(flips) + 1) for axes in itertools.combinations(flips, n)

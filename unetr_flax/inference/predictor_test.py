@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unetr_flax.inference.predictor import logits_of_mean, probabilities_of
+from unetr_flax.inference.predictor import logits_of_mean, probabilities_of, windows_per_device
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
@@ -22,3 +22,9 @@ def test_certain_regions_have_finite_logits():
     found = logits_of_mean(total, count=1, sigmoid=True)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(jax.nn.sigmoid(found), [[0, 1]], atol=1e-7)
+
+
+def test_a_cpu_is_given_small_windows_together():
+    given = [windows_per_device("cpu", (n, n, n)) for n in (16, 24, 32, 40, 96)]
+    assert given == [16, 4, 2, 1, 1]
+    assert windows_per_device("gpu", (96, 96, 96)) == 4
