@@ -121,7 +121,8 @@ def test_what_lies_outside_a_small_volume_looks_like_background(cases):
     seen = []
 
     def predict(variables, x):
-        seen.append(x)
+        # The scan is one window; what else is in the batch fills it up.
+        seen.append(x[:1])
         return np.concatenate([x, x], axis=-1)
 
     ((sample, _),) = evaluator(cases, modality="MRI", predict=predict).segment({}, cases[1:2])

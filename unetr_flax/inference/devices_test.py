@@ -6,7 +6,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 3)
 import numpy as np
 from unetr_flax import UNETR, UNETRConfig
-from unetr_flax.inference.predictor import Predictor, Weights
+from unetr_flax.inference.predictor import Predictor, Weights, windows_per_device
 from unetr_flax.inference.streaming import stream_logits
 from unetr_flax.model.abstract import abstract_variables
 
@@ -20,8 +20,8 @@ image = rng.normal(size=(17, 16, 12, 1)).astype(np.float32)
 results = []
 for devices in (jax.devices()[:1], jax.devices()):
     predictor = Predictor([Weights(cfg, variables)], devices=devices)
-    assert predictor.batch_size == len(devices)
-    outputs = predictor(np.zeros((len(devices), *cfg.img_size, 1), np.float32))
+    assert predictor.batch_size == len(devices) * windows_per_device("cpu", cfg.img_size)
+    outputs = predictor(np.zeros((predictor.batch_size, *cfg.img_size, 1), np.float32))
     assert len(outputs.sharding.device_set) == len(devices)
     blocks = stream_logits(
         image, predictor, 2, cfg.img_size,

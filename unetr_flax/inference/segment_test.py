@@ -78,9 +78,11 @@ def test_a_model_segments_scans_of_any_size_by_one_program(models, compiled):
 
 def test_models_and_flips_are_averaged(models):
     cfg, folders = models
-    windows = RNG.normal(size=(1, *cfg.img_size, 1)).astype(np.float32)
     weights = [Weights(*load_pretrained(folder)) for folder in folders]
-    found = Predictor(weights, flips=(0, 2))(windows)
+    predictor = Predictor(weights, flips=(0, 2))
+    shape = (predictor.batch_size, *cfg.img_size, 1)
+    windows = RNG.normal(size=shape).astype(np.float32)
+    found = predictor(windows)
     apply = jax.jit(UNETR(cfg).apply)
     expected = []
     for one, axes in itertools.product(weights, [(), (1,), (3,), (1, 3)]):
