@@ -79,6 +79,15 @@ def test_a_rival_is_validated_evenly_and_off_the_clock(tmp_path, monkeypatch):
     assert read_curve(tmp_path / CURVE) == points
 
 
+def test_a_budget_that_is_over_before_training_leaves_one_step(tmp_path, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(learning_torch.time, "perf_counter", lambda: next(now))
+    rival = types.SimpleNamespace(step=lambda share: 1.0, validate=lambda: 0.5)
+    clock = Clock()
+    (point,) = train(rival, 0.5, clock, tmp_path / CURVE)
+    assert point.step == 1
+
+
 @pytest.mark.slow
 def test_a_rival_learns_from_the_data_of_a_run(tmp_path):
     options = (

@@ -147,11 +147,13 @@ def train(rival: Rival, budget: float, clock: Clock, path: Path) -> list[Point]:
     """Trains for `budget` seconds of the clock; appends each validation to a file."""
     points: list[Point] = []
     started = clock()
+    # Where making the model took all of the time, one step is left.
+    rest = max(budget - started, 1e-9)
     step = 0
     for part in range(1, VALIDATIONS + 1):
         losses = []
         # The rate follows the clock, so that the time is used up however long steps take.
-        while (share := (clock() - started) / (budget - started)) < part / VALIDATIONS:
+        while (share := (clock() - started) / rest) < part / VALIDATIONS:
             losses.append(rival.step(share))
         if not losses:
             continue
