@@ -11,6 +11,7 @@ from benchmarks.learning_curve import CURVE, Point, markdown, minutes_to, plot, 
 from benchmarks.learning_torch import Clock, Rival, train
 from train.command_line import parse
 from train.console import make_console
+from train.run_dir import OptionError
 from train.task import prepare
 
 CURVES = {
@@ -79,13 +80,11 @@ def test_a_rival_is_validated_evenly_and_off_the_clock(tmp_path, monkeypatch):
     assert read_curve(tmp_path / CURVE) == points
 
 
-def test_a_budget_that_is_over_before_training_leaves_one_step(tmp_path, monkeypatch):
+def test_a_budget_that_is_over_before_training_is_told(tmp_path, monkeypatch):
     now = itertools.count()
     monkeypatch.setattr(learning_torch.time, "perf_counter", lambda: next(now))
-    rival = types.SimpleNamespace(step=lambda share: 1.0, validate=lambda: 0.5)
-    clock = Clock()
-    (point,) = train(rival, 0.5, clock, tmp_path / CURVE)
-    assert point.step == 1
+    with pytest.raises(OptionError, match="--budget: 1 s passed before the first step"):
+        train(types.SimpleNamespace(), 0.5, Clock(), tmp_path / CURVE)
 
 
 @pytest.mark.slow

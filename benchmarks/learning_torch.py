@@ -144,11 +144,16 @@ class Rival:
 
 
 def train(rival: Rival, budget: float, clock: Clock, path: Path) -> list[Point]:
-    """Trains for `budget` seconds of the clock; appends each validation to a file."""
+    """Trains for `budget` seconds of the clock; appends each validation to a file.
+
+    Raises:
+      OptionError: if they are over already.
+    """
     points: list[Point] = []
     started = clock()
-    # Where making the model took all of the time, one step is left.
-    rest = max(budget - started, 1e-9)
+    if started >= budget:
+        raise OptionError(f"--budget: {started:.0f} s passed before the first step")
+    rest = budget - started
     step = 0
     for part in range(1, VALIDATIONS + 1):
         losses = []
@@ -183,8 +188,13 @@ def main(args: list[str]) -> int:
         return 1
     cfg.out.mkdir(parents=True, exist_ok=True)
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    train(rival, seconds(cfg.training.budget), clock, cfg.out / CURVE)
-    rival.close()
+    try:
+        train(rival, seconds(cfg.training.budget), clock, cfg.out / CURVE)
+    except OptionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        rival.close()
     return 0
 
 
