@@ -65,6 +65,12 @@ def markdown(curves: Mapping[str, Sequence[Point]], heading: Sequence[str]) -> s
     return "\n".join(lines) + "\n"
 
 
+def dice_limits(curves: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    """Returns the range of Dice to draw: what matters, and the best of every side."""
+    best = [max(point.dice for point in points) for points in curves.values()]
+    return max(0.0, min(max(best) - 0.25, min(best) - 0.05)), max(best) + 0.02
+
+
 def plot(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draws the curves of all sides."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -72,9 +78,7 @@ def plot(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
         minutes = [point.seconds / 60 for point in points]
         axis.plot(minutes, [point.dice for point in points], marker="o", label=name)
     axis.set(xlabel="minutes of training", ylabel="mean foreground Dice, validation cases")
-    best = [max(point.dice for point in points) for points in curves.values()]
-    # The first validations are far below what matters, but every side is seen.
-    axis.set_ylim(max(0.0, min(max(best) - 0.25, min(best) - 0.05)), max(best) + 0.02)
+    axis.set_ylim(dice_limits(curves))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.legend()

@@ -7,7 +7,15 @@ import pytest
 from benchmarks import learning_torch
 from benchmarks.learning import Options as LearningOptions
 from benchmarks.learning import SideFailed, _follow, _train, main
-from benchmarks.learning_curve import CURVE, Point, markdown, minutes_to, plot, read_curve
+from benchmarks.learning_curve import (
+    CURVE,
+    Point,
+    dice_limits,
+    markdown,
+    minutes_to,
+    plot,
+    read_curve,
+)
 from benchmarks.learning_torch import Clock, Rival, train
 from train.command_line import parse
 from train.console import make_console
@@ -26,6 +34,8 @@ def test_sides_are_compared_where_all_have_been(tmp_path):
     assert "| ours | 30 | 3.0 | 0.8800 | 0.9000 | 2.0 |" in text
     assert "| monai | 15 | 3.1 | 0.7000 | 0.7000 | 3.1 |" in text
     assert minutes_to(CURVES["monai"], 0.8) is None
+    assert dice_limits(CURVES) == pytest.approx((0.65, 0.92))
+    assert dice_limits(CURVES | {"other": [Point(60, 1, 0.3)]}) == pytest.approx((0.25, 0.92))
     plot(CURVES, tmp_path / "learning.png")
     assert (tmp_path / "learning.png").stat().st_size > 10_000
 
