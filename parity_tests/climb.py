@@ -170,9 +170,13 @@ def climb_steps(
         for step in steps:
             reduce = RUNGS[step.name].reduce
             key = step.dtype if reduce is None else step.model
-            if key not in twins:
+            compared = cfg if reduce is None else reduce(cfg)
+            wider = next((known for known in twins.values() if known.cfg == compared), None)
+            if key not in twins and wider is not None:
+                twins[key] = wider.astype(step.dtype)
+            elif key not in twins:
                 twins[key] = make_twins(
-                    cfg if reduce is None else reduce(cfg),
+                    compared,
                     step.dtype,
                     batch=options.batch if reduce is None else REDUCED_BATCH,
                     seed=options.seed,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import io
 import platform
 from collections.abc import Sequence
@@ -110,11 +111,11 @@ class Report:
 
 
 def _monai_version() -> str:
+    # Importing monai takes seconds.
     try:
-        import monai
-    except ModuleNotFoundError:
+        return f", monai {importlib.metadata.version('monai')}"
+    except importlib.metadata.PackageNotFoundError:
         return ""
-    return f", monai {monai.__version__}"
 
 
 def summary(rows: Sequence[Row]) -> Lines:

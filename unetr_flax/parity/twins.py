@@ -1,9 +1,10 @@
 """Twins: the two models of one configuration, with the same weights and the same input."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,17 @@ class Twins:
     image: np.ndarray
     own: bool = False
     prefix: str = ""
+
+    def astype(self, dtype: str) -> Self:
+        """Copies the twins to another dtype, "float32" or "float64"."""
+        return dataclasses.replace(
+            self,
+            dtype=dtype,
+            torch_model=copy.deepcopy(self.torch_model).to(getattr(torch, dtype)),
+            model=self.model.clone(param_dtype=jnp.dtype(dtype)),
+            variables=jax.tree.map(lambda x: x.astype(dtype), self.variables),
+            image=self.image.astype(dtype),
+        )
 
 
 def randomize(module: torch.nn.Module, seed: int) -> None:
