@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -34,7 +35,8 @@ def main() -> int:
 
     Returns:
       0; or 2 after one line that says what is wrong with what was given; or 1 after one line that
-      says how two models differ, or how many cases failed; or 130 after Ctrl-C.
+      says how two models differ, or how many cases failed; or 130 after Ctrl-C; or 141
+      if nobody reads the output any more.
     """
     _silence_loader()
     name, *args = sys.argv[1:] or ["--help"]
@@ -60,6 +62,9 @@ def main() -> int:
     except Verdict as error:
         print(f"unetr: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader has enough, as `head` does after its lines.
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         print(f"unetr: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import pytest
@@ -43,6 +45,17 @@ def test_summary_takes_other_sizes(monkeypatch, capsys):
     args = ("--img-size", "32", "16", "8", "--patch-size", "16", "16", "4", "--hidden-size", "32")
     assert run(monkeypatch, "summary", *args, "--depth", "1") == 0
     assert "float32[1,32,16,8,4]" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_any_more_ends_the_command_silently(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    # Closing it would fail as well.
+    output = os.fdopen(writing, "w", buffering=1, closefd=False)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert run(monkeypatch, "summary", "--depth", "1") == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+    os.close(writing)
 
 
 @pytest.mark.parametrize("args", [("--img-size", "10"), ("--num-heads", "7"), ("--light-r", "3")])
