@@ -170,13 +170,13 @@ def climb_steps(
         for step in steps:
             reduce = RUNGS[step.name].reduce
             key = step.dtype if reduce is None else step.model
-            compared = cfg if reduce is None else reduce(cfg)
-            wider = next((known for known in twins.values() if known.cfg == compared), None)
-            if key not in twins and wider is not None:
-                twins[key] = wider.astype(step.dtype)
+            # Steps in float32 come after those in float64.
+            wide = twins.get("float64") if reduce is None else None
+            if key not in twins and wide is not None:
+                twins[key] = wide.astype(step.dtype)
             elif key not in twins:
                 twins[key] = make_twins(
-                    compared,
+                    cfg if reduce is None else reduce(cfg),
                     step.dtype,
                     batch=options.batch if reduce is None else REDUCED_BATCH,
                     seed=options.seed,

@@ -5,10 +5,11 @@ import time
 
 import jax
 import pytest
+import torch
 
 from parity_tests import climb as climbing
 from parity_tests.__main__ import write
-from parity_tests.climb import Step, climb, plan, torch_threads
+from parity_tests.climb import Step, climb, climb_steps, plan, torch_threads
 from parity_tests.devices import use_platform
 from parity_tests.ladder import RUNGS
 from parity_tests.options import Options
@@ -83,6 +84,27 @@ def test_unusable_options(options, message):
         Options(**options).config()
 
 
+def test_a_model_has_the_same_weights_in_every_dtype_and_smaller_ones_have_their_own(monkeypatch):
+    seen = []
+
+    def compare(twins):
+        seen.append(twins)
+        return []
+
+    for name in ("activations", "volume to score"):
+        monkeypatch.setitem(RUNGS, name, dataclasses.replace(RUNGS[name], compare=compare))
+    steps = [Step("activations", "float64"), Step("activations", "float32")]
+    climb_steps(TINY, TINY.config(), [*steps, Step("volume to score", "float64")])
+    wide, narrow, reduced = seen
+    assert [twins.dtype for twins in seen] == ["float64", "float32", "float64"]
+    for exact, cast in zip(
+        wide.torch_model.parameters(), narrow.torch_model.parameters(), strict=True
+    ):
+        assert cast.dtype == torch.float32
+        assert torch.equal(exact.float(), cast)
+    assert reduced.cfg == RUNGS["volume to score"].reduce(TINY.config())
+
+
 def _finish_later(options, cfg, steps):
     """Stands in for the work of the second process."""
     time.sleep(1)
@@ -106,8 +128,6 @@ def test_an_interrupt_ends_the_second_process(monkeypatch, tmp_path):
 
 
 def test_threads_are_limited_for_a_while():
-    import torch
-
     before = torch.get_num_threads()
     with torch_threads(1):
         assert torch.get_num_threads() == 1

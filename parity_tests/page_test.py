@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import json
 
 import numpy as np
@@ -35,6 +36,8 @@ def test_page_is_one_escaped_file_with_the_verdict_first(report):
     places = [text.index(word) for word in ("HOLDS: 4 of 4", "0.500", "<svg", "SHA-256")]
     assert places == sorted(places)
     assert report.models[0].weights_sha256 in text
+    for package in ("jax", "flax", "torch", "monai"):
+        assert f"{package} {importlib.metadata.version(package)}" in text
 
 
 def test_a_difference_changes_the_verdict(report):

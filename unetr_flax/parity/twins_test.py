@@ -3,19 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from unetr_flax import UNETRConfig
+from unetr_flax.inference.testing import tiny_config
 from unetr_flax.parity.twins import make_twins, precise
 
-CFG = UNETRConfig.reference(
-    img_size=(16, 32, 16),
-    in_channels=1,
-    out_channels=2,
-    light_r=16,
-    hidden_size=16,
-    num_layers=4,
-    num_heads=2,
-    skip_layers=(1, 2, 3, 4),
-)
+CFG = tiny_config(2)
 
 
 @pytest.fixture(scope="module")
