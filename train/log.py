@@ -82,7 +82,7 @@ class RunLog:
 
     def step(self, step: int, loss: float) -> None:
         """Moves the progress bar to a step."""
-        epoch = f"{math.ceil(step / self._steps_per_epoch)}/{self._epochs}"
+        epoch = f"{self._epoch(step)}/{self._epochs}"
         self._progress.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.4f}")
 
     def skipped(self, step: int, loss: float) -> None:
@@ -115,8 +115,12 @@ class RunLog:
             content = json.dumps({"step": step, **scores.to_dict()}, indent=1, allow_nan=False)
             write_text(self._folder / VALIDATION_NAME, content + "\n")
 
+    def _epoch(self, step: int) -> int:
+        """Returns the epoch that a step belongs to, the first one being 1."""
+        return math.ceil(step / self._steps_per_epoch)
+
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        epoch = step // self._steps_per_epoch
+        epoch = self._epoch(step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.console.print(f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", soft_wrap=True)
         if self._file is None or self._events is None:

@@ -69,6 +69,14 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(5, 1), (10, 1), (15, 2)]
 
 
+def test_the_last_epoch_may_be_a_part_of_one(tmp_path, capsys):
+    with RunLog(tmp_path, CLASSES, epochs=2, steps_per_epoch=5) as log:
+        for step in (5, 7):
+            log.train(step, {"loss": 1.0})
+    assert [record["epoch"] for record in records(tmp_path)] == [1, 2]
+    assert "epoch 2/2  train" in capsys.readouterr().out
+
+
 def test_without_folder_nothing_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with RunLog(None, CLASSES, epochs=4, steps_per_epoch=5) as log:
