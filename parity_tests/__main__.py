@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -14,8 +15,9 @@ from parity_tests.devices import use_platform
 from parity_tests.options import Options
 from parity_tests.page import page
 from parity_tests.ratio_rows import RatioRow
-from unetr_flax.runtime.ending import end_process
-from unetr_flax.weights import read_state_dict
+from unetr_flax import UNETRConfig
+from unetr_flax.runtime.ending import end_process, one_line
+from unetr_flax.weights import from_torch, read_state_dict
 from unetr_flax.weights.torch_files import to_tensor
 
 
@@ -30,8 +32,7 @@ def main() -> int:
         use_platform(options.platform)
         state_dict = None
         if options.checkpoint is not None:
-            arrays = read_state_dict(options.checkpoint).state_dict
-            state_dict = {key: to_tensor(value) for key, value in arrays.items()}
+            state_dict = read_weights(options.checkpoint, cfg)
         with console.status("comparing"):
             report = climb(
                 options,
@@ -42,7 +43,7 @@ def main() -> int:
                 parallel=options.platform == "cpu",
             )
     except ValueError as error:
-        print(f"python -m parity_tests: {error}", file=sys.stderr)
+        print(f"python -m parity_tests: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m parity_tests: interrupted", file=sys.stderr)
@@ -57,6 +58,24 @@ def main() -> int:
         console.print(line, markup=False, highlight=False)
     console.print(f"{report.verdict}; report in {options.out / 'report.html'}", highlight=False)
     return 1 if report.failed else 0
+
+
+def read_weights(file: Path, cfg: UNETRConfig) -> dict[str, torch.Tensor]:
+    """Reads the weights of a model.
+
+    Args:
+      file: written by torch.save, or safetensors.
+      cfg: the model's configuration.
+
+    Raises:
+      ValueError: if the file cannot be read or its weights do not fit.
+    """
+    arrays = read_state_dict(file).state_dict
+    try:
+        from_torch(arrays, cfg)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return {key: to_tensor(value) for key, value in arrays.items()}
 
 
 def write(report: reports.Report, folder: Path) -> None:

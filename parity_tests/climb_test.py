@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from parity_tests import climb as climbing
-from parity_tests.__main__ import write
+from parity_tests.__main__ import main, write
 from parity_tests.climb import Step, climb, climb_steps, plan, torch_threads
 from parity_tests.devices import use_platform
 from parity_tests.ladder import RUNGS
 from parity_tests.options import Options
+from unetr_flax.parity.torch_models import torch_model_of
 
 TINY = Options(
     img_size=(16, 32, 16),
@@ -103,6 +104,33 @@ def test_a_model_has_the_same_weights_in_every_dtype_and_smaller_ones_have_their
         assert cast.dtype == torch.float32
         assert torch.equal(exact.float(), cast)
     assert reduced.cfg == RUNGS["volume to score"].reduce(TINY.config())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"out_channels": 3},
+            "state dict: 2 keys do not fit the model: shape: decoder0_header.2.block.",
+        ),
+        (
+            {"family": "monai", "num_layers": 12},
+            "state dict: is of family 'reference', the model of 'monai'",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_one_line_that_names_it(
+    monkeypatch, capsys, tmp_path, other, message
+):
+    file = tmp_path / "a.pt"
+    torch.save(torch_model_of(TINY.config()).state_dict(), file)
+    options = dataclasses.replace(TINY, checkpoint=file, **other)
+    monkeypatch.setattr("parity_tests.__main__.tyro.cli", lambda *args, **kwargs: options)
+    monkeypatch.setattr("parity_tests.__main__.use_platform", lambda platform: None)
+    assert main() == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"python -m parity_tests: {file}: {message}")
+    assert printed.count("\n") == 1
 
 
 def _finish_later(options, cfg, steps):

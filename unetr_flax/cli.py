@@ -12,7 +12,7 @@ import tyro
 
 from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
-from unetr_flax.runtime.ending import end_process
+from unetr_flax.runtime.ending import end_process, one_line
 
 # Each is a function of the same name in a module of the same name in `commands`.
 VERBS = {
@@ -66,7 +66,7 @@ def main() -> int:
         # The reader has enough, as `head` does after its lines.
         return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        print(f"unetr: {_one_line(error)}", file=sys.stderr)
+        print(f"unetr: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -87,12 +87,3 @@ def _silence_loader() -> None:
     # silenced, and only before JAX is imported.
     if not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _one_line(error: Exception) -> str:
-    """Shortens a message of many lines to the first line and the first item that it lists."""
-    first, *others = str(error).splitlines() or [type(error).__name__]
-    if not others:
-        return first
-    more = f", and {len(others) - 1} more" if len(others) > 1 else ""
-    return f"{first}: {others[0].strip()}{more}"

@@ -1,4 +1,4 @@
-"""The end of a command's process."""
+"""The end of a command: its last line and its process."""
 
 import contextlib
 import os
@@ -21,3 +21,12 @@ def end_process(status: int) -> NoReturn:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """Shortens a message of many lines to the first line and the first item that it lists."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    if not others:
+        return first
+    more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"{first}: {others[0].strip()}{more}"
