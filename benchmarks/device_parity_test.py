@@ -4,6 +4,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import device_parity
@@ -48,6 +49,17 @@ def test_a_device_that_rounds_as_the_cpu_does_holds():
     assert all(row.device < 1e-13 for row in rows[:2])
     assert all(0 < row.cpu < 1e-5 for row in rows[2:4])
     assert all(1e-4 < row.cpu < 0.05 for row in rows[4:])
+
+
+def test_a_device_that_computes_no_number_in_one_draw_does_not(monkeypatch):
+    exact = [(np.ones(2), np.ones(2))] * 3
+    there = [*exact[:2], (np.array([1.0, np.nan]), np.ones(2))]
+    monkeypatch.setattr(
+        device_parity, "_run", lambda cfg, draws, device, *_: there if device == "there" else exact
+    )
+    logits, gradients = compare("there", ("float64",), **SIZES)
+    assert not logits.holds
+    assert gradients.holds
 
 
 def test_a_device_that_computes_something_else_does_not(monkeypatch):

@@ -33,6 +33,8 @@ def main() -> int:
         state_dict = None
         if options.checkpoint is not None:
             state_dict = read_weights(options.checkpoint, cfg)
+        # An unusable folder is told before the long work.
+        make_folder(options.out)
         with console.status("comparing"):
             report = climb(
                 options,
@@ -48,7 +50,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("python -m parity_tests: interrupted", file=sys.stderr)
         return 130
-    write(report, options.out)
     for table in reports.console_tables(report):
         console.print(table)
     for row in report.failed[:20]:
@@ -56,8 +57,26 @@ def main() -> int:
         console.print(f"[red]differs[/red] {row.rung}: {row.name} {row.dtype} {figure}")
     for line in (*report.why, *(f"left out: {line}" for line in report.left_out)):
         console.print(line, markup=False, highlight=False)
+    try:
+        write(report, options.out)
+    except OSError as error:
+        console.print(report.verdict, highlight=False)
+        print(f"python -m parity_tests: --out {options.out}: {error}", file=sys.stderr)
+        return 2
     console.print(f"{report.verdict}; report in {options.out / 'report.html'}", highlight=False)
-    return 1 if report.failed else 0
+    return report.status
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of the report.
+
+    Raises:
+      ValueError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder}: {error.strerror}") from None
 
 
 def read_weights(file: Path, cfg: UNETRConfig) -> dict[str, torch.Tensor]:
@@ -80,10 +99,11 @@ def read_weights(file: Path, cfg: UNETRConfig) -> dict[str, torch.Tensor]:
 
 def write(report: reports.Report, folder: Path) -> None:
     """Writes report.html, report.md, report.json and the plot into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text(page(report))
     (folder / "report.md").write_text(reports.markdown(report))
-    (folder / "report.json").write_text(json.dumps(reports.as_json(report), indent=1))
+    (folder / "report.json").write_text(
+        json.dumps(reports.as_json(report), indent=1, allow_nan=False)
+    )
     if (figure := reports.plot(report.rows)) is not None:
         figure.savefig(folder / reports.PLOT, dpi=150)
 

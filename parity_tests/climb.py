@@ -17,7 +17,7 @@ from parity_tests.options import Options
 from parity_tests.ratio_rows import RatioRow
 from parity_tests.report import Model, Report, describe
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.rows import Row
+from unetr_flax.parity.rows import Row, worst_of
 from unetr_flax.parity.twins import Twins, make_twins, precise
 from unetr_flax.runtime.garbage import collector_paused
 
@@ -220,8 +220,7 @@ def told(step: Step, rows: list[AnyRow]) -> str:
     ratios = [row for row in rows if isinstance(row, RatioRow)]
     words = [f"{step.dtype} {step.name}: {len(rows)} comparisons"]
     if numbers:
-        worst = max(numbers, key=lambda row: row.relative / row.tolerance)
-        words.append(f"worst {worst.relative:.1e}")
+        words.append(f"worst {worst_of(numbers).relative:.1e}")
     if ratios:
         words.append(f"largest ratio {max(row.ratio for row in ratios):.2f}")
     return ", ".join(words)

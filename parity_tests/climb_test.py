@@ -54,7 +54,7 @@ def test_a_rung_without_its_package_is_left_out_visibly(monkeypatch, tmp_path):
     monkeypatch.setattr(climbing, "explain_rows", lambda rows, twins: [])
     report = climb(TINY, TINY.config())
     assert report.left_out == ["volume to score: monai is not installed"]
-    assert report.verdict == "HOLDS: 0 of 0 comparisons within tolerance; 1 left out"
+    assert report.verdict == "NOTHING COMPARED: 0 of 0 comparisons within tolerance; 1 left out"
     write(report, tmp_path)
     assert "monai is not installed" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "error_by_depth.png").exists()
@@ -131,6 +131,16 @@ def test_a_checkpoint_of_another_model_is_one_line_that_names_it(
     printed = capsys.readouterr().err
     assert printed.startswith(f"python -m parity_tests: {file}: {message}")
     assert printed.count("\n") == 1
+
+
+def test_an_unusable_folder_is_told_before_the_long_work(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    options = dataclasses.replace(TINY, out=tmp_path / "file")
+    monkeypatch.setattr("parity_tests.__main__.tyro.cli", lambda *args, **kwargs: options)
+    monkeypatch.setattr("parity_tests.__main__.use_platform", lambda platform: None)
+    assert main() == 2
+    message = f"python -m parity_tests: --out {options.out}: File exists\n"
+    assert capsys.readouterr() == ("", message)
 
 
 def _finish_later(options, cfg, steps):

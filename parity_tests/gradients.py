@@ -163,10 +163,10 @@ def _compared_gradients(
     }
     ours = to_torch({"params": parameters}, twins.cfg)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    beside = canceled(torch_model, twins.cfg)
+    weights = canceled(torch_model, twins.cfg)
     for name, gradient in theirs.items():
-        scale = float(np.abs(theirs[beside[name]]).max()) if name in beside else None
-        rows.append(compare_arrays(rung, name, ours[name], gradient, scale=scale))
+        beside = (weights[name], theirs[weights[name]]) if name in weights else None
+        rows.append(compare_arrays(rung, name, ours[name], gradient, beside=beside))
     return rows
 
 

@@ -98,7 +98,11 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     try:
-        for version in options.versions or released_versions():
+        versions = options.versions or released_versions()
+        if not versions:
+            print("python -m parity_tests.monai_versions: pip lists no version", file=sys.stderr)
+            return 2
+        for version in versions:
             found = check_version(version, options.out)
             results += found
             held = sum(r.problem is None and r.lacking is None for r in found)

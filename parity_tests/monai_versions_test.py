@@ -53,3 +53,12 @@ def test_the_table_has_a_row_for_each_version():
         "| 1.0.0 | 1.0e-15, 3 of 170 keys unused | has no qkv_bias |",
         "| 1.1.0 | 2 keys do not fit |",
     ]
+
+
+def test_an_index_without_versions_is_no_success(monkeypatch, capsys, tmp_path):
+    options = monai_versions.Options(out=tmp_path)
+    monkeypatch.setattr(monai_versions.tyro, "cli", lambda *args, **kwargs: options)
+    monkeypatch.setattr(monai_versions, "_run", lambda command: "ERROR: no matching distribution")
+    assert monai_versions.main() == 2
+    assert "pip lists no version" in capsys.readouterr().err
+    assert not (tmp_path / "report.md").exists()

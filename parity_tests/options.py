@@ -12,7 +12,8 @@ from unetr_flax import UNETRConfig
 class Options:
     """Compare the Flax UNETR with its PyTorch original, number by number.
 
-    Exit status: 0 if every comparison is within its tolerance, 1 if not, 2 for unusable options.
+    Exit status: 0 if every comparison is within its tolerance, 1 if not, 2 for unusable options and
+    if nothing was compared.
     """
 
     family: Literal["reference", "monai"] = "reference"

@@ -11,6 +11,7 @@ from parity_tests.report import (
     Report,
     as_svg,
     details,
+    metric,
     plot,
     ratio_lines,
     settings,
@@ -79,8 +80,8 @@ def page(report: Report) -> str:
         _section(
             "Numbers",
             _paragraph(
-                "The difference of two arrays is max|flax - torch| / max|torch|: in float64 it "
-                "must be rounding, in float32 the products have the highest precision."
+                f"{metric(report.rows)} In float64 it must be rounding, in float32 the products "
+                "have the highest precision."
             )
             + _table(SUMMARY_HEADER, summary(report.rows)),
         )
@@ -107,7 +108,7 @@ def page(report: Report) -> str:
         sections.append(_section("Every comparison", tables))
     return PAGE.substitute(
         style=STYLE,
-        kind="bad" if report.failed else "good",
+        kind="bad" if report.status else "good",
         verdict=html.escape(report.verdict),
         versions=html.escape(report.versions),
         sections="\n".join(filter(None, sections)),

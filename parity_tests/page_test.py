@@ -50,6 +50,26 @@ def test_a_difference_changes_the_verdict(report):
     assert "class=bad" in page(dataclasses.replace(report, all_rows=[worse]))
 
 
+def test_nothing_compared_is_no_success():
+    report = Report([], [], left_out=["masks: none"])
+    assert report.verdict == "NOTHING COMPARED: 0 of 0 comparisons within tolerance; 1 left out"
+    assert report.status == 2
+    assert 'class="verdict bad"' in page(report)
+    assert report.verdict in markdown(report)
+
+
+def test_numbers_relative_to_another_array_are_told(report):
+    other = np.array([4.0, -8.0])
+    beside = compare_arrays("gradients", "b", np.ones(2), np.zeros(2), beside=("weight<1>", other))
+    told = dataclasses.replace(report, all_rows=[*report.all_rows, beside])
+    sentence = "that of 1 gradients which are zero in exact arithmetic is relative to the largest"
+    for text, name in ((page(told), "b, beside weight&lt;1&gt;"), (markdown(told), "weight<1>")):
+        assert sentence in text
+        assert name in text
+    assert sentence not in page(report)
+    assert as_json(told)["rows"][-1]["relative"] == 1 / 8
+
+
 def test_ratios_of_errors_that_are_no_numbers_fail():
     for ours, theirs in ((np.nan, 1.0), (1.0, np.nan), (1.0, 0.0)):
         assert not RatioRow("half precision", "logits", "float16", ours, theirs, 1.1).ok
@@ -57,6 +77,8 @@ def test_ratios_of_errors_that_are_no_numbers_fail():
 
 
 def test_json_and_tables_hold_everything(report):
+    far = dataclasses.replace(report, all_rows=[row("nan", np.nan)])
+    assert json.loads(json.dumps(as_json(far), allow_nan=False))["rows"][0]["relative"] is None
     found = json.loads(json.dumps(as_json(report)))
     assert [len(found[key]) for key in ("rows", "half_precision", "models")] == [3, 1, 1]
     assert found["models"][0]["image_sha256"] == report.models[0].image_sha256

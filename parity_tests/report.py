@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import io
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from rich.table import Table
 from parity_tests.ladder import AnyRow
 from parity_tests.ratio_rows import RatioRow
 from unetr_flax import UNETRConfig
-from unetr_flax.parity.rows import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row, worst_of
 from unetr_flax.parity.twins import Twins
 
 DTYPES = ("float64", "float32")
@@ -93,12 +94,18 @@ class Report:
         return [row for row in self.all_rows if not row.ok]
 
     @property
+    def status(self) -> int:
+        """The exit status: 0 if all holds, 1 if not, 2 if nothing was compared."""
+        return int(bool(self.failed)) if self.all_rows else 2
+
+    @property
     def verdict(self) -> str:
         """One line: whether all holds."""
+        word = ("HOLDS", "DIFFERS", "NOTHING COMPARED")[self.status]
         within = len(self.all_rows) - len(self.failed)
         counted = f"{within:,} of {len(self.all_rows):,} comparisons within tolerance"
         partly = f"; {len(self.left_out)} left out" if self.left_out else ""
-        return f"{'DIFFERS' if self.failed else 'HOLDS'}: {counted}{partly}"
+        return f"{word}: {counted}{partly}"
 
     @property
     def versions(self) -> str:
@@ -125,7 +132,7 @@ def summary(rows: Sequence[Row]) -> Lines:
         of_dtype = [row for row in rows if row.dtype == dtype]
         for rung in dict.fromkeys(row.rung for row in of_dtype):
             found = [row for row in of_dtype if row.rung == rung]
-            worst = max(found, key=lambda row: (row.relative != row.relative, row.relative))
+            worst = worst_of(found)
             lines.append(
                 (
                     rung,
@@ -170,7 +177,9 @@ def details(rows: Sequence[Row]) -> dict[str, tuple[tuple[str, ...], Lines]]:
         header += tuple(f"{name} {d}" for d in dtypes for name in ("max abs", "relative", "ULPs"))
         lines = []
         for name, found in by_name.items():
-            line = [name, "x".join(map(str, next(iter(found.values())).shape)) or "scalar"]
+            beside = next(iter(found.values())).relative_to
+            line = [f"{name}, beside {beside}" if beside else name]
+            line += ["x".join(map(str, next(iter(found.values())).shape)) or "scalar"]
             for dtype in dtypes:
                 row = found.get(dtype)
                 line += (
@@ -185,6 +194,17 @@ def details(rows: Sequence[Row]) -> dict[str, tuple[tuple[str, ...], Lines]]:
 
 def _holds(rows: Sequence[AnyRow]) -> str:
     return "yes" if all(row.ok for row in rows) else "NO"
+
+
+def metric(rows: Sequence[Row]) -> str:
+    """Says what the differences of these comparisons are relative to."""
+    text = "The difference of two arrays is max|flax - torch| / max|torch|"
+    if beside := sum(bool(row.relative_to) for row in rows):
+        text += (
+            f"; that of {beside} gradients which are zero in exact arithmetic is relative to the "
+            "largest number of the gradient that is named beside them"
+        )
+    return f"{text}."
 
 
 def console_tables(report: Report) -> list[Table]:
@@ -212,7 +232,9 @@ def markdown(report: Report) -> str:
             f"{model.name}: {model.weights}, {settings(model.cfg)}; SHA-256 of the weights "
             f"{model.weights_sha256}, of the image {model.image_sha256}\n"
         )
-    parts.append(_markdown_table(SUMMARY_HEADER, summary(report.rows)))
+    if report.rows:
+        parts.append(f"{metric(report.rows)}\n")
+        parts.append(_markdown_table(SUMMARY_HEADER, summary(report.rows)))
     if report.ratios:
         table = _markdown_table(RATIO_HEADER, ratio_lines(report.ratios))
         parts.append(f"\n## Half precision\n\n{table}")
@@ -230,17 +252,24 @@ def settings(cfg: UNETRConfig) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Returns the report as values that JSON can hold."""
+    """Returns the report as values that JSON can hold; null is what is not a finite number."""
     return {
         "verdict": report.verdict,
         "versions": report.versions,
         "models": [{**vars(model), "cfg": model.cfg.to_dict()} for model in report.models],
         "why": list(report.why),
         "left_out": list(report.left_out),
-        "rows": [{**vars(row), "ok": row.ok} for row in report.rows],
+        "rows": [_finite({**vars(row), "ok": row.ok}) for row in report.rows],
         "half_precision": [
-            {**vars(row), "ratio": row.ratio, "ok": row.ok} for row in report.ratios
+            _finite({**vars(row), "ratio": row.ratio, "ok": row.ok}) for row in report.ratios
         ],
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
     }
 
 

@@ -59,6 +59,7 @@ def verify(
         import unetr_flax.parity.own_module as own_module
         import unetr_flax.parity.verify as parity
         from unetr_flax.parity.diagnose import told as told_findings
+        from unetr_flax.parity.rows import worst_of
         from unetr_flax.parity.table import print_table
     except ModuleNotFoundError as error:
         raise CheckpointError(
@@ -83,7 +84,7 @@ def verify(
         findings, meaning = parity.explain(model.cfg, model.state_dict, rows, inputs)
         for line in [*told_findings(findings), *([meaning] if meaning else [])]:
             print(line)
-        worst = max(failed, key=lambda row: row.relative / row.tolerance)
+        worst = worst_of(failed)
         raise Verdict(
             f"{source}: {len(failed)} of {len(rows)} comparisons differ by more than rounding, "
             f"{worst.name} most, by {worst.relative:.1e}"

@@ -1,6 +1,8 @@
 """Comparison of two arrays: their difference, and whether it is only rounding."""
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,9 +20,10 @@ class Row:
       shape: its shape on the PyTorch side.
       dtype: "float32" or "float64".
       max_abs: max|a - b|.
-      relative: max|a - b| / scale, where scale is max|b| unless given.
+      relative: max|a - b| / scale, where scale is max|b| or that of `relative_to`.
       ulps: max|a - b| in units of the last place of scale.
       tolerance: largest `relative` that passes.
+      relative_to: name of the array whose largest number is the scale; "" for b itself.
     """
 
     rung: str
@@ -31,6 +34,7 @@ class Row:
     relative: float
     ulps: float
     tolerance: float
+    relative_to: str = ""
 
     @property
     def ok(self) -> bool:
@@ -39,7 +43,12 @@ class Row:
 
 
 def compare_arrays(
-    rung: str, name: str, ours: np.ndarray, theirs: np.ndarray, *, scale: float | None = None
+    rung: str,
+    name: str,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    beside: tuple[str, np.ndarray] | None = None,
 ) -> Row:
     """Compares two arrays of one shape and dtype.
 
@@ -48,8 +57,9 @@ def compare_arrays(
       name: name of the arrays.
       ours: Flax's array, in PyTorch's layout.
       theirs: PyTorch's array.
-      scale: number that differences are relative to, instead of max|theirs|; for values that are
-        zero in exact arithmetic, whose rounding errors are of the size of other numbers.
+      beside: name and numbers of an array whose largest number differences are relative to,
+        instead of max|theirs|; for values that are zero in exact arithmetic, whose rounding errors
+        are of the size of other numbers.
 
     Raises:
       AssertionError: if shapes or dtypes differ, which no tolerance can excuse.
@@ -57,9 +67,11 @@ def compare_arrays(
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape, f"{rung} {name}: shapes {ours.shape} and {theirs.shape}"
     assert ours.dtype == theirs.dtype, f"{rung} {name}: dtypes {ours.dtype} and {theirs.dtype}"
-    max_abs, largest = _largest(ours, theirs)
-    if scale is None:
-        scale = largest
+    max_abs, scale = _largest(ours, theirs)
+    relative_to = ""
+    if beside is not None:
+        relative_to, other = beside
+        scale = float(np.abs(other).max())
     dtype = theirs.dtype.name
     return Row(
         rung=rung,
@@ -67,10 +79,23 @@ def compare_arrays(
         shape=theirs.shape,
         dtype=dtype,
         max_abs=max_abs,
-        relative=max_abs / scale if scale else float(max_abs > 0),
+        relative=relative_difference(max_abs, scale),
         ulps=max_abs / float(np.spacing(theirs.dtype.type(scale))),
         tolerance=TOLERANCE[dtype],
+        relative_to=relative_to,
     )
+
+
+def relative_difference(max_abs: float, scale: float) -> float:
+    """Divides a difference by a scale; one beside zeros counts as 1, and nan stays nan."""
+    if scale or math.isnan(max_abs):
+        return max_abs / (scale or 1.0)
+    return float(max_abs > 0)
+
+
+def worst_of(rows: Iterable[Row]) -> Row:
+    """Returns the row with the largest difference for its tolerance; nan is the largest."""
+    return max(rows, key=lambda row: (math.isnan(row.relative), row.relative / row.tolerance))
 
 
 def _largest(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unetr_flax.parity.rows import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row, worst_of
 from unetr_flax.weights.families import FAMILIES
 
 
@@ -56,10 +56,11 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
         line = [name, str(len(group))]
         for dtype in TOLERANCE:
             of_dtype = [row for row in group if row.dtype == dtype]
-            worst = max(
-                of_dtype, key=lambda r: (r.relative != r.relative, r.relative), default=None
-            )
-            line += ["", ""] if worst is None else [f"{worst.relative:.1e}", f"{worst.ulps:.0f}"]
+            if of_dtype:
+                worst = worst_of(of_dtype)
+                line += [f"{worst.relative:.1e}", f"{worst.ulps:.0f}"]
+            else:
+                line += ["", ""]
         found.append((*line, "yes" if all(row.ok for row in group) else "NO"))
     return found
 

@@ -11,7 +11,7 @@ import torch
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import activation_rows, compile_evaluation
 from unetr_flax.parity.diagnose import Finding, diagnose
-from unetr_flax.parity.rows import TOLERANCE, Row
+from unetr_flax.parity.rows import TOLERANCE, Row, worst_of
 from unetr_flax.parity.torch_models import check_installed
 from unetr_flax.parity.twins import Twins, make_twins, precise
 from unetr_flax.weights import from_torch
@@ -115,7 +115,7 @@ def summed_up(rows: list[Row]) -> str:
     if any(row.dtype == "float64" for row in failed):
         return "every module holds on equal inputs; no known cause explains the difference"
     wide = max((row.relative for row in rows if row.dtype == "float64"), default=float("nan"))
-    worst = max(failed, key=lambda row: row.relative)
+    worst = worst_of(failed)
     return (
         f"accumulated float32 rounding: {worst.name} differs by {worst.relative:.1e}, but every "
         f"module holds alone on equal inputs, and in float64 all agree within {wide:.1e}"
