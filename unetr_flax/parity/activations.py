@@ -121,9 +121,17 @@ def compared_rows(twins: Twins, ours: Found, mask: np.ndarray | None = None) -> 
 Visitor = Callable[[Any], None]
 
 
-def first_tensor(output: Any) -> torch.Tensor:
-    """Returns a module's output, or the first of several."""
-    return output if isinstance(output, torch.Tensor) else output[0]
+def first_tensor(output: Any, name: str, dtype: str) -> torch.Tensor:
+    """Returns a module's output, or the first of several.
+
+    Raises:
+      TorchModelError: if it is no tensor of the dtype; the message names the module.
+    """
+    first = output[0] if isinstance(output, (list, tuple)) and output else output
+    found = str(first.dtype) if isinstance(first, torch.Tensor) else f"a {type(first).__name__}"
+    if found != f"torch.{dtype}":
+        raise TorchModelError(f"{name}: the module's output is {found}, must be torch.{dtype}")
+    return first
 
 
 def _visitors(
@@ -136,7 +144,7 @@ def _visitors(
 
     def add(module: str, rung: str, name: str, slope: float = 1.0) -> None:
         def visit(output: Any) -> None:
-            array = first_tensor(output).numpy(force=True)
+            array = first_tensor(output, name, twins.dtype).numpy(force=True)
             # Flax's norms compute the activation that follows as well.
             compare(rung, name, array if slope == 1 else np.where(array > 0, array, slope * array))
 

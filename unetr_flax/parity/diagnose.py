@@ -21,6 +21,8 @@ from unetr_flax.weights import to_torch
 # Names of the two models in findings.
 SIDES = ("Flax", "PyTorch")
 
+NOT_COMPARED = "not compared"
+
 # PyTorch's default weight of a batch's statistics.
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -33,7 +35,7 @@ class Finding:
       name: PyTorch name of the module.
       what: what in it or before it differs, "" for the module's own map.
       dtype: "float64" or "float32".
-      difference: max|ours - theirs| / max|theirs|.
+      seen: the difference in words.
       cause: the cause in words, with the model that has it; None if none is known.
       left: the difference that is left with the cause taken into account.
       numbers: shape and sizes of both values, for the case that nothing explains them.
@@ -42,21 +44,18 @@ class Finding:
     name: str
     what: str
     dtype: str
-    difference: float
+    seen: str
     cause: str | None
     left: float
     numbers: str
 
     def __str__(self) -> str:
         name = f"{self.name}, {self.what}" if self.what else self.name
-        told = f"{name}: differs by {self.difference:.1e}"
-        if self.difference == float("inf"):
-            told = f"{name}: another shape"
-        if self.difference != self.difference:
-            return f"{name}: not compared, {self.numbers}"
+        if self.seen == NOT_COMPARED:
+            return f"{name}: {self.seen}, {self.numbers}"
         if self.cause is None:
-            return f"{told}; no known cause explains it ({self.numbers})"
-        return f"{told}; explained by {self.cause} (then {self.left:.1e})"
+            return f"{name}: {self.seen}; no known cause explains it ({self.numbers})"
+        return f"{name}: {self.seen}; explained by {self.cause} (then {self.left:.1e})"
 
 
 def diagnose(
@@ -150,7 +149,7 @@ def _not_run(twins: Twins, theirs: Recording, side: str, parts: frozenset[str]) 
             name=place.name,
             what="",
             dtype=twins.dtype,
-            difference=float("nan"),
+            seen=NOT_COMPARED,
             cause=None,
             left=float("nan"),
             numbers=f"{side} never calls this module",
@@ -224,7 +223,7 @@ def explain_sites(
                 name=site.name,
                 what=site.what,
                 dtype=dtype,
-                difference=difference,
+                seen=_seen(site, difference, sides),
                 cause=cause,
                 left=left,
                 numbers=_numbers(site, sides),
@@ -247,6 +246,17 @@ def _told(readings: list[Reading | None], sides: tuple[str, str]) -> tuple[str |
         if reading.text:
             parts.append(f"{reading.text} in {side}")
     return " and ".join(parts), left
+
+
+def _seen(site: Site, difference: float, sides: tuple[str, str]) -> str:
+    """Puts the difference of a site's values into words."""
+    values = (site.ours, site.theirs)
+    if np.shape(site.ours) != np.shape(site.theirs):
+        return "another shape"
+    not_finite = [s for s, v in zip(sides, values, strict=True) if not np.isfinite(v).all()]
+    if not_finite:
+        return f"numbers that are not finite in {' and '.join(not_finite)}"
+    return f"differs by {difference:.1e}"
 
 
 def _numbers(site: Site, sides: tuple[str, str]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from unetr_flax import UNETRConfig, cli
+from unetr_flax.parity.activations import first_tensor
 from unetr_flax.parity.own_module import adopt, load_module
 from unetr_flax.parity.torch_models import TorchModelError, torch_model_of
 from unetr_flax.parity.twins import randomize
@@ -93,6 +94,23 @@ def test_what_is_no_module_is_refused(file, state_dict):
             load_module(place)
     with pytest.raises(TorchModelError, match="none of the names of this family"):
         adopt(nn.Linear(3, 3), state_dict, CFG)
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (torch.ones(2), "torch.float32"),
+        ({"out": torch.ones(2).double()}, "a dict"),
+        ((), "a tuple"),
+        ((None, torch.ones(2).double()), "a NoneType"),
+    ],
+)
+def test_output_that_cannot_be_compared_is_refused(output, found):
+    message = f"decoder.norm: the module's output is {found}, must be torch.float64"
+    with pytest.raises(TorchModelError, match=re.escape(message)):
+        first_tensor(output, "decoder.norm", "float64")
+    tensor = torch.ones(2).double()
+    assert first_tensor((tensor, None), "decoder.norm", "float64") is tensor
 
 
 @pytest.mark.slow

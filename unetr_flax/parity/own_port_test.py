@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 
 from unetr_flax.parity import Step, assert_parity, compare
 from unetr_flax.parity.twins import precise
@@ -87,6 +88,67 @@ def test_first_value_without_a_step_is_judged_alone(change, told):
     assert len(report.findings) == 1
 
 
+@pytest.mark.parametrize("steps", [[], [Step("y", "linear", {"x": "x"}, {"weight": np.eye(4)})]])
+def test_first_value_that_differs_is_judged_wherever_it_is(steps):
+    def follows(factor):
+        return lambda x: {"y": x, "z": factor * x, "later": factor * x + 1}
+
+    report = compare(follows(3.0), follows(1.0), {"x": X}, steps=steps)
+    (finding,) = report.findings
+    assert str(finding).startswith("z: differs by 2.0e+00; explained by multiplied by 3 in a")
+
+
+def test_each_value_is_judged_in_its_own_dtype():
+    narrow = np.ones(3, np.float32)
+    step = Step("y", "linear", {"x": "x"}, {"weight": np.eye(4)})
+    report = compare(
+        lambda x: {"narrow": narrow, "y": x * (1 + 1e-7)},
+        lambda x: {"narrow": narrow, "y": x},
+        {"x": X},
+        steps=[step],
+    )
+    (finding,) = report.findings
+    assert "explained by multiplied by 1 in a" in str(finding)
+
+
+@pytest.mark.parametrize("make", [np.copy, torch.from_numpy])
+def test_functions_that_change_their_arguments_do_so_alone(make):
+    def in_place(x):
+        x *= 2
+        return {"y": x}
+
+    steps = [Step("y", "activation", {"x": "x"}, right={"activation": "relu"})]
+    for pair in ((in_place, lambda x: {"y": x}), (lambda x: {"y": x}, in_place)):
+        report = compare(*pair, {"x": make(np.abs(X))}, steps=steps, names=("first", "second"))
+        guilty = "first" if pair[0] is in_place else "second"
+        (finding,) = report.findings
+        assert f"explained by multiplied by 2 in {guilty}" in str(finding)
+
+
+def test_what_is_no_number_is_told_as_such():
+    report = compare(lambda x: {"y": x * np.nan}, lambda x: {"y": 0 * x}, {"x": X})
+    assert not report.ok
+    assert "y: numbers that are not finite in a; no known cause explains it" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (X + 1j, "y in a: complex128, must be float64 or float32, or integers"),
+        (X.astype(np.float16), "y in a: float16, must be"),
+        (torch.ones(2, dtype=torch.bfloat16), "y in a: bfloat16, must be"),
+        (jax.numpy.ones(2, jax.numpy.bfloat16), "y in a: bfloat16, must be"),
+        (np.zeros((0, 3)), "y in a: shape (0, 3) has no numbers"),
+    ],
+)
+def test_values_that_cannot_be_compared_are_refused(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare(lambda: {"y": value}, lambda: {"y": X}, {})
+    assert compare(lambda: {"y": np.arange(3)}, lambda: {"y": torch.arange(3)}, {}).ok
+    with pytest.raises(ValueError, match=r"b returns ndarray, must return its values by name"):
+        compare(lambda: {"y": X}, lambda: X, {})
+
+
 def test_values_of_one_side_only_are_told():
     report = compare(lambda x: {"y": 2 * x, "extra": x}, double, {"x": X}, names=("mine", "theirs"))
     assert report.notes == ["extra: only mine has it", "z: only theirs has it"]
@@ -99,6 +161,18 @@ def test_unusable_steps_are_refused():
         compare(lambda x: {"w": x}, double, {"x": X})
     with pytest.raises(ValueError, match=r"step 'y', kind 'nonsense': must be one of image, "):
         compare(double, double, {"x": X}, steps=[Step("y", "nonsense", {"x": "x"})])
+    for step in (Step("x", "image", {"x": "x"}), Step("w", "image", {"x": "x"})):
+        with pytest.raises(ValueError, match=f"step '{step.value}': no value '{step.value}' in"):
+            compare(double, double, {"x": X}, steps=[step])
+    with pytest.raises(ValueError, match=r"step 'y': there are two"):
+        compare(double, double, {"x": X}, steps=2 * [Step("y", "image", {"x": "x"})])
+    for kind, inputs, right, told in (
+        ("layer_norm", {"x": "x"}, {}, "TypeError: layer_norm"),
+        ("linear", {"x": "x"}, {}, "KeyError: 'weight'"),
+        ("activation", {"x": "x"}, {"activation": "GELU"}, "KeyError: 'GELU'"),
+    ):
+        with pytest.raises(ValueError, match=f"step 'y', kind '{kind}': {told}"):
+            compare(double, double, {"x": X}, steps=[Step("y", kind, inputs, right=right)])
     with pytest.raises(ValueError, match=r"step 'y': no value 'w' in both functions"):
         compare(double, double, {"x": X}, steps=[Step("y", "linear", {"x": "w"})])
 

@@ -57,7 +57,8 @@ def explain_gradients(
     sites = [
         Site(name, "gradient", "gradient", {"x": theirs[name]}, {}, ours[name], theirs[name])
         for name in reversed(list(theirs))
-        if np.abs(theirs[name]).max() > negligible or np.abs(ours[name]).max() > negligible
+        # Negated, as nan is not negligible.
+        if not max(np.abs(g[name]).max() for g in (ours, theirs)) <= negligible
     ]
     return explain_sites(sites, next(iter(theirs.values())).dtype.name, sides)
 
@@ -74,6 +75,8 @@ def explain_step(
 ) -> list[Finding]:
     """Explains the difference of two first optimizer steps from the same gradients.
 
+    They are judged in float64: in float32 a step is lost in the rounding of the parameter.
+
     Args:
       optimizer: "adam" or "sgd".
       before: parameters before the step, by name.
@@ -83,7 +86,13 @@ def explain_step(
       right: settings of `causes.training.adam_step` or `sgd_step` that both should have;
         "learning_rates" are the first ones of the schedule.
       sides: names of the two.
+
+    Raises:
+      ValueError: if a parameter is not float64.
     """
+    for name, value in ((n, v) for side in (before, ours, theirs) for n, v in side.items()):
+        if value.dtype != np.float64:
+            raise ValueError(f"{name}: {value.dtype}, must be float64")
     norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
     sites = [
         Site(
@@ -97,4 +106,4 @@ def explain_step(
         )
         for name, gradient in gradients.items()
     ]
-    return explain_sites(sites, next(iter(theirs.values())).dtype.name, sides)
+    return explain_sites(sites, "float64", sides)

@@ -78,6 +78,20 @@ def test_step_of_adamw(text):
     assert f"explained by {text} in PyTorch" in str(first)
 
 
+def test_step_with_one_rate_that_nothing_explains():
+    right = {**RIGHT, "learning_rates": RATES[:1]}
+    other = {name: array + 0.1 * array**3 for name, array in adamw().items()}
+    found = explain_step("adam", BEFORE, GRADIENTS, adamw(), other, right=right)
+    assert len(found) == 2
+    assert all("no known cause explains it" in str(finding) for finding in found)
+
+
+def test_steps_in_float32_are_refused():
+    narrow = {name: array.astype(np.float32) for name, array in adamw().items()}
+    with pytest.raises(ValueError, match=r"weight: float32, must be float64"):
+        explain_step("adam", BEFORE, GRADIENTS, adamw(), narrow, right=RIGHT)
+
+
 def test_steps_that_agree_are_not_accused():
     optax_adamw = optax_step(optax.adamw(RATES[0], eps=1e-6, weight_decay=0.05))
     assert explain_step("adam", BEFORE, GRADIENTS, optax_adamw, adamw(), right=RIGHT) == []
@@ -138,3 +152,7 @@ def test_gradients():
     (found,) = explain_gradients(frozen, GRADIENTS)
     assert "bias, gradient: differs by 1.0e+00; explained by no gradient at all" in str(found)
     assert explain_gradients(GRADIENTS, GRADIENTS) == []
+    lost = {**GRADIENTS, "bias": GRADIENTS["bias"] * np.nan}
+    for ours, theirs in ((lost, GRADIENTS), (GRADIENTS, lost), (lost, lost)):
+        (found,) = explain_gradients(ours, theirs, negligible=1e-12)
+        assert str(found).startswith("bias, gradient: numbers that are not finite in")

@@ -39,7 +39,8 @@ class Definition:
 
     Attributes:
       compute: computes the result from float64 arrays in PyTorch's layouts and from settings. It
-        raises KeyError for an array that a setting needs and that is not there.
+        raises KeyError or IndexError for an array or number that a setting needs and that is not
+        there.
       causes: settings to try, the most usual first.
     """
 
@@ -134,8 +135,8 @@ def _tried(
     changes = {cause.setting: cause.value for cause in causes}
     try:
         computed = definition.compute(arrays, **{**right, **changes})
-    except (KeyError, RuntimeError, ValueError):
-        # The arrays have no such axes, or lack one that the setting needs.
+    except (LookupError, RuntimeError, ValueError):
+        # The arrays have no such axes or numbers, or lack one that the setting needs.
         return None
     words = []
     for cause in causes:
