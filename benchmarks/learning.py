@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -25,6 +26,8 @@ from benchmarks.learning_curve import CURVE, Point, markdown, plot, read_curve
 from train.budget import seconds
 
 POLL_SECONDS = 0.2
+# The file that a finished side has: what its result depends on.
+DONE = "done.json"
 MONAI = "--family monai --patch-size 16 16 16 --num-layers 12"
 # Names of sides: the module that trains, and its options besides the common ones.
 SIDES = {
@@ -61,11 +64,12 @@ class Options:
     """Sides to train: ours, monai, monai-small."""
 
     out: Path = Path("runs/benchmark-learning")
-    """Folder for report.md, learning.png, and a folder of each side; a finished side is kept."""
+    """Folder for report.md, learning.png, and a folder of each side; a finished side is kept, for
+    the same data, options, machine and versions."""
 
 
 class SideFailed(Exception):
-    """A side failed; the message says where the reason is."""
+    """A side failed, or is another's; the message says where the reason is."""
 
 
 def main(args: list[str]) -> int:
@@ -80,16 +84,17 @@ def main(args: list[str]) -> int:
         print(f"benchmarks: --sides: must be among {', '.join(SIDES)}", file=sys.stderr)
         return 2
     curves: dict[str, list[Point]] = {}
+    where = report.machine()
     load = os.getloadavg()[0]
     try:
         for side in options.sides:
             folder = options.out / f"{side}-{options.budget}"
-            if not (folder / "done").exists():
+            if not _is_done(folder, facts := _facts(options, side, where)):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 print(f"{side} trains for {limit / 60:g} minutes; see {folder}.log", flush=True)
                 _train(options, side, folder)
-                (folder / "done").touch()
+                (folder / DONE).write_text(json.dumps(facts, indent=1))
             curves[side] = read_curve(folder / CURVE)
     except SideFailed as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -98,7 +103,6 @@ def main(args: list[str]) -> int:
         message = "stopped; the same command keeps the sides that are done"
         print(f"benchmarks: {message}", file=sys.stderr)
         return 130
-    where = report.machine()
     heading = (
         f"{options.data.name}, recipe {options.recipe}, {options.budget} for each side; "
         f"{', '.join(where['devices'])}; {where['processor']}, {where['cores']} cores, "
@@ -110,6 +114,31 @@ def main(args: list[str]) -> int:
     plot(curves, options.out / "learning.png")
     print(text + f"{options.out}: report.md, learning.png")
     return 0
+
+
+def _facts(options: Options, side: str, where: dict[str, Any]) -> dict[str, Any]:
+    """Returns all that the result of a side depends on."""
+    data = str(options.data.resolve())
+    return {"data": data, "recipe": options.recipe, "options": " ".join(SIDES[side]), **where}
+
+
+def _is_done(folder: Path, facts: dict[str, Any]) -> bool:
+    """Says whether a side is done.
+
+    Raises:
+      SideFailed: if it was done with other facts.
+    """
+    file = folder / DONE
+    if not file.exists():
+        return False
+    done = json.loads(file.read_text())
+    for name, value in facts.items():
+        if done.get(name) != value:
+            raise SideFailed(
+                f"{folder} was trained with {name} {done.get(name)}, not {value}; "
+                "take another --out or delete it"
+            )
+    return True
 
 
 def _train(options: Options, side: str, folder: Path) -> None:

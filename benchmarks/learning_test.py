@@ -121,3 +121,24 @@ def test_bad_options_and_failed_sides_are_told(tmp_path, capsys):
     folder.mkdir(parents=True)
     with pytest.raises(SideFailed, match=r"^ours: failed, .*ours-5m.log says why: "):
         _train(LearningOptions(tmp_path, out=tmp_path / "out"), "ours", folder)
+
+
+def test_a_side_of_another_run_is_not_taken_for_this_one(tmp_path, monkeypatch, capsys):
+    def train(options, side, folder):
+        line = json.dumps({"seconds": 60.0, "step": 5, "dice": 0.5})
+        (folder / CURVE).write_text(f"{line}\n")
+        trained.append(side)
+
+    trained = []
+    monkeypatch.setattr("benchmarks.learning._train", train)
+    args = ["--sides", "ours", "--out", str(tmp_path / "out"), "--data"]
+    assert main([*args, str(tmp_path)]) == 0
+    assert main([*args, str(tmp_path)]) == 0
+    assert trained == ["ours"]
+    capsys.readouterr()
+    assert main([*args, str(tmp_path / "other")]) == 1
+    assert main([*args, str(tmp_path), "--recipe", "spleen"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"was trained with data {tmp_path}, not {tmp_path}/other; take another --out" in first
+    assert "was trained with recipe hippocampus, not spleen" in second
+    assert trained == ["ours"]
