@@ -82,16 +82,17 @@ def load_encoder(
         UNETR, or of SelfMedMAE, behind any prefix.
       cfg: the model's configuration. Shapes do not tell the number of heads, so it counts.
       variables: the model's variables; their dtypes are kept.
-      img_size: voxels per axis of the window that the encoder was trained with; needed if it has
-        neither as many patches as the model's nor the same number on every axis.
+      img_size: voxels per axis of the window that the encoder was trained with; needed if its
+        number of patches is neither that of the model nor that of equal axes, or that of both.
 
     Returns:
       Variables whose encoder is new, every array of it, all other leaves the same objects, and
       what became of the keys.
 
     Raises:
-      CheckpointError: if the keys are those of no known encoder, if an array is missing or of
-        another shape, or if the encoder does what UNETR's cannot; the message names it.
+      CheckpointError: if the keys are those of no known encoder, if an array is missing, of
+        another shape or not finite, or if the encoder does what UNETR's cannot; the message names
+        it.
     """
     source, prefix = _recognize(state_dict)
     given = {
@@ -117,6 +118,10 @@ def load_encoder(
         if key not in given:
             raise CheckpointError(f"encoder: {key} is missing")
         array = _in_flax_layout(key, to_numpy(given[key]), pair.layout, cfg)
+        if broken := int((~np.isfinite(array)).sum()):
+            raise CheckpointError(
+                f"encoder: {key}: {broken} of {array.size} numbers are NaN or infinite"
+            )
         if pair.flax_path == POSITIONS:
             array = _adapt_positions(array, cfg, img_size, source.class_row, resized)
         elif pair.flax_path == STEM:
@@ -185,9 +190,16 @@ def _adapt_positions(
     resized: list[str],
 ) -> np.ndarray:
     """Takes off the row of a class token, if any, and interpolates to the model's patches."""
+    if positions.ndim != 3:
+        raise CheckpointError(
+            f"encoder: positions have shape {positions.shape}, must have 3 axes, as in [1, N, E]"
+        )
     tokens = positions.shape[1]
     counts = (tokens, tokens - 1) if class_row else (tokens,)
-    if img_size is None and cfg.num_patches in counts:
+    if img_size is not None:
+        _check_window(img_size, cfg)
+    elif cfg.num_patches in counts:
+        _check_one_window(cfg)
         img_size = cfg.img_size
     for count in counts:
         try:
@@ -207,6 +219,32 @@ def _adapt_positions(
         return positions
     given = "the number of patches does not tell it" if img_size is None else f"not {img_size}"
     raise CheckpointError(f"img_size: must be the encoder's window, of {tokens} patches ({given})")
+
+
+def _check_window(img_size: Sequence[int], cfg: UNETRConfig) -> None:
+    """Raises if a window is not made of the model's patches."""
+    patch = cfg.patch_size
+    fits = len(img_size) == len(patch) and all(
+        n > 0 and n % p == 0 for n, p in zip(img_size, patch, strict=True)
+    )
+    if not fits:
+        given, sizes = (" ".join(map(str, each)) for each in (img_size, patch))
+        raise CheckpointError(
+            f"img_size: must be {len(patch)} positive multiples of the patch {sizes} (not {given})"
+        )
+
+
+def _check_one_window(cfg: UNETRConfig) -> None:
+    """Raises if as many patches as the model's may also be those of equal axes."""
+    grid = cfg.grid_size
+    edge = round(cfg.num_patches ** (1 / len(grid)))
+    if edge ** len(grid) == cfg.num_patches and set(grid) != {edge}:
+        sizes = (" x ".join(map(str, each)) for each in ((edge,) * len(grid), grid))
+        raise CheckpointError(
+            "img_size: must be given, since the encoder's {} patches may be {} or {}".format(
+                cfg.num_patches, *sizes
+            )
+        )
 
 
 def _adapt_stem(kernel: np.ndarray, in_channels: int, resized: list[str]) -> np.ndarray:

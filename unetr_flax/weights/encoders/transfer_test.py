@@ -213,6 +213,28 @@ def test_patches_are_never_taken_for_a_class_token_and_a_cube():
     assert transfer.resized == ("positions interpolated from 3 x 1 x 3 to 2 x 1 x 3 patches",)
 
 
+def test_patches_of_equal_axes_are_not_taken_for_others_of_that_number():
+    state_dict = dict(source("selfmedmae")[0])
+    state_dict["encoder_pos_embed"] = torch.randn(1, 8, 12)
+    cfg = UNETRConfig.monai((64, 32, 16), 1, 2, feature_size=2, qkv_bias=True, **SIZES)
+    with pytest.raises(CheckpointError, match=r"img_size: must be given.* 2 x 2 x 2 or 4 x 2 x 1"):
+        load_encoder(state_dict, cfg, variables(cfg))
+    _, transfer = load_encoder(state_dict, cfg, variables(cfg), img_size=(32, 32, 32))
+    assert transfer.resized == ("positions interpolated from 2 x 2 x 2 to 4 x 2 x 1 patches",)
+    _, transfer = load_encoder(state_dict, cfg, variables(cfg), img_size=cfg.img_size)
+    assert transfer.resized == ()
+
+
+@pytest.mark.parametrize("img_size", [(16,), (-32, -16, 48), (33, 17, 49), (0, 16, 48)])
+def test_windows_that_are_not_made_of_patches_are_refused(img_size):
+    with pytest.raises(CheckpointError, match="img_size: must be 3 positive multiples of the pat"):
+        load_encoder(source("vit")[0], MONAI, variables(MONAI), img_size=img_size)
+
+
+def replaced(key, value):
+    return {**source("vit")[0], key: value}
+
+
 def changed(cfg=MONAI, **values):
     return UNETRConfig(**{**cfg.to_dict(), **values})
 
@@ -233,6 +255,16 @@ def extra(key, name="selfmedmae"):
         (lambda: source("vit")[0], changed(hidden_size=24), "width of tokens 12, in the model 24"),
         (lambda: source("mae")[0], changed(mlp_dim=24), "feed-forward layer 20, in the model 24"),
         (lambda: source("vit")[0], changed(qkv_bias=False), "biases, in the model they have none"),
+        (
+            lambda: replaced("patch_embedding.position_embeddings", torch.ones(6)),
+            MONAI,
+            "positions have shape (6,), must have 3 axes",
+        ),
+        (
+            lambda: replaced("blocks.3.mlp.linear1.bias", torch.tensor(20 * [float("nan")])),
+            MONAI,
+            "blocks.3.mlp.linear1.bias: 20 of 20 numbers are NaN or infinite",
+        ),
         (lambda: {"layers.0.weight": np.ones(2)}, MONAI, "no pretrained encoder that is known"),
         (lambda: source("mae")[0], changed(REFERENCE, patch_size=(8, 8, 8)), "patch (16, 16, 16)"),
         (
