@@ -16,6 +16,7 @@ from train.command_line import DATA, parse
 from train.config import Config, option
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
+from train.data.label_names import find_sided
 from train.memory import device_memory
 from train.run_dir import OptionError
 from train.task import read_run_dataset
@@ -115,7 +116,7 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
     filled = fingerprint.filled
     large = _is_large(device)
     smallest = min(fingerprint.label_fractions[1:], default=0.0)
-    sided = [x for x in fingerprint.labels if {"left", "right"} & set(x.lower().split())]
+    sided = find_sided(fingerprint.labels)
     choices = [
         Choice("data", "spacing", spacing, why_spacing),
         Choice(
@@ -149,7 +150,7 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
             "augmentation",
             "flips",
             () if sided else (0,),
-            f"{sided[0]!r} has a side" if sided else "no label is of the left or right alone",
+            f"{sided!r} has a side" if sided else "no label is of the left or right alone",
         ),
         *_training(large),
     ]

@@ -19,7 +19,7 @@ def abdomen():
     rng = np.random.default_rng(0)
     spacings = np.stack([*[rng.uniform(0.7, 0.9, 30)] * 2, rng.uniform(3, 8, 30)], axis=-1)
     shapes = np.tile([512, 512, 100], (30, 1))
-    labels = ("background", "spleen", "left kidney")
+    labels = ("background", "spleen", "left_kidney")
     fractions = (0.98, 0.015, 0.005)
     return Fingerprint(
         30, ("CT",), labels, shapes, spacings, shapes - 10, (-40.5,), (199.2,), fractions

@@ -1,6 +1,7 @@
 """The labels that a data set declares: names of classes and regions, and the ignored id."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from train.data.dataset import IGNORED_ID, DataError, Dataset
 from unetr_flax.evaluation.structures import parse_regions
 
 IGNORE_NAME = "ignore"
+# Words that say of which side a structure is, and those that do so only if both occur.
+SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
+LETTERS_OF_SIDES = {"l", "r"}
+
+# Between words: all but letters, and where a word begins within camelCase or an LAbbreviation.
+_BETWEEN_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,18 @@ def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
         target="regions",
         regions=tuple(named.values()),
     )
+
+
+def find_sided(labels: Sequence[str]) -> str | None:
+    """Finds a label that is of the left or right alone by its name; None if there is none.
+
+    Words are runs of letters or parts of camelCase, in whatever case. The words "l" and "r" count
+    only if both occur among the labels, since one alone may mean anything.
+    """
+    words = [{word.lower() for word in _BETWEEN_WORDS.split(label)} for label in labels]
+    both = set().union(*words) >= LETTERS_OF_SIDES
+    sides = SIDES | LETTERS_OF_SIDES if both else SIDES
+    return next((label for label, own in zip(labels, words, strict=True) if own & sides), None)
 
 
 def _class_order(value: Any, num_regions: int, path: Path) -> tuple[int, ...]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from train.data.dataset import DataError, Dataset
-from train.data.label_names import Labels, parse_labels, with_regions
+from train.data.label_names import Labels, find_sided, parse_labels, with_regions
 
 PATH = Path("dataset.json")
 
@@ -61,3 +61,25 @@ def test_regions_of_options():
             with_regions(dataset, (option,))
     with pytest.raises(ValueError, match="has regions of its own"):
         with_regions(joined, ("a=1",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "sided"),
+    [
+        (("bg", "spleen", "left kidney"), "left kidney"),
+        (("bg", "left_kidney", "right_kidney"), "left_kidney"),
+        (("bg", "Right-Hippocampus"), "Right-Hippocampus"),
+        (("bg", "kidney (left)"), "kidney (left)"),
+        (("bg", "LeftKidney"), "LeftKidney"),
+        (("bg", "kidneyRight2"), "kidneyRight2"),
+        (("bg", "LUNG_LT"), "LUNG_LT"),
+        (("bg", "ctx-rh-cuneus"), "ctx-rh-cuneus"),
+        (("bg", "kidney_r", "kidney_l"), "kidney_r"),
+        (("bg", "LKidney", "RKidney"), "LKidney"),
+        # A letter alone may be a vertebra; other words only look like sides.
+        (("bg", "vertebra_L5", "vertebra_T12"), None),
+        (("bg", "leftover", "upright", "cleft", "liver"), None),
+    ],
+)
+def test_labels_of_one_side_are_found(labels, sided):
+    assert find_sided(labels) == sided
