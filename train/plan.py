@@ -91,7 +91,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     if cfg.data.data is None or cfg.training.recipe is not None or resumed:
         return cfg, []
     try:
-        fingerprint = take_fingerprint(read_run_dataset(cfg.data.data, cfg.data))
+        fingerprint = take_fingerprint(read_run_dataset(cfg.data.data, cfg))
     except DataError:
         # The run reads the data again and tells what is wrong.
         return cfg, []

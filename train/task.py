@@ -24,7 +24,6 @@ from train.data.preprocess import make_preprocessing
 from train.data.split import split_dataset
 from train.distributed import is_main, run_on_main
 from train.memory import check_roi
-from train.options import DataOptions
 from train.run_dir import PHANTOMS_NAME, OptionError
 from unetr_flax import Preprocessing, UNETRConfig
 from unetr_flax.runtime.compilation_cache import default_folder
@@ -62,7 +61,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     if folder is None:
         folder = cfg.out / PHANTOMS_NAME
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
-    dataset = read_run_dataset(folder, cfg.data)
+    dataset = read_run_dataset(folder, cfg)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
     train_cases, val_cases = split_dataset(
         dataset,
@@ -103,19 +102,27 @@ def prepare(cfg: Config, console: Console) -> Task:
     return Task(dataset, samples, val_cases, preprocessing, model_config)
 
 
-def read_run_dataset(folder: Path, options: DataOptions) -> Dataset:
+def read_run_dataset(folder: Path, cfg: Config) -> Dataset:
     """Reads a data set, and applies the options that change what its labels mean.
 
     Raises:
-      OptionError: if --regions does not fit the data.
+      OptionError: if --regions does not fit the data, or the loss does not fit regions.
       train.data.dataset.DataError: if the data set cannot be read.
     """
+    options = cfg.data
     dataset = read_dataset(folder, options.modalities)
     dataset = dataclasses.replace(dataset, allow_grid_mismatch=options.allow_grid_mismatch)
-    try:
-        return dataset if options.regions is None else with_regions(dataset, options.regions)
-    except ValueError as error:
-        raise OptionError(str(error)) from None
+    if options.regions is not None:
+        try:
+            dataset = with_regions(dataset, options.regions)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+    if cfg.loss.exclude_background and dataset.has_regions:
+        raise OptionError(
+            f"--exclude-background: is for classes; the data set {dataset.name} has regions, which "
+            "have no channel of the background"
+        )
+    return dataset
 
 
 def _prepare_cases(

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from train.command_line import parse
+from train.data.testing import describe, write_decathlon
 from train.run_dir import OptionError
-from train.task import default_cache
+from train.task import default_cache, read_run_dataset
 
 
 def test_a_home_that_cannot_be_written_leaves_the_temporary_folder(tmp_path, monkeypatch):
@@ -22,3 +24,16 @@ def test_a_home_that_cannot_be_written_leaves_the_temporary_folder(tmp_path, mon
     Path(tmp_path, "unetr_flax-cases-12345").mkdir()
     with pytest.raises(OptionError, match="belongs to another user; --cache names another folder"):
         default_cache()
+
+
+def test_regions_have_no_background_to_exclude(tmp_path):
+    folder = write_decathlon(tmp_path)
+    cfg = parse(["--exclude-background"])
+    assert not read_run_dataset(folder, cfg).has_regions
+    message = "^--exclude-background: is for classes; the data set Test has regions, which have no"
+    with pytest.raises(OptionError, match=message):
+        read_run_dataset(folder, parse(["--exclude-background", "--regions", "all=1,2"]))
+    # The same for regions that the data declare.
+    describe(folder, labels={"background": 0, "all": [1, 2], "posterior": 2})
+    with pytest.raises(OptionError, match=message):
+        read_run_dataset(folder, cfg)
