@@ -19,7 +19,7 @@ from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.label_names import find_sided
 from train.memory import device_memory
 from train.run_dir import OptionError
-from train.task import read_run_dataset
+from train.task import read_run_dataset, split_cases
 
 # nnU-Net's: spacings that differ more are anisotropic.
 ANISOTROPY = 3.0
@@ -34,6 +34,7 @@ SMALL_CROP, LARGE_CROP = 96, 160
 STEPS_ON_CPU, STEPS_ON_ACCELERATOR = 2000, 50_000
 # An average over the last twentieth of the steps forgets the beginning, and has little noise.
 AVERAGED_SHARE = 20
+LARGEST_DECAY = 0.9999
 VALIDATIONS = 5
 
 
@@ -91,18 +92,16 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     if cfg.data.data is None or cfg.training.recipe is not None or resumed:
         return cfg, []
     try:
-        fingerprint = take_fingerprint(read_run_dataset(cfg.data.data, cfg))
+        dataset = read_run_dataset(cfg.data.data, cfg)
+        train_cases, _ = split_cases(dataset, cfg)
     except DataError:
         # The run reads the data again and tells what is wrong.
         return cfg, []
+    fingerprint = take_fingerprint(dataset, len(train_cases))
     if fingerprint is None:
         return cfg, []
-    device = Device.here()
-    choices = plan_first(fingerprint, device)
-    chosen = parse(args, apply(choices, DATA))
-    # What depends on other options follows from them as they are with those of the command line.
-    choices += plan_second(fingerprint, device, chosen)
-    planned = dataclasses.replace(parse(args, apply(choices, DATA)), run=cfg.run)
+    choices, planned = make_plan(fingerprint, Device.here(), args)
+    planned = dataclasses.replace(planned, run=cfg.run)
     try:
         planned.check()
     except ValueError as error:
@@ -110,7 +109,28 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     return planned, describe(choices, planned)
 
 
-def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
+def make_plan(
+    fingerprint: Fingerprint, device: Device, args: list[str]
+) -> tuple[list[Choice], Config]:
+    """Chooses options stage by stage, each by the options so far with those of the command line.
+
+    Args:
+      fingerprint: measurements of the data.
+      device: what training runs on.
+      args: the command line.
+
+    Returns:
+      The choices; and the options that follow from them and from the command line.
+    """
+    choices: list[Choice] = []
+    cfg = parse(args, DATA)
+    for stage in (_plan_first, _plan_size, _plan_pace):
+        choices += stage(fingerprint, device, cfg)
+        cfg = parse(args, apply(choices, DATA))
+    return choices, cfg
+
+
+def _plan_first(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
     """Chooses the options that depend on data and device alone."""
     spacing, why_spacing = _spacing(fingerprint)
     filled = fingerprint.filled
@@ -158,27 +178,34 @@ def plan_first(fingerprint: Fingerprint, device: Device) -> list[Choice]:
     return choices if window is None else [choices[0], window, *choices[1:]]
 
 
-def plan_second(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
-    """Chooses the options that depend on those of `plan_first`, as they are in `cfg`."""
+def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses crops and epochs, which depend on preprocessing, model and batches."""
     data, large = cfg.data, _is_large(device)
     shape = _median_shape(fingerprint, data.spacing, data.crop_foreground)
     free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
     voxels = free / BYTES_PER_VOXEL / max(1, data.batch_size // device.count)
     roi_size = crop_size(shape, cfg.model.patch_size, LARGE_CROP if large else SMALL_CROP, voxels)
-    steps_per_epoch = cfg.steps_per_epoch(round((1 - data.val_fraction) * fingerprint.num_cases))
     steps = STEPS_ON_ACCELERATOR if large else STEPS_ON_CPU
-    epochs = max(VALIDATIONS, math.ceil(steps / steps_per_epoch))
+    epochs = max(VALIDATIONS, math.ceil(steps / cfg.steps_per_epoch(fingerprint.num_train)))
     median = " x ".join(f"{n:.0f}" for n in shape)
     return [
         Choice("data", "roi_size", roi_size, f"the median case has {median} voxels"),
         Choice("training", "epochs", epochs, f"about {steps} steps of {data.batch_size} crops"),
-        Choice("training", "eval_every", epochs // VALIDATIONS, f"{VALIDATIONS} validations"),
-        Choice(
-            "training",
-            "ema_decay",
-            round(1 - AVERAGED_SHARE / (epochs * steps_per_epoch), 4),
-            f"weights are averaged over a {AVERAGED_SHARE}th of the steps",
-        ),
+    ]
+
+
+def _plan_pace(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses validations and the average of weights, which depend on the epochs."""
+    epochs = cfg.training.epochs
+    steps = epochs * cfg.steps_per_epoch(fingerprint.num_train)
+    eval_every = max(1, epochs // VALIDATIONS)
+    validations = math.ceil(epochs / eval_every)
+    decay = min(max(0.0, round(1 - AVERAGED_SHARE / steps, 4)), LARGEST_DECAY)
+    averaged = f"weights are averaged over a {AVERAGED_SHARE}th of the steps"
+    few = f"{steps} steps are too few to average weights over"
+    return [
+        Choice("training", "eval_every", eval_every, f"{validations} validation(s)"),
+        Choice("training", "ema_decay", decay, averaged if decay else few),
     ]
 
 

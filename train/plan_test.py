@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from train.command_line import DATA, parse
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.layouts import read_dataset
 from train.data.testing import write_boxes
-from train.plan import Device, apply, crop_size, plan_first, plan_options, plan_second
+from train.plan import Device, crop_size, make_plan, plan_options
 
 CPU = Device("cpu", 16 << 30, 1)
 GPU = Device("gpu", 40 << 30, 2)
@@ -26,25 +27,24 @@ def abdomen():
     )
 
 
-def values(choices):
-    return {choice.name: choice.value for choice in choices}
+def plan(fingerprint, device, *args):
+    """Returns the options of a plan, and the reason of each."""
+    choices, cfg = make_plan(fingerprint, device, [*args])
+    cfg.check()
+    return cfg, {choice.name: choice.reason for choice in choices}
 
 
 def test_anisotropic_ct_on_a_gpu(abdomen):
-    first = plan_first(abdomen, GPU)
-    plan = values(first)
-    x, y, z = plan["spacing"]
+    cfg, _ = plan(abdomen, GPU)
+    x, y, z = cfg.data.spacing
     assert x == y == pytest.approx(np.median(abdomen.spacings[:, 0]), rel=0.01)
     # The coarse axis keeps the detail of the finest tenth of the scans.
     assert z == pytest.approx(np.percentile(abdomen.spacings[:, 2], 10), rel=0.01)
-    assert plan["window"] == (-41.0, 200.0)
-    assert plan["flips"] == ()
-    assert plan["augmentation"] == "nnunet"
-    assert not plan["crop_foreground"]
-    assert plan["family"] == "monai"
-    cfg = apply(first, DATA)
-    cfg = apply(plan_second(abdomen, GPU, cfg), cfg)
-    cfg.check()
+    assert cfg.data.window == (-41.0, 200.0)
+    assert cfg.augmentation.flips == ()
+    assert cfg.augmentation.augmentation == "nnunet"
+    assert not cfg.data.crop_foreground
+    assert cfg.model.family == "monai"
     assert cfg.data.batch_size == 2
     # As large as they may be in plane; slices of about 100 x 5.5 mm are fewer.
     assert cfg.data.roi_size[:2] == (160, 160)
@@ -52,30 +52,41 @@ def test_anisotropic_ct_on_a_gpu(abdomen):
 
 
 def test_the_same_data_on_cpu_get_a_small_model(abdomen):
-    first = plan_first(abdomen, CPU)
-    cfg = apply(first, DATA)
+    cfg, _ = plan(abdomen, CPU)
     assert cfg.model == dataclasses.replace(DATA.model, patch_size=(8, 8, 8), light_r=4.0)
     assert cfg.augmentation.augmentation == "strong"
     assert (cfg.training.optimizer, cfg.training.b2) == ("muon", 0.98)
     assert cfg.training.weight_decay == 0.3
-    second = values(plan_second(abdomen, CPU, cfg))
-    assert max(second["roi_size"]) <= 96
-    assert second["eval_every"] * 5 <= second["epochs"]
-    assert second["ema_decay"] == pytest.approx(1 - 20 / 2000, abs=1e-3)
+    assert max(cfg.data.roi_size) <= 96
+    assert cfg.training.eval_every * 5 <= cfg.training.epochs
+    assert cfg.training.ema_decay == pytest.approx(1 - 20 / 2000, abs=1e-3)
 
 
 def test_less_memory_and_more_volumes_make_smaller_crops(abdomen):
-    cfg = apply(plan_first(abdomen, CPU), DATA)
     little = dataclasses.replace(CPU, memory=2 << 30)
     sizes = [
-        np.prod(values(plan_second(abdomen, device, c))["roi_size"])
-        for device, c in (
-            (CPU, cfg),
-            (little, cfg),
-            (little, dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch_size=8))),
-        )
+        np.prod(plan(abdomen, device, "--batch-size", volumes)[0].data.roi_size)
+        for device, volumes in ((CPU, "2"), (little, "2"), (little, "8"))
     ]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_every", "validations", "ema_decay"),
+    [
+        (20, 4, "5 validation(s)", 0.9333),
+        (7, 1, "7 validation(s)", 0.8095),
+        (1, 1, "1 validation(s)", 0.0),
+        (10**6, 200_000, "5 validation(s)", 0.9999),
+    ],
+)
+def test_validations_and_average_follow_the_epochs(
+    abdomen, epochs, eval_every, validations, ema_decay
+):
+    cfg, reasons = plan(abdomen, CPU, "--epochs", str(epochs))
+    assert cfg.training.eval_every == eval_every
+    assert reasons["eval_every"] == validations
+    assert cfg.training.ema_decay == ema_decay
 
 
 @pytest.mark.parametrize(
@@ -107,8 +118,9 @@ def folder(tmp_path):
 
 
 def test_the_fingerprint_of_files(folder):
-    fingerprint = take_fingerprint(read_dataset(folder))
-    assert fingerprint.num_cases == len(fingerprint.shapes) == 5
+    fingerprint = take_fingerprint(read_dataset(folder), num_train=4)
+    assert fingerprint.num_train == 4
+    assert len(fingerprint.shapes) == 5
     np.testing.assert_array_equal(fingerprint.shapes[0], (20, 24, 16))
     np.testing.assert_allclose(fingerprint.spacings[0], (1, 1, 2))
     np.testing.assert_array_equal(fingerprint.boxes[0], (8, 12, 8))
@@ -130,12 +142,28 @@ def test_options_of_the_command_line_come_first(folder):
     assert all(line.startswith("--") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("args", "num_train"),
+    [([], 4), (["--val-fraction", "0"], 5), (["--num-folds", "2"], 2), (["--splits"], 3)],
+)
+def test_epochs_have_the_steps_of_the_split(folder, tmp_path, args, num_train):
+    if args == ["--splits"]:
+        path = tmp_path / "splits.json"
+        names = [f"box_{i}" for i in range(5)]
+        path.write_text(json.dumps([{"train": names[:3], "val": names[3:]}]))
+        args = ["--splits", str(path)]
+    args = ["--data", str(folder), "--batch-size", "1", *args]
+    cfg, _ = plan_options(args, parse(args))
+    assert cfg.training.epochs == -(-2000 // num_train)
+
+
 def test_no_plan_for_recipes_phantoms_and_resumed_runs(folder):
     for args in (
         ["--data", str(folder), "--recipe", "hippocampus"],
         ["--data", str(folder), "--resume"],
         [],
         ["--data", str(folder / "nowhere")],
+        ["--data", str(folder), "--num-folds", "6"],
     ):
         cfg = parse(args)
         assert plan_options(args, cfg) == (cfg, [])

@@ -21,7 +21,7 @@ from train.data.loader import auto_roi
 from train.data.phantoms import make_phantoms
 from train.data.prepare import prepare_cases
 from train.data.preprocess import make_preprocessing
-from train.data.split import split_dataset
+from train.data.split import Split, split_dataset
 from train.distributed import is_main, run_on_main
 from train.memory import check_roi
 from train.run_dir import PHANTOMS_NAME, OptionError
@@ -63,14 +63,7 @@ def prepare(cfg: Config, console: Console) -> Task:
         run_on_main(lambda: _make_phantoms(folder, cfg, console))
     dataset = read_run_dataset(folder, cfg)
     channels = {"in_channels": len(dataset.modalities), "out_channels": dataset.num_outputs}
-    train_cases, val_cases = split_dataset(
-        dataset,
-        val_fraction=cfg.data.val_fraction,
-        seed=cfg.training.seed,
-        num_folds=cfg.data.num_folds,
-        fold=cfg.data.fold,
-        splits=cfg.data.splits,
-    )
+    train_cases, val_cases = split_cases(dataset, cfg)
     try:
         cfg.check_length(len(train_cases))
         # Numbers of channels and classes that the model cannot have must surface before reading.
@@ -123,6 +116,22 @@ def read_run_dataset(folder: Path, cfg: Config) -> Dataset:
             "have no channel of the background"
         )
     return dataset
+
+
+def split_cases(dataset: Dataset, cfg: Config) -> Split:
+    """Splits the cases of a run's data set into training and validation cases.
+
+    Raises:
+      train.data.dataset.DataError: if the data set cannot be split so.
+    """
+    return split_dataset(
+        dataset,
+        val_fraction=cfg.data.val_fraction,
+        seed=cfg.training.seed,
+        num_folds=cfg.data.num_folds,
+        fold=cfg.data.fold,
+        splits=cfg.data.splits,
+    )
 
 
 def _prepare_cases(

@@ -21,7 +21,7 @@ class Fingerprint:
     """Measurements of some of the cases.
 
     Attributes:
-      num_cases: number of cases of the whole data set.
+      num_train: number of cases of the whole data set that are trained on.
       modalities: name of each channel.
       labels: name of the background and of each class or region.
       shapes: voxels of each measured case per axis, [cases, 3].
@@ -33,7 +33,7 @@ class Fingerprint:
       label_fractions: share of the measured voxels that each label has.
     """
 
-    num_cases: int
+    num_train: int
     modalities: tuple[str, ...]
     labels: tuple[str, ...]
     shapes: np.ndarray
@@ -49,11 +49,15 @@ class Fingerprint:
         return float(np.median(self.boxes.prod(axis=1) / self.shapes.prod(axis=1)))
 
 
-def take_fingerprint(dataset: Dataset) -> Fingerprint | None:
+def take_fingerprint(dataset: Dataset, num_train: int) -> Fingerprint | None:
     """Measures up to `MOST_CASES` cases from all over a data set.
 
     Cases that cannot be read are left out, since `read_cases` will tell all that is wrong with
     them.
+
+    Args:
+      dataset: the data set.
+      num_train: number of its cases that are trained on.
 
     Returns:
       The fingerprint; None if no case can be read.
@@ -71,7 +75,7 @@ def take_fingerprint(dataset: Dataset) -> Fingerprint | None:
     low, high = np.percentile(np.concatenate(intensities), (0.5, 99.5), axis=0)
     counts = np.sum(counts, axis=0)
     return Fingerprint(
-        len(dataset.cases),
+        num_train,
         dataset.modalities,
         dataset.labels,
         np.array(shapes),
