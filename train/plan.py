@@ -18,6 +18,7 @@ from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.label_names import find_sided
 from train.memory import device_memory
+from train.options import DataOptions
 from train.run_dir import OptionError
 from train.task import read_run_dataset, split_cases
 
@@ -124,21 +125,27 @@ def make_plan(
     """
     choices: list[Choice] = []
     cfg = parse(args, DATA)
-    for stage in (_plan_first, _plan_size, _plan_pace):
+    for stage in (_plan_scale, _plan_training, _plan_size, _plan_pace):
         choices += stage(fingerprint, device, cfg)
         cfg = parse(args, apply(choices, DATA))
     return choices, cfg
 
 
-def _plan_first(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
-    """Chooses the options that depend on data and device alone."""
+def _plan_scale(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses spacing and window, which depend on the data alone."""
     spacing, why_spacing = _spacing(fingerprint)
-    filled = fingerprint.filled
+    window = _window(fingerprint)
+    choice = Choice("data", "spacing", spacing, why_spacing)
+    return [choice] if window is None else [choice, window]
+
+
+def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses cropping, which depends on the window, and what depends on data and device alone."""
+    filled = fingerprint.filled(cfg.data.window)
     large = _is_large(device)
     smallest = min(fingerprint.label_fractions[1:], default=0.0)
     sided = find_sided(fingerprint.labels)
-    choices = [
-        Choice("data", "spacing", spacing, why_spacing),
+    return [
         Choice(
             "data",
             "crop_foreground",
@@ -174,14 +181,12 @@ def _plan_first(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[C
         ),
         *_training(large),
     ]
-    window = _window(fingerprint)
-    return choices if window is None else [choices[0], window, *choices[1:]]
 
 
 def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
     """Chooses crops and epochs, which depend on preprocessing, model and batches."""
     data, large = cfg.data, _is_large(device)
-    shape = _median_shape(fingerprint, data.spacing, data.crop_foreground)
+    shape = _median_shape(fingerprint, data)
     free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
     voxels = free / BYTES_PER_VOXEL / max(1, data.batch_size // device.count)
     roi_size = crop_size(shape, cfg.model.patch_size, LARGE_CROP if large else SMALL_CROP, voxels)
@@ -274,8 +279,8 @@ def _spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float] | Non
 
 
 def _window(fingerprint: Fingerprint) -> Choice | None:
-    channels = [i for i, name in enumerate(fingerprint.modalities) if name.strip().upper() == "CT"]
-    if not channels:
+    channels = np.flatnonzero(fingerprint.windowed)
+    if not channels.size:
         return None
     low = min(fingerprint.low[i] for i in channels)
     high = max(fingerprint.high[i] for i in channels)
@@ -283,12 +288,10 @@ def _window(fingerprint: Fingerprint) -> Choice | None:
     return Choice("data", "window", window, "0.5th to 99.5th percentile of labeled voxels")
 
 
-def _median_shape(
-    fingerprint: Fingerprint, spacing: Sequence[float] | None, crop: bool
-) -> list[float]:
-    shapes = fingerprint.boxes if crop else fingerprint.shapes
-    if spacing is not None:
-        shapes = shapes * fingerprint.spacings / np.array(spacing)
+def _median_shape(fingerprint: Fingerprint, data: DataOptions) -> list[float]:
+    shapes = fingerprint.boxes(data.window) if data.crop_foreground else fingerprint.shapes
+    if data.spacing is not None:
+        shapes = shapes * fingerprint.spacings / np.array(data.spacing)
     return np.median(shapes, axis=0).tolist()
 
 

@@ -20,10 +20,13 @@ def abdomen():
     rng = np.random.default_rng(0)
     spacings = np.stack([*[rng.uniform(0.7, 0.9, 30)] * 2, rng.uniform(3, 8, 30)], axis=-1)
     shapes = np.tile([512, 512, 100], (30, 1))
+    # Around the body, five planes on each side have nothing but air.
+    planes = [np.pad(np.full(n - 10, 100.0), 5, constant_values=-1000.0) for n in shapes[0]]
+    outline = np.concatenate([[-1024.0], *planes])[:, None]
     labels = ("background", "spleen", "left_kidney")
     fractions = (0.98, 0.015, 0.005)
     return Fingerprint(
-        30, ("CT",), labels, shapes, spacings, shapes - 10, (-40.5,), (199.2,), fractions
+        30, ("CT",), labels, shapes, spacings, (outline,) * 30, (-40.5,), (199.2,), fractions
     )
 
 
@@ -71,6 +74,21 @@ def test_less_memory_and_more_volumes_make_smaller_crops(abdomen):
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_cropping_and_crops_follow_the_window(abdomen):
+    # A body of 40 planes along each axis, in a fog that a low window shows.
+    planes = [np.where(np.arange(n) < 40, 100.0, -500.0) for n in abdomen.shapes[0]]
+    outline = np.concatenate([[-1024.0], *planes])[:, None]
+    foggy = dataclasses.replace(abdomen, spacings=np.ones((30, 3)), outlines=(outline,) * 30)
+    cfg, reasons = plan(foggy, CPU)
+    assert cfg.data.crop_foreground
+    assert cfg.data.roi_size == (40, 40, 40)
+    assert reasons["roi_size"] == "the median case has 40 x 40 x 40 voxels"
+    cfg, reasons = plan(foggy, CPU, "--window", "-600", "200")
+    assert not cfg.data.crop_foreground
+    assert reasons["crop_foreground"] == "the box of the foreground fills 100 % of the median scan"
+    assert reasons["roi_size"] == "the median case has 512 x 512 x 100 voxels"
+
+
 @pytest.mark.parametrize(
     ("epochs", "eval_every", "validations", "ema_decay"),
     [
@@ -110,9 +128,10 @@ def folder(tmp_path):
     cases = []
     for i in range(5):
         image = np.zeros((20, 24, 16), np.float32)
-        image[4:12, 6:18, 4:12] = 100 + i
+        image[4:12, 6:18, 4:12] = np.resize((50, 100, 150), (8, 12, 8))
         label = np.zeros(image.shape, np.uint8)
         label[6:10, 8:12, 6:9] = 1
+        image[label == 1] = 100 + i
         cases.append((image, label))
     return write_boxes(tmp_path, cases, "MRI", np.diag([1.0, 1.0, 2.0, 1.0]))
 
@@ -123,7 +142,8 @@ def test_the_fingerprint_of_files(folder):
     assert len(fingerprint.shapes) == 5
     np.testing.assert_array_equal(fingerprint.shapes[0], (20, 24, 16))
     np.testing.assert_allclose(fingerprint.spacings[0], (1, 1, 2))
-    np.testing.assert_array_equal(fingerprint.boxes[0], (8, 12, 8))
+    np.testing.assert_array_equal(fingerprint.boxes(None)[0], (8, 12, 8))
+    assert fingerprint.filled(None) == 0.1
     assert fingerprint.low[0] == pytest.approx(100, abs=0.1)
     assert fingerprint.high[0] == pytest.approx(104, abs=0.1)
     np.testing.assert_allclose(fingerprint.label_fractions[1], 48 / (20 * 24 * 16))
