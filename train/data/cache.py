@@ -115,6 +115,7 @@ class Cache:
                 "version": VERSION,
                 "target": dataset.target,
                 "regions": dataset.regions,
+                "unused_ids": dataset.unused_ids,
                 "ignored_id": dataset.ignored_id,
                 "allow_grid_mismatch": dataset.allow_grid_mismatch,
                 # Names of channels and classes change nothing about the arrays.

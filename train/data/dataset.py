@@ -55,6 +55,8 @@ class Dataset:
       target: what a label map holds: "classes", one class id per voxel; "regions", class ids that
         belong to overlapping regions; "masks", one channel of 0 and 1 per region.
       regions: for the target "regions", the class ids of each region in the order of `labels[1:]`.
+      unused_ids: for the target "regions", declared class ids that are in no region; their voxels
+        are background.
       ignored_id: id of voxels that count neither in the loss nor in scores; None if there is none.
       regions_class_order: class id that each region is painted with to turn regions back into a
         label map, as nnU-Net declares; empty if none is declared.
@@ -69,6 +71,7 @@ class Dataset:
     validation: tuple[Case, ...] = ()
     target: Literal["classes", "regions", "masks"] = "classes"
     regions: tuple[tuple[int, ...], ...] = ()
+    unused_ids: tuple[int, ...] = ()
     ignored_id: int | None = IGNORED_ID
     regions_class_order: tuple[int, ...] = ()
     allow_grid_mismatch: bool = False

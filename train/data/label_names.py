@@ -110,7 +110,7 @@ def parse_channels(content: Any, field: str, path: Path) -> tuple[str, ...]:
 
 
 def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
-    """Joins the classes of a data set to regions, which may overlap.
+    """Joins the classes of a data set to regions, which may overlap or leave classes out.
 
     Args:
       dataset: a data set whose label maps hold classes.
@@ -122,11 +122,13 @@ def with_regions(dataset: Dataset, regions: Sequence[str]) -> Dataset:
     if dataset.has_regions:
         raise ValueError(f"--regions: the data set {dataset.name} has regions of its own")
     named = parse_regions(regions, highest=len(dataset.labels) - 1)
+    unused = set(range(1, len(dataset.labels))).difference(*named.values())
     return dataclasses.replace(
         dataset,
         labels=(dataset.labels[0], *named),
         target="regions",
         regions=tuple(named.values()),
+        unused_ids=tuple(sorted(unused)),
     )
 
 

@@ -51,6 +51,8 @@ def test_regions_of_options():
         ((1, 2, 3), (2, 3)),
         2,
     )
+    assert joined.unused_ids == ()
+    assert with_regions(dataset, ("ET=3", "edge=1,3")).unused_ids == (2,)
     for option, message in (
         ("WT", "must be NAME=ID,ID,..."),
         ("WT=1,x", "must be NAME=ID,ID,..."),

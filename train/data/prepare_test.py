@@ -15,6 +15,7 @@ from train.data.cache import PreparedCases
 from train.data.cases import read_case
 from train.data.dataset import BadCasesError, DataError
 from train.data.headers import measure
+from train.data.label_names import with_regions
 from train.data.layouts import read_dataset
 from train.data.prepare import _executor, prepare_cases
 from train.data.preprocess import make_sample
@@ -106,6 +107,11 @@ def test_another_recipe_or_file_never_finds_what_is_stale(dataset, tmp_path):
     assert folders.isdisjoint(case.folder for case in others)
     assert all(case.ignored for case in others)
     assert not any(case.counts[2] for case in others)
+    # Ids that one run knows may be undeclared in another.
+    region = with_regions(dataset, ("posterior=2",))
+    prepare(region, tmp_path)
+    with pytest.raises(BadCasesError, match=r"label ids \[1\], declared are 0, 2"):
+        prepare(dataclasses.replace(region, unused_ids=()), tmp_path)
 
     def change(array):
         array[0, 0, 0] += 1

@@ -98,7 +98,7 @@ def _declared_ids(dataset: Dataset) -> set[int]:
     """Returns the ids that label maps of classes or regions may hold."""
     if dataset.target == "classes":
         return set(range(len(dataset.labels)))
-    return {0}.union(*dataset.regions)
+    return {0}.union(*dataset.regions, dataset.unused_ids)
 
 
 def _check(labels: np.ndarray, allowed: set[int | None], rule: str) -> None:

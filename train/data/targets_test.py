@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +38,17 @@ def test_regions_overlap():
         np.testing.assert_array_equal(region_masks(array, 3)[0, 0], masks)
     np.testing.assert_array_equal(drawn_classes(BRATS, targets).ravel(), [0, 1, 2, 3, 0])
     assert count_labels(BRATS, targets) == [1, 3, 2, 1]
+
+
+def test_classes_in_no_region_are_background():
+    dataset = dataclasses.replace(
+        BRATS, labels=("background", "ET"), regions=((3,),), unused_ids=(1, 2, 4)
+    )
+    targets = encode(dataset, labels(0, 1, 2, 3, 4, 255))
+    np.testing.assert_array_equal(targets.ravel(), [0, 0, 0, 1, 0, IGNORED])
+    assert count_labels(dataset, targets) == [4, 1]
+    with pytest.raises(ValueError, match=r"^label ids \[5\], declared are 0 to 4"):
+        encode(dataset, labels(5))
 
 
 def test_masks_may_overlap():
