@@ -42,7 +42,7 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
         prog="python -m train",
         args=_with_value_of_resume(args),
         default=defaults,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 

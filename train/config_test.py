@@ -37,7 +37,7 @@ def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
     lines = [line.strip("│| ") for line in help_text([], capsys, monkeypatch).splitlines()]
     for record in RECORDS:
         for field in dataclasses.fields(record):
-            names = [line.partition(" ")[0] for line in lines]
+            names = [line.partition(" ")[0].rstrip(",") for line in lines]
             start = names.index(option(field.name))
             # The explanation ends before the next option.
             rest = [line.startswith("--") for line in lines[start + 1 :]] + [True]
@@ -73,6 +73,16 @@ def test_options_are_flat_and_may_be_several_numbers():
     assert cfg.training.learning_rate == 3e-4
     assert cfg.run.resume == "yes"
     assert cfg.out == Path("runs/x")
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_flags_may_be_given_whatever_their_default(default):
+    # Defaults are those of a recipe, a plan or a resumed run.
+    defaults = dataclasses.replace(
+        DATA, data=dataclasses.replace(DATA.data, crop_foreground=default)
+    )
+    for args, expected in ((["--crop-foreground"], True), (["--no-crop-foreground"], False)):
+        assert parse(args, defaults).data.crop_foreground == expected
 
 
 @pytest.mark.parametrize(
