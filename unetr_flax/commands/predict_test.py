@@ -1,3 +1,4 @@
+import errno
 import functools
 import itertools
 import json
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from unetr_flax import UNETR, Preprocessing, cli
-from unetr_flax.imaging import Window
+from unetr_flax.imaging import FileGrid, Window
+from unetr_flax.inference.outputs import CaseOutputs
 from unetr_flax.inference.testing import fake_predictor, tiny_config
 from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import save_pretrained, to_torch, write_state_dict
@@ -351,6 +353,32 @@ def test_a_full_disk_leaves_no_half_file(run, monkeypatch, model, tmp_path):
     assert "a: failed: " in errors
     assert "No space left on device" in errors
     assert sorted(os.listdir(out)) == ["b.nii.gz", "labels.json"]
+
+
+def test_probabilities_have_their_room_before_they_are_computed(run, monkeypatch, model, tmp_path):
+    write_scan(tmp_path / "scans" / "a.nii")
+    write_scan(tmp_path / "scans" / "b.nii")
+    out = tmp_path / "out"
+    # No room for a, then a file system that cannot promise room.
+    answers = iter((errno.ENOSPC, errno.EOPNOTSUPP))
+
+    def allocate(descriptor, offset, size):
+        assert (offset, size) == (0, 7 * 6 * 5 * 3 * 4)
+        number = next(answers)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", allocate)
+        status, _, errors = run(model, tmp_path / "scans", out, "--probabilities")
+    assert status == 1
+    assert errors.startswith(
+        f"unetr: a: failed: {out}/a.probabilities.nii.gz: no room for its array (No space left"
+    )
+    assert sorted(os.listdir(out)) == ["b.nii.gz", "b.probabilities.nii.gz", "labels.json"]
+    outputs = CaseOutputs(out / "c.nii.gz")
+    with outputs.probabilities_on_disk(FileGrid.from_affine((64, 64, 64), AFFINE), 2) as array:
+        assert not array.any()
+        assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
 
 
 def test_a_killed_run_leaves_no_half_file_and_is_gone_on_with(run, model, tmp_path):

@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import numpy as np
 
 from unetr_flax.imaging.file_grid import FileGrid
 from unetr_flax.imaging.preprocessing import Preprocessing
-from unetr_flax.imaging.volume import Volume
+from unetr_flax.imaging.regular_file import reason
+from unetr_flax.imaging.volume import Volume, escape
 from unetr_flax.inference.segmentation import Segmentation
 from unetr_flax.runtime.atomic import staged, write_text
 from unetr_flax.viewing import display_window, label_statistics, to_json, write_page, write_preview
@@ -64,10 +68,20 @@ class CaseOutputs:
         """Makes a temporary array [X, Y, Z, K] on disk, zero, beside the case's files.
 
         Probabilities of many classes on a scan's own grid may be more than memory holds.
+
+        Raises:
+          OSError: if the disk has no room for it.
         """
         self.labels.parent.mkdir(parents=True, exist_ok=True)
+        shape = (*grid.canonical_shape, num_classes)
         with staged(self.labels) as path:
-            yield np.memmap(path, np.float32, "w+", shape=(*grid.canonical_shape, num_classes))
+            try:
+                _allocate(path, math.prod(shape) * np.dtype(np.float32).itemsize)
+            except OSError as error:
+                # Python's message would name the staged file, or no file.
+                name = escape(str(self.beside("probabilities.nii.gz")))
+                raise type(error)(f"{name}: no room for its array ({reason(error)})") from None
+            yield np.memmap(path, np.float32, "r+", shape=shape)
 
 
 def write_outputs(
@@ -104,6 +118,22 @@ def write_outputs(
         segmentation.grid.write_probabilities(path, segmentation.probabilities)
     segmentation.save(outputs.labels)
     return rows
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Makes a file of zeros, with its room on the disk where the file system can promise that.
+
+    A mapped page that turns out to have no room on a full disk is no error, but ends the process.
+    """
+    with path.open("wb") as file:
+        file.truncate(size)
+        # macOS has no such call, and some file systems do not support it.
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
 
 
 def _statistics(volume: Volume, segmentation: Segmentation) -> list[LabelStatistics]:
