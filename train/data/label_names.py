@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from train.data.dataset import IGNORED_ID, DataError, Dataset
+from unetr_flax.evaluation.label_names import parse_declared
 from unetr_flax.evaluation.structures import parse_regions
 
-IGNORE_NAME = "ignore"
 # Words that say of which side a structure is, and those that do so only if both occur.
 SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
 LETTERS_OF_SIDES = {"l", "r"}
@@ -56,18 +56,16 @@ def parse_labels(content: Any, path: Path, order: Any = None) -> Labels:
     Raises:
       DataError: if a field has another form, or there is no background or nothing else.
     """
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, dict) or not content:
         raise DataError(f'{path}: labels: must be an object like {{"0": "background", ...}}')
-    if all(str(key).isdigit() for key in content):
-        ids = {str(name): int(key) for key, name in content.items()}
-        if len(ids) < len(content):
-            raise DataError(f"{path}: labels: two ids have the same name")
-    else:
-        ids = {str(name): _ids(value, str(name), path) for name, value in content.items()}
-    ignored = next((name for name in ids if name.lower() == IGNORE_NAME), None)
-    ignored_id = ids.pop(ignored) if ignored is not None else IGNORED_ID
-    if isinstance(ignored_id, tuple):
-        raise DataError(f"{path}: labels: {ignored}: must be one id, not {list(ignored_id)}")
+    try:
+        declared, ignored = parse_declared(content)
+    except ValueError as error:
+        raise DataError(f"{path}: labels: {error}") from None
+    ids = dict(declared)
+    if len(ids) < len(declared):
+        raise DataError(f"{path}: labels: two ids have the same name")
+    ignored_id = IGNORED_ID if ignored is None else ignored
     background = next((name for name, value in ids.items() if value in (0, (0,))), None)
     if background is None:
         raise DataError(
@@ -156,13 +154,3 @@ def _class_order(value: Any, num_regions: int, path: Path) -> tuple[int, ...]:
             f"one for each region, not {value!r}"
         )
     return tuple(ids)
-
-
-def _ids(value: Any, name: str, path: Path) -> int | tuple[int, ...]:
-    """Reads the id of a class, or the ids of a region."""
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(type(item) is int and item >= 0 for item in values):
-        raise DataError(
-            f"{path}: labels: {name}: must be an id or a list of ids from 0, not {value!r}"
-        )
-    return tuple(values) if isinstance(value, list) else values[0]

@@ -14,7 +14,6 @@ from unetr_flax.imaging.volume import escape
 
 if TYPE_CHECKING:
     from unetr_flax.evaluation.report import Report
-    from unetr_flax.evaluation.structures import Regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,8 @@ class ScoringOptions:
     """
 
     labels: Path | None = None
-    """JSON file of the labels to score: a list, {id: name} or {name: id}; else all that occur."""
+    """JSON file of the labels to score: a list, {id: name} or {name: id, or ids of a region}; else
+    all that occur. Voxels of LABELS with the label named ignore count in no score."""
 
     regions: tuple[str, ...] | None = None
     """Overlapping regions to score instead of labels, such as WT=1,2,3 TC=2,3 ET=3; 4D files have
@@ -112,13 +112,22 @@ def evaluate(
     from unetr_flax.evaluation.structures import parse_regions
     from unetr_flax.evaluation.table import case_table, label_table
 
-    regions = None if scoring.regions is None else parse_regions(scoring.regions)
     _check(report)
+    names = ignored = regions = None
+    if scoring.regions is not None:
+        if scoring.labels is not None:
+            raise ValueError("--regions: excludes --labels")
+        regions = parse_regions(scoring.regions)
+    elif scoring.labels is not None:
+        declared = read_label_names(scoring.labels)
+        regions, ignored = declared.regions, declared.ignored
+        names = declared.names if regions is None else None
     result = evaluate_files(
         predictions,
         truth,
-        names=None if scoring.labels is None else read_label_names(scoring.labels),
+        names=names,
         regions=regions,
+        ignored=ignored,
         tolerance=scoring.tolerance,
         empty=scoring.empty,
         resamples=scoring.resamples,
@@ -129,7 +138,7 @@ def evaluate(
         print(case_table(result), end="\n\n")
     print(label_table(result))
     _tell(result, predictions, truth)
-    _write(result, report, predictions, truth, regions)
+    _write(result, report, predictions, truth)
     if result.failed:
         number = len(result.cases) + len(result.failed)
         raise Verdict(f"{len(result.failed)} of {number} cases could not be scored")
@@ -183,6 +192,8 @@ def _tell(result: "Report", predictions: Path, truth: Path) -> None:
         f"A structure that is empty in both maps is {rule}; one that is missed or invented is\n"
         "infinitely far, also in the mean."
     )
+    if result.ignored is not None:
+        print(f"Voxels whose true label is the ignored one, {result.ignored}, count in no score.")
     lines = []
     if result.not_scored:
         lines.append(f"labels {_some(result.not_scored)}: occur, but are not in --labels")
@@ -203,13 +214,7 @@ def _some(values: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, values[:most])) + more
 
 
-def _write(
-    result: "Report",
-    report: ReportOptions,
-    predictions: Path,
-    truth: Path,
-    regions: "Regions | None",
-) -> None:
+def _write(result: "Report", report: ReportOptions, predictions: Path, truth: Path) -> None:
     """Writes the files that were asked for."""
     from unetr_flax.evaluation.report import to_csv, to_json
     from unetr_flax.runtime.atomic import write_bytes, write_text
@@ -227,7 +232,7 @@ def _write(
 
         number, folder = report.worst
         images = report.images
-        for line in write_worst(result, number, folder, predictions, truth, images, regions):
+        for line in write_worst(result, number, folder, predictions, truth, images):
             print(f"unetr: {line}", file=sys.stderr)
     written = (report.csv, report.json, report.plot, report.worst and report.worst[1])
     for path in written:

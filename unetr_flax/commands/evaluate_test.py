@@ -316,6 +316,35 @@ def test_masks_and_regions_have_the_scores_of_their_structures(
     assert found["2"]["dice"] == 0
 
 
+def test_regions_of_a_file_of_labels_are_scored(run, tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "part": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    files = save(tmp_path / "prediction.nii", MISSED), save(tmp_path / "label.nii", LABEL)
+    outputs = ("--json", tmp_path / "out.json", "--worst", 1, tmp_path / "worst")
+    assert run(*files, "--labels", tmp_path / "dataset.json", *outputs)[0] == 0
+    found, content = scored(tmp_path)
+    assert [label["name"] for label in content["labels"].values()] == ["whole", "part"]
+    assert found["1"]["dice"] == pytest.approx(expected()["1"].dice)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_voxels_of_the_ignored_label_count_in_no_score(run, tmp_path, beside):
+    """The prediction is right but where the true label is ignored, and has that label nowhere."""
+    prediction = np.where(LABEL == 2, 1, LABEL).astype(np.uint8)
+    files = save(tmp_path / "prediction.nii", prediction), save(tmp_path / "label.nii", LABEL)
+    names = tmp_path / ("labels.json" if beside else "dataset.json")
+    names.write_text(json.dumps({"labels": {"background": 0, "liver": 1, "ignore": 2}}))
+    options = () if beside else ("--labels", names)
+    status, out, err = run(*files, *options, "--json", tmp_path / "out.json")
+    assert (status, err) == (0, "")
+    assert "true label is the ignored one, 2, count in no score" in out
+    found, content = scored(tmp_path)
+    assert list(found) == ["1"]
+    assert (found["1"]["dice"], found["1"]["hd95_mm"]) == (1, 0)
+    assert found["1"]["prediction_ml"] == found["1"]["label_ml"]
+    assert (content["ignored_label"], content["not_scored"]) == (2, [])
+
+
 def test_masks_that_are_not_scored_are_told(run, tmp_path):
     files = [save(tmp_path / name, masks(LABEL)) for name in ("p.nii", "l.nii")]
     (tmp_path / "names.json").write_text('{"2": "part"}')

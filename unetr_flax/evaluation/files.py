@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.evaluation.label_names import names_beside
+from unetr_flax.evaluation.label_names import LabelNames, names_beside
 from unetr_flax.evaluation.pairs import Matches, Pair, match_files, read_pair
 from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.scores import Scores, check_tolerance
@@ -25,6 +25,7 @@ def evaluate_files(
     *,
     names: Mapping[int, str] | None = None,
     regions: Regions | None = None,
+    ignored: int | None = None,
     tolerance: float = 1.0,
     empty: Empty = "agree",
     resamples: int = 10_000,
@@ -36,10 +37,12 @@ def evaluate_files(
     Args:
       predictions: predicted label map or masks; or a folder of them, searched with its subfolders.
       labels: true label map; or a folder of them, matched by relative names without the ending.
-      names: names by id of the labels to score; if None all that occur in any case, named by a
-        `labels.json` beside the predictions or the label maps.
+      names: names by id of the labels to score; if None what a `labels.json` beside the predictions
+        or the label maps declares: its regions, or all labels that occur in any case, with its
+        names, but for the ignored one.
       regions: regions to score instead of classes, with the class ids that each is made of; files
         of masks have one for each region, in this order. Excludes names.
+      ignored: id of voxels of true label maps that count in no score.
       tolerance: largest distance in mm that the surface Dice counts as agreement.
       empty: whether a structure that neither map has counts as an agreement, or is left out.
       resamples: number of bootstrap draws.
@@ -56,22 +59,26 @@ def evaluate_files(
     """
     check_tolerance(tolerance)
     check_resamples(resamples)
-    if regions is not None:
-        if names is not None:
-            raise ValueError("--regions: excludes --labels")
-        names = dict(enumerate(regions, 1))
+    if names is not None and regions is not None:
+        raise ValueError("regions: excludes names")
     predictions, labels = Path(predictions), Path(labels)
     matches = match_files(predictions, labels)
-    ids = None if names is None else set(names) - {0}
-    scored, occurring, failed = _score(matches, ids, regions, tolerance, progress)
+    beside = LabelNames()
+    if names is None and regions is None:
+        beside = names_beside(predictions, labels)
+        regions = beside.regions
+        ignored = beside.ignored if ignored is None else ignored
+    if regions is not None:
+        names = dict(enumerate(regions, 1))
+    ids = None if names is None else set(names) - {0, ignored}
+    scored, occurring, failed = _score(matches, ids, regions, ignored, tolerance, progress)
     if not scored:
         why = next(iter(failed.values()))
         if len(failed) == 1:
             raise VolumeError(why)
         raise VolumeError(f"none of {len(failed)} cases could be scored; the first one: {why}")
-    if names is None:
-        names = names_beside(predictions, labels)
-        ids = occurring
+    if names is None or ids is None:
+        names, ids = beside.names, occurring
     if not ids:
         raise VolumeError(f"{predictions}, {labels}: no label to score, only background")
     shown = {i: name_of(i, names) for i in sorted(ids)}
@@ -88,7 +95,9 @@ def evaluate_files(
         empty=empty,
         resamples=resamples,
         seed=seed,
-        not_scored=sorted(occurring - set(ids)),
+        regions=regions,
+        ignored=ignored,
+        not_scored=sorted(occurring - ids),
         failed=failed,
         only_predictions=matches.only_predictions,
         only_labels=matches.only_labels,
@@ -99,6 +108,7 @@ def _score(
     matches: Matches,
     ids: set[int] | None,
     regions: Regions | None,
+    ignored: int | None,
     tolerance: float,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, dict[int, Scores]], set[int], dict[str, str]]:
@@ -112,7 +122,8 @@ def _score(
     names = [pair.name for pair in matches.pairs]
     with ThreadPoolExecutor(CASES_AT_ONCE) as pool:
         futures = {
-            pool.submit(_case, pair, ids, regions, tolerance): pair.name for pair in matches.pairs
+            pool.submit(_case, pair, ids, regions, ignored, tolerance): pair.name
+            for pair in matches.pairs
         }
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -132,10 +143,14 @@ def _score(
 
 
 def _case(
-    pair: Pair, ids: set[int] | None, regions: Regions | None, tolerance: float
+    pair: Pair,
+    ids: set[int] | None,
+    regions: Regions | None,
+    ignored: int | None,
+    tolerance: float,
 ) -> tuple[dict[int, Scores], set[int]]:
     """Returns the scores of one case, and the ids that occur in it, without the background."""
-    maps = read_pair(pair)
+    maps = read_pair(pair, ignored)
     try:
         scores = score_structures(pair, maps, ids, regions, tolerance)
     except VolumeError:

@@ -135,8 +135,13 @@ def find_images(folder: Path, names: Collection[str]) -> dict[str, Path]:
     return {name: path for name, path in by_case.items() if path is not None}
 
 
-def read_pair(pair: Pair) -> MapPair:
+def read_pair(pair: Pair, ignored: int | None = None) -> MapPair:
     """Reads the label maps of a case.
+
+    Args:
+      pair: their files.
+      ignored: id of voxels of the true label map that are background in both, as is what the
+        prediction has with this id; masks have no such voxels.
 
     Raises:
       VolumeError: if one cannot be read, or if their grids differ.
@@ -147,6 +152,11 @@ def read_pair(pair: Pair) -> MapPair:
     label, affine = read_labels_or_masks(pair.label)
     shapes = prediction.shape[:3], label.shape[:3]
     check_grids(pair.prediction, shapes[0], placed, pair.label, shapes[1], affine)
+    if ignored is not None and label.ndim == 3:
+        prediction[label == ignored] = 0
+        for array in (prediction, label):
+            if array.ndim == 3:
+                array[array == ignored] = 0
     return MapPair(prediction, label, affine)
 
 

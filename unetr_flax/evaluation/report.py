@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from unetr_flax.evaluation.bootstrap import CONFIDENCE
 from unetr_flax.evaluation.scores import METRICS, Scores
+from unetr_flax.evaluation.structures import Regions
 from unetr_flax.evaluation.summary import Empty, Estimate, Summary
 from unetr_flax.imaging.volume import escape
 
@@ -25,6 +26,8 @@ class Report:
       empty: how a structure that neither map has is counted.
       resamples: number of bootstrap draws.
       seed: seed of the draws.
+      regions: class ids of each region by name; None if the labels are classes.
+      ignored: id of the voxels of true label maps that count in no score, if there is one.
       not_scored: ids that occur, but were not among the labels to score.
       failed: what is wrong with each case that could not be evaluated, by case.
       only_predictions: names of predictions without a label map.
@@ -38,6 +41,8 @@ class Report:
     empty: Empty
     resamples: int
     seed: int
+    regions: Regions | None = None
+    ignored: int | None = None
     not_scored: list[int] = dataclasses.field(default_factory=list)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     only_predictions: list[str] = dataclasses.field(default_factory=list)
@@ -58,6 +63,7 @@ def to_json(report: Report) -> str:
     content = {
         "tolerance_mm": report.tolerance,
         "empty": report.empty,
+        "ignored_label": report.ignored,
         "bootstrap": {
             "confidence": CONFIDENCE,
             "resamples": report.resamples,

@@ -108,7 +108,7 @@ def as_masks(path: Path, array: np.ndarray, regions: Regions | None) -> list[np.
         return [np.isin(array, list(ids)).astype(np.uint8) for ids in regions.values()]
     if regions is not None and array.shape[3] != len(regions):
         raise VolumeError(
-            f"{path}: {array.shape[3]} masks, must be the {len(regions)} of --regions"
+            f"{path}: {array.shape[3]} masks, must be the {len(regions)} of --regions or --labels"
         )
     if not ((array == 0) | (array == 1)).all():
         raise VolumeError(f"{path}: masks from {array.min()} to {array.max()}, must be 0 and 1")

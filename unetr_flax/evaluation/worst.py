@@ -15,7 +15,7 @@ from unetr_flax.evaluation.pairs import (
     read_pair,
 )
 from unetr_flax.evaluation.report import Report
-from unetr_flax.evaluation.structures import Regions, painted
+from unetr_flax.evaluation.structures import painted
 from unetr_flax.evaluation.summary import case_mean
 from unetr_flax.imaging.volume import VolumeError, escape
 from unetr_flax.runtime.atomic import write_bytes
@@ -33,10 +33,10 @@ def write_worst(
     predictions: Path,
     labels: Path,
     images: Path | None,
-    regions: Regions | None = None,
 ) -> list[str]:
     """Draws the cases with the lowest mean Dice over labels, one PNG each.
 
+    Ignored voxels are drawn as background, and later regions over earlier ones.
     Pictures are named worst_01_CASE.png and so on; those of an earlier run in the folder go.
 
     Args:
@@ -47,8 +47,6 @@ def write_worst(
       labels: as for `evaluate_files`.
       images: folder of scans with the names of the cases; with two files, the scan; None if only
         labels are shown.
-
-      regions: as for `evaluate_files`; later ones are drawn over earlier ones.
 
     Returns:
       A line for each scan that cannot be shown.
@@ -69,10 +67,10 @@ def write_worst(
     complaints = []
     for rank, name in enumerate(cases, 1):
         pair, image = pairs[name], None
-        maps = read_pair(pair)
+        maps = read_pair(pair, report.ignored)
         maps = maps._replace(
-            prediction=painted(pair.prediction, maps.prediction, regions),
-            label=painted(pair.label, maps.label, regions),
+            prediction=painted(pair.prediction, maps.prediction, report.regions),
+            label=painted(pair.label, maps.label, report.regions),
         )
         if images is not None:
             try:
