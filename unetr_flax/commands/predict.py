@@ -92,6 +92,7 @@ def _find_cases(
     from unetr_flax.inference.outputs import CaseOutputs
     from unetr_flax.inference.pipeline import Case
 
+    _check_apart(source, target)
     # Results of an earlier run in a folder below the scans are no scans.
     found = find_cases(source, channels, except_below=target)
     if target.name.lower().endswith(NIFTI_ENDINGS) and not target.is_dir():
@@ -109,6 +110,20 @@ def _find_cases(
     number, parts, origin = part
     console.say(f"part {number} of {parts} ({origin})")
     return take_part(cases, number, parts)
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Raises if label maps would lie among the scans of a folder, and be scans of the next run."""
+    from unetr_flax.imaging.file_grid import NIFTI_ENDINGS
+
+    if not source.is_dir():
+        return
+    folder, place = source.resolve(), target.resolve()
+    if place == folder:
+        raise ValueError(f"{target}: is the folder of the scans, must be another one")
+    one_file = target.name.lower().endswith(NIFTI_ENDINGS) and not target.is_dir()
+    if one_file and folder in place.parents:
+        raise ValueError(f"{target}: is in the folder of the scans, must be elsewhere")
 
 
 def _checked(cases: "list[Case]") -> "list[Case]":

@@ -303,7 +303,6 @@ def test_label_maps_never_take_the_place_of_scans(run, refuses, model, scans):
     before = {path: path.read_bytes() for path in scans.rglob("*.*")}
     (scans / "link").symlink_to(scans / "p1")
     for source, target in (
-        (scans, scans),
         (scans / "p1" / "ct.nii.gz", scans / "link" / "ct.nii.gz"),
         (scans / "p1" / "ct.nii.gz", scans / "p1"),
     ):
@@ -313,6 +312,22 @@ def test_label_maps_never_take_the_place_of_scans(run, refuses, model, scans):
     # Label maps of the first run are no scans of the second.
     assert "1 of 1 label maps are there" in run(model, scans / "p1", scans / "p1" / "out")[1]
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_label_maps_never_lie_among_scans_where_the_next_run_takes_them_for_such(
+    refuses, model, tmp_path
+):
+    write_scan(tmp_path / "scans" / "a_0000.nii")
+    (tmp_path / "link").symlink_to(tmp_path / "scans")
+    for source, target, message in (
+        ("scans", "scans", "scans: is the folder of the scans, must be another one"),
+        ("scans", "link", "link: is the folder of the scans, must be another one"),
+        ("link", "scans", "scans: is the folder of the scans, must be another one"),
+        ("link", "scans/a.nii.gz", "a.nii.gz: is in the folder of the scans, must be elsewhere"),
+        ("scans", "link/new/a.nii", "a.nii: is in the folder of the scans, must be elsewhere"),
+    ):
+        assert message in refuses(model, tmp_path / source, tmp_path / target, "--overwrite")
+    assert files(tmp_path / "scans") == ["a_0000.nii"]
 
 
 def test_ctrl_c_leaves_no_file(run, monkeypatch, model, tmp_path):
