@@ -10,6 +10,7 @@ import pytest
 from unetr_flax import cli
 from unetr_flax.evaluation.files import evaluate_files
 from unetr_flax.evaluation.scores import METRICS, evaluate_case
+from unetr_flax.imaging.file_grid_test import turned
 
 nib = pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -166,7 +167,11 @@ def test_a_bad_case_is_told_and_the_others_are_scored(run, folders, tmp_path):
     assert status == 1
     assert re.search(r"label 1 +1  0\.667 ", out)
     assert re.search(r"a: .*a\.nii\.gz: not a readable NIfTI file", err)
-    assert re.search(r"c: .*c\.nii\.gz: 7 x 9 x 7 voxels, must be the 8 x 9 x 7 of .*c\.nii", err)
+    assert re.search(
+        r"c: .*c\.nii\.gz: grid of \(7, 9, 7\) voxels, .*c\.nii has \(8, 9, 7\); the label maps of "
+        "a case must be on one grid",
+        err,
+    )
     assert err.endswith("unetr: 2 of 3 cases could not be scored\n")
     content = json.loads((tmp_path / "out.json").read_text())
     assert sorted(content["failed"]) == ["a", "c"]
@@ -178,12 +183,35 @@ def test_grids_may_differ_by_a_tenth_of_a_voxel(folders, tmp_path):
     affine[1, 3] = 0.19
     prediction = save(tmp_path / "moved.nii", LABEL, affine)
     evaluate_files(prediction, folders[1] / "a.nii")
-    # The far corner moves by 8 times the difference of 0.02 voxels.
+    # The far corner moves by 8.5 times the difference of 0.02 voxels.
     affine = np.diag([SPACING[0], SPACING[1] * 1.02, SPACING[2], 1.0])
     save(prediction, LABEL, affine)
-    message = r"moved\.nii: a corner of its grid is 0\.16 voxels \(0\.32 mm\) away from that of .*a"
+    message = r"moved\.nii: its grid is off by 0\.17 voxels \(0\.34 mm\) at a corner from .*a\.nii"
     with pytest.raises(ValueError, match=message):
         evaluate_files(prediction, folders[1] / "a.nii")
+
+
+def test_rounding_near_45_degrees_turns_no_file(run, tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ("prediction.nii", "label.nii", "image.nii")]
+    image = LABEL.astype(np.float32)
+    for path, array, degrees in zip(
+        files, (LABEL, LABEL, image), (44.9999, 45.0001, 44.9999), strict=True
+    ):
+        nib.save(nib.Nifti1Image(array, turned(degrees)), path)
+    drawn = []
+
+    def draw(case, names):
+        drawn.append(case)
+        return PNG
+
+    monkeypatch.setattr("unetr_flax.evaluation.worst.draw_comparison", draw)
+    worst = ("--worst", 1, tmp_path / "worst", "--images", files[2])
+    status, out, err = run(*files[:2], *worst)
+    assert (status, err) == (0, "")
+    assert re.search(r"label 2 +1  1\.000  1\.000 ", out)
+    np.testing.assert_array_equal(drawn[0].image, drawn[0].label)
+    np.testing.assert_array_equal(drawn[0].prediction, drawn[0].label)
+    assert sorted(drawn[0].label.shape) == sorted(LABEL.shape)
 
 
 def make_doubled(folders):

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unetr_flax.imaging.file_grid import NIFTI_ENDINGS
+from unetr_flax.imaging.alignment import check_aligned
+from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, FileGrid
+from unetr_flax.imaging.label_map import read_whole_numbers
+from unetr_flax.imaging.nifti import open_labels
 from unetr_flax.imaging.volume import VolumeError
-
-# Largest distance, in voxels, between corners of grids that are taken for the same.
-LARGEST_SHIFT = 0.1
 
 
 class Pair(NamedTuple):
@@ -43,22 +43,23 @@ class Matches(NamedTuple):
 
 
 class MapPair(NamedTuple):
-    """The label maps of one case, on the canonical grid.
+    """The label maps of one case, on the canonical grid of the true one.
 
     Attributes:
       prediction: predicted class ids [X, Y, Z], or masks of structures [X, Y, Z, R], int32.
       label: true class ids or masks.
-      affine: 4 x 4, maps voxel indices to millimeters of the scanner.
+      grid: the grid of the true label map's file.
     """
 
     prediction: np.ndarray
     label: np.ndarray
-    affine: np.ndarray
+    grid: FileGrid
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """Distance between neighboring voxels along each axis, in mm."""
-        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        affine = self.grid.canonical_affine
+        return tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def match_files(predictions: Path, labels: Path) -> Matches:
@@ -146,56 +147,21 @@ def read_pair(pair: Pair, ignored: int | None = None) -> MapPair:
     Raises:
       VolumeError: if one cannot be read, or if their grids differ.
     """
-    from unetr_flax.imaging.nifti import read_labels_or_masks
-
-    prediction, placed = read_labels_or_masks(pair.prediction)
-    label, affine = read_labels_or_masks(pair.label)
-    shapes = prediction.shape[:3], label.shape[:3]
-    check_grids(pair.prediction, shapes[0], placed, pair.label, shapes[1], affine)
+    files = [open_labels(path) for path in (pair.prediction, pair.label)]
+    true_grid = files[1].grid
+    grid = check_aligned(
+        pair.prediction, files[0].grid, pair.label, true_grid, "the label maps of a case"
+    )
+    prediction, label = (
+        array[..., 0] if array.shape[3] == 1 else array
+        for array in map(read_whole_numbers, files, (grid, true_grid))
+    )
     if ignored is not None and label.ndim == 3:
         prediction[label == ignored] = 0
         for array in (prediction, label):
             if array.ndim == 3:
                 array[array == ignored] = 0
-    return MapPair(prediction, label, affine)
-
-
-def check_grids(
-    path: Path,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    other: Path,
-    other_shape: tuple[int, ...],
-    other_affine: np.ndarray,
-) -> None:
-    """Refuses a file whose voxels lie elsewhere than those of another file.
-
-    Args:
-      path: the file.
-      shape: its voxels along each axis.
-      affine: its voxel indices to mm, 4 x 4.
-      other: the file that it must fit.
-      other_shape: as `shape`, of the other file.
-      other_affine: as `affine`, of the other file.
-
-    Raises:
-      VolumeError: if the numbers of voxels differ, or if a corner of the grid is more than a tenth
-        of a voxel away.
-    """
-    if tuple(shape) != tuple(other_shape):
-        raise VolumeError(
-            f"{path}: {_sizes(shape)} voxels, must be the {_sizes(other_shape)} of {other}"
-        )
-    ends = np.array([[0, n - 1] for n in other_shape])
-    corners = np.stack([*(grid.ravel() for grid in np.meshgrid(*ends)), np.ones(8)])
-    moved = np.linalg.solve(other_affine, affine @ corners)[:3] - corners[:3]
-    distance = float(np.abs(moved).max())
-    if not distance <= LARGEST_SHIFT:
-        mm = float(np.linalg.norm((affine - other_affine) @ corners, axis=0).max())
-        raise VolumeError(
-            f"{path}: a corner of its grid is {distance:.3g} voxels ({mm:.3g} mm) away from that "
-            f"of {other}, must be at most {LARGEST_SHIFT}"
-        )
+    return MapPair(prediction, label, true_grid)
 
 
 def _stem(name: str) -> str:
@@ -204,10 +170,6 @@ def _stem(name: str) -> str:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _count(files: Collection) -> str:

@@ -6,17 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from unetr_flax.evaluation.comparison import Comparison, draw_comparison
-from unetr_flax.evaluation.pairs import (
-    MapPair,
-    Pair,
-    check_grids,
-    find_images,
-    match_files,
-    read_pair,
-)
+from unetr_flax.evaluation.pairs import MapPair, Pair, find_images, match_files, read_pair
 from unetr_flax.evaluation.report import Report
 from unetr_flax.evaluation.structures import painted
 from unetr_flax.evaluation.summary import case_mean
+from unetr_flax.imaging.alignment import check_aligned
+from unetr_flax.imaging.scan import read_scan
 from unetr_flax.imaging.volume import VolumeError, escape
 from unetr_flax.runtime.atomic import write_bytes
 
@@ -99,15 +94,14 @@ def worst_cases(report: Report, number: int) -> list[str]:
 
 
 def _read_image(path: Path | None, images: Path, pair: Pair, maps: MapPair) -> np.ndarray:
-    """Reads the first channel of a scan, [X, Y, Z]."""
-    from unetr_flax.imaging.nifti import read_volume
-
+    """Reads the first channel of a scan, [X, Y, Z], on the canonical grid of the true label map."""
     if path is None:
         raise VolumeError(f"{images}: no scan named {pair.name} or {pair.name}_0000")
-    volume = read_volume(path)
-    shape = volume.array.shape[:3]
-    check_grids(path, shape, volume.affine, pair.label, maps.label.shape, maps.affine)
-    return volume.array[..., 0]
+    scan = read_scan(path)
+    grid = check_aligned(path, scan.grid, pair.label, maps.grid, "a scan and its label map")
+    image = np.empty(grid.canonical_shape, np.float32)
+    grid.view_on_file_axes(image)[...] = scan.grid.view_on_file_axes(scan.volume.array[..., 0])
+    return image
 
 
 def _title(report: Report, rank: int, name: str) -> str:

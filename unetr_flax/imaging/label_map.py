@@ -1,11 +1,10 @@
-"""Label maps in files: whole numbers, and where they lie on the grid of their image."""
+"""Label maps in files: whole numbers."""
 
-import dataclasses
-import itertools
 from pathlib import Path
 
 import numpy as np
 
+from unetr_flax.imaging.alignment import align as align
 from unetr_flax.imaging.file_grid import FileGrid, plane_slabs
 from unetr_flax.imaging.image_file import ImageFile
 from unetr_flax.imaging.scan import allocate, open_image_file
@@ -46,31 +45,6 @@ def read_label_ids(path: Path) -> set[int]:
       VolumeError: as for `read_whole_numbers` and `open_image_file`.
     """
     return set(np.unique(read_whole_numbers(open_image_file(path))).tolist())
-
-
-def align(grid: FileGrid, image_grid: FileGrid) -> tuple[FileGrid, float]:
-    """Places the grid of a label map on that of its image.
-
-    The orientation is decided once, for the image: the axes of the label map are matched with the
-    image's and not with the patient's, so rounding of an oblique affine cannot turn one of the two.
-
-    Args:
-      grid: the grid of the label map's file.
-      image_grid: the grid of the image's file.
-
-    Returns:
-      The grid of the label map in units of the image's canonical voxels, and by how many of these
-      voxels a corner of the label map is off at most, infinite where the shapes differ.
-    """
-    relative = np.linalg.solve(image_grid.canonical_affine, grid.affine)
-    aligned = dataclasses.replace(grid, affine=relative)
-    shape = aligned.canonical_shape
-    if shape != image_grid.canonical_shape:
-        return aligned, float("inf")
-    faces = [(-0.5, length - 0.5) for length in shape]
-    corners = np.array([(*corner, 1) for corner in itertools.product(*faces)]).T
-    shift = (aligned.canonical_affine - np.eye(4)) @ corners
-    return aligned, float(np.abs(shift[:3]).max())
 
 
 def _whole_numbers(file: ImageFile, stored: np.ndarray, first_plane: int) -> np.ndarray:

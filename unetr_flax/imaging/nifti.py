@@ -42,28 +42,18 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       VolumeError: as for `read_volume`, and if voxels are not whole numbers.
     """
-    file = _open(path)
+    file = open_labels(path)
     if file.channels != 1:
         raise VolumeError(f"{path}: shape {(*file.grid.shape, file.channels)}, must be 3D")
     return read_whole_numbers(file)[..., 0], file.grid.canonical_affine
 
 
-def read_labels_or_masks(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a label map, or masks of structures that may overlap, onto the canonical grid.
-
-    Returns:
-      Class ids [X, Y, Z] or, from a 4D file, masks [X, Y, Z, R], int32; and the affine, as
-      `read_labels` returns it.
+def open_labels(path: Path | str) -> ImageFile:
+    """Reads and checks the header of a label map, or of masks, in NIfTI format.
 
     Raises:
-      VolumeError: as for `read_labels`.
+      VolumeError: as for `read_volume`, but for what is wrong with the voxels.
     """
-    file = _open(path)
-    labels = read_whole_numbers(file)
-    return labels[..., 0] if file.channels == 1 else labels, file.grid.canonical_affine
-
-
-def _open(path: Path | str) -> ImageFile:
     check_ending(Path(path), NIFTI_ENDINGS)
     return open_nifti(Path(path))
 

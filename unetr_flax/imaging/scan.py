@@ -1,12 +1,12 @@
 """Scans of any kind of file, read onto the canonical grid."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from unetr_flax.imaging.alignment import check_aligned
 from unetr_flax.imaging.dicom_series import DicomSeries
 from unetr_flax.imaging.dicom_slice import is_dicom
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, FileGrid
@@ -25,9 +25,6 @@ _OPENERS = {
 SCAN_ENDINGS = tuple(_OPENERS)
 
 _Opened = ImageFile | DicomSeries
-
-# In voxels: how far the grids of two channels may be apart.
-_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +60,8 @@ def read_scan(images: Path | str | Sequence[Path | str], *, allow_nan: bool = Fa
         DICOM series are missing, doubled or shifted; if a package that is needed is not installed.
     """
     paths = [Path(images)] if isinstance(images, Path | str) else [Path(path) for path in images]
-    files = _open(paths)
-    first = files[0]
-    for file in files[1:]:
-        _check_same_grid(first, file)
+    first, *others = _open(paths)
+    files = [first, *(_aligned(file, first) for file in others)]
     channels = sum(file.channels for file in files)
     array = allocate(first.path, (*first.grid.canonical_shape, channels), np.float32)
     start = nan_voxels = 0
@@ -124,25 +119,10 @@ def open_image_file(path: Path) -> ImageFile:
     )
 
 
-def _check_same_grid(first: _Opened, other: _Opened) -> None:
-    """Raises if two files are not on one grid; their axes may lie on disk in different orders."""
-    shape, shape_of_first = other.grid.canonical_shape, first.grid.canonical_shape
-    if shape != shape_of_first:
-        raise VolumeError(
-            f"{other.path}: grid of {shape} voxels, {first.path} has {shape_of_first}; the "
-            "channels of a scan must be on one grid"
-        )
-    faces = [(-0.5, length - 0.5) for length in shape]
-    corners = np.array([(*corner, 1) for corner in itertools.product(*faces)]).T
-    shift = (other.grid.canonical_affine - first.grid.canonical_affine) @ corners
-    voxels = np.linalg.solve(first.grid.canonical_affine[:3, :3], shift[:3])
-    farthest = float(np.abs(voxels).max())
-    if not farthest <= _TOLERANCE:
-        mm = float(np.linalg.norm(shift[:3], axis=0).max())
-        raise VolumeError(
-            f"{other.path}: its grid is off by {farthest:.3g} voxels ({mm:.3g} mm) at a corner "
-            f"from {first.path}; the channels of a scan must agree within {_TOLERANCE} voxels"
-        )
+def _aligned(file: _Opened, first: _Opened) -> _Opened:
+    """Returns the file of a channel with its axes matched with those of the first one."""
+    grid = check_aligned(file.path, file.grid, first.path, first.grid, "the channels of a scan")
+    return dataclasses.replace(file, grid=grid)
 
 
 def _mend(path: Path, image: np.ndarray, allow_nan: bool) -> int:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unetr_flax.imaging import VolumeError, read_scan, read_volume
-from unetr_flax.imaging.file_grid_test import affine_of, save
+from unetr_flax.imaging.file_grid_test import affine_of, save, turned
 
 nib = pytest.importorskip("nibabel")
 
@@ -41,6 +41,14 @@ def test_channels_may_lie_on_disk_in_other_orders_of_one_grid(tmp_path):
     )
     nib.save(nib.Nifti1Image(CHANNELS[1], image.affine).as_reoriented(transform), paths[1])
     np.testing.assert_array_equal(read_scan(paths).volume.array, expected.array)
+
+
+def test_rounding_near_45_degrees_turns_no_channel(tmp_path):
+    affines = [turned(44.9999), turned(45.0001), turned(44.9999)]
+    assert (nib.io_orientation(affines[0]) != nib.io_orientation(affines[1])).any()
+    scan = read_scan(save_channels(tmp_path, affines=affines))
+    on_file_axes = scan.grid.view_on_file_axes(scan.volume.array)
+    np.testing.assert_array_equal(on_file_axes, np.stack(CHANNELS, -1))
 
 
 def test_channels_on_other_grids_are_told_with_the_numbers(tmp_path):
