@@ -389,6 +389,16 @@ def test_worst_cases_of_masks_are_drawn(run, tmp_path):
     assert [path.name for path in (tmp_path / "worst").iterdir()] == ["worst_01_p.png"]
 
 
+def test_long_names_of_any_letters_are_cut_to_what_file_systems_hold(run, tmp_path):
+    folders = tmp_path / "predictions", tmp_path / "labels"
+    for folder, array in zip(folders, (masks(MISSED), masks(LABEL)), strict=True):
+        save(folder / ("\u2202" * 60) / ("\u2211" * 60 + "b.nii"), array)
+    status, _, err = run(*folders, "--worst", 1, tmp_path / "worst")
+    assert (status, err) == (0, "")
+    (picture,) = (tmp_path / "worst").iterdir()
+    assert picture.name == "worst_01_" + "\u2211" * 39 + "b.png"
+
+
 @pytest.mark.parametrize(
     ("prediction", "label", "options", "message"),
     [

@@ -17,7 +17,7 @@ from unetr_flax.runtime.atomic import write_bytes
 
 # Scores of this many labels stand in the title of a picture, the lowest first.
 LABELS_IN_TITLE = 4
-# Letters of a case's name that stand in the name of its picture; the rest would not fit.
+# Bytes of a case's name that stand in the name of its picture; file systems count no letters.
 LONGEST_NAME = 120
 
 
@@ -78,7 +78,9 @@ def write_worst(
             ),
             {i: escape(label) for i, label in report.names.items()},
         )
-        file = escape(name).replace("/", "_")[-LONGEST_NAME:]
+        end = escape(name).replace("/", "_").encode()[-LONGEST_NAME:]
+        # A letter that is cut goes.
+        file = end.decode(errors="ignore")
         write_bytes(folder / f"worst_{rank:02}_{file}.png", picture)
     return complaints
 
