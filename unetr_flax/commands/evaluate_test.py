@@ -11,6 +11,8 @@ from unetr_flax import cli
 from unetr_flax.evaluation.files import evaluate_files
 from unetr_flax.evaluation.scores import METRICS, evaluate_case
 from unetr_flax.imaging.file_grid_test import turned
+from unetr_flax.imaging.volume import Volume
+from unetr_flax.viewing import label_statistics
 
 nib = pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -212,6 +214,21 @@ def test_rounding_near_45_degrees_turns_no_file(run, tmp_path, monkeypatch):
     np.testing.assert_array_equal(drawn[0].image, drawn[0].label)
     np.testing.assert_array_equal(drawn[0].prediction, drawn[0].label)
     assert sorted(drawn[0].label.shape) == sorted(LABEL.shape)
+
+
+@pytest.mark.parametrize("options", [(), ("--regions", "liver=1")])
+def test_volumes_of_sheared_voxels_are_those_of_statistics(run, tmp_path, options):
+    affine = np.diag([*SPACING, 1.0])
+    affine[0, 1] = 1.5
+    files = [tmp_path / name for name in ("prediction.nii", "label.nii")]
+    for path in files:
+        nib.save(nib.Nifti1Image(LABEL, affine), path)
+    assert run(*files, *options, "--json", tmp_path / "out.json")[0] == 0
+    found, _ = scored(tmp_path)
+    volume = Volume(np.zeros((*LABEL.shape, 1), np.float32), affine)
+    assert found["1"]["label_ml"] == pytest.approx(
+        label_statistics(volume, LABEL, {})[0].volume_ml, rel=1e-12
+    )
 
 
 def make_doubled(folders):

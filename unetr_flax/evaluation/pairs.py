@@ -11,7 +11,7 @@ from unetr_flax.imaging.alignment import check_aligned
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, FileGrid
 from unetr_flax.imaging.label_map import read_whole_numbers
 from unetr_flax.imaging.nifti import open_labels
-from unetr_flax.imaging.volume import VolumeError
+from unetr_flax.imaging.volume import VolumeError, voxel_ml
 
 
 class Pair(NamedTuple):
@@ -60,6 +60,11 @@ class MapPair(NamedTuple):
         """Distance between neighboring voxels along each axis, in mm."""
         affine = self.grid.canonical_affine
         return tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml."""
+        return voxel_ml(self.grid.canonical_affine)
 
 
 def match_files(predictions: Path, labels: Path) -> Matches:

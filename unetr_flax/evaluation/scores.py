@@ -102,15 +102,17 @@ def evaluate_case(
     *,
     ids: Collection[int] | None = None,
     tolerance: float = 1.0,
+    voxel_ml: float | None = None,
 ) -> dict[int, Scores]:
     """Scores each label of a predicted label map.
 
     Args:
       prediction: predicted class ids, integers [*spatial], 0 for the background.
       label: true class ids, with the shape of `prediction`.
-      spacing: mm per voxel along each axis; axes are taken to be perpendicular.
+      spacing: mm per voxel along each axis; distances take the axes to be perpendicular.
       ids: class ids to score; those that occur in either map, without the background, if None.
       tolerance: largest distance in mm that the surface Dice counts as agreement.
+      voxel_ml: volume of a voxel in ml; that of perpendicular axes if None.
 
     Returns:
       The scores of each id, in ascending order.
@@ -136,7 +138,7 @@ def evaluate_case(
     occurring = np.flatnonzero(union)
     find_objects = import_ndimage().find_objects
     boxes = find_objects(prediction), find_objects(label)
-    ml = math.prod(spacing) / 1000
+    ml = math.prod(spacing) / 1000 if voxel_ml is None else voxel_ml
     scores = {}
     for i in sorted(set(occurring.tolist()) - {0} if ids is None else set(ids)):
         if not union[i]:

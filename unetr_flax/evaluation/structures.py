@@ -1,5 +1,6 @@
 """The structures that are scored: classes of label maps, regions of classes, or masks."""
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -66,10 +67,11 @@ def score_structures(
         if a file has another number of masks than there are regions.
       ValueError: as for `evaluate_case`.
     """
+    score = functools.partial(
+        evaluate_case, spacing=maps.spacing, tolerance=tolerance, voxel_ml=maps.voxel_ml
+    )
     if regions is None and maps.prediction.ndim == maps.label.ndim == 3:
-        return evaluate_case(
-            maps.prediction, maps.label, maps.spacing, ids=ids, tolerance=tolerance
-        )
+        return score(maps.prediction, maps.label, ids=ids)
     prediction = as_masks(pair.prediction, maps.prediction, regions)
     label = as_masks(pair.label, maps.label, regions)
     if len(prediction) != len(label):
@@ -78,9 +80,7 @@ def score_structures(
         )
     numbers = range(1, len(label) + 1) if ids is None else sorted(ids)
     return {
-        number: evaluate_case(
-            prediction[number - 1], label[number - 1], maps.spacing, ids={1}, tolerance=tolerance
-        )[1]
+        number: score(prediction[number - 1], label[number - 1], ids={1})[1]
         if number <= len(label)
         else Scores.both_empty()
         for number in numbers

@@ -36,3 +36,13 @@ class Volume:
     def spacing(self) -> tuple[float, ...]:
         """Distance between neighboring voxels along each axis, in mm."""
         return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml."""
+        return voxel_ml(self.affine)
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Returns the volume of a voxel in ml; axes need not be at right angles."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000

@@ -64,8 +64,3 @@ def check_labels(volume: Volume, labels: np.ndarray) -> None:
         raise ValueError(f"labels: {labels.dtype}, must be integers")
     if labels.size and not 0 <= labels.min() <= labels.max() <= LARGEST_LABEL:
         raise ValueError(f"labels: {labels.min()} to {labels.max()}, must be 0 to {LARGEST_LABEL}")
-
-
-def voxel_ml(volume: Volume) -> float:
-    """Returns the volume of a voxel in ml; axes need not be at right angles."""
-    return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000

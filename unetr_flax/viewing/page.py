@@ -16,7 +16,7 @@ from unetr_flax.imaging.volume import Volume
 from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing import niivue
 from unetr_flax.viewing.cross_sections import CrossSections
-from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
+from unetr_flax.viewing.labels import check_labels, color_of, name_of
 from unetr_flax.viewing.page_data import encode, gray_step
 from unetr_flax.viewing.planes import CONVENTION
 from unetr_flax.viewing.windows import window_presets
@@ -133,7 +133,7 @@ def _facts(volume: Volume, sections: CrossSections, names: Mapping[int, str]) ->
         {
             "name": name_of(label, names),
             "color": color_of(label),
-            "ml": voxels * voxel_ml(volume),
+            "ml": voxels * volume.voxel_ml,
             "voxel": largest,
         }
         for label, voxels, largest in zip(

@@ -11,7 +11,7 @@ import numpy as np
 from unetr_flax.imaging.volume import Volume, VolumeError
 from unetr_flax.runtime.atomic import commit, staged
 from unetr_flax.viewing.cross_sections import CrossSections
-from unetr_flax.viewing.labels import check_labels, color_of, name_of, voxel_ml
+from unetr_flax.viewing.labels import check_labels, color_of, name_of
 from unetr_flax.viewing.planes import CONVENTION, PLANES, Plane
 from unetr_flax.viewing.windows import window_presets
 
@@ -115,7 +115,7 @@ def _draw(
     volume: Volume, labels: np.ndarray, names: Mapping[int, str], window: tuple[float, float] | None
 ) -> Any:
     sections = CrossSections.of(labels)
-    ml = sections.voxels * voxel_ml(volume)
+    ml = sections.voxels * volume.voxel_ml
     image = volume.array[..., 0]
     (low, high), *_ = window_presets(image, window).values()
     extent = np.array(labels.shape) * volume.spacing

@@ -10,7 +10,7 @@ import numpy as np
 
 from unetr_flax.imaging.volume import Volume
 from unetr_flax.viewing.cross_sections import CrossSections, row_table
-from unetr_flax.viewing.labels import check_labels, name_of, voxel_ml
+from unetr_flax.viewing.labels import check_labels, name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def label_statistics(
             id=label,
             name=name_of(label, names),
             voxels=voxels,
-            volume_ml=voxels * voxel_ml(volume),
+            volume_ml=voxels * volume.voxel_ml,
             mean=mean,
             std=std,
             min=low,
