@@ -47,6 +47,20 @@ def test_summary_takes_other_sizes(monkeypatch, capsys):
     assert "float32[1,32,16,8,4]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--norm", "instance"), "--norm: only with a PyTorch file"),
+        (("--norm-groups", "0"), "--norm-groups: only with a PyTorch file"),
+        (("--ignore", "loss.*"), "--ignore: only with a PyTorch file"),
+        (("--dropout-rate", "2"), "dropout_rate"),
+    ],
+)
+def test_summary_takes_no_option_that_it_does_not_use(monkeypatch, capsys, args, message):
+    assert run(monkeypatch, "summary", *args) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_output_that_nobody_reads_any_more_ends_the_command_silently(monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)

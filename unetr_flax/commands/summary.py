@@ -69,8 +69,10 @@ def summary(
       model: Model folder, or PyTorch file; if not given, a fresh model.
     """
     if model is None:
-        if told.ignore:
-            raise CheckpointError("--ignore: only with a PyTorch file")
+        for name in ("norm", "norm_groups", "ignore"):
+            if getattr(told, name) != getattr(Told(), name):
+                option = name.replace("_", "-")
+                raise CheckpointError(f"--{option}: only with a PyTorch file")
         cfg = _fresh(fresh, told)
     elif fresh != Sizes():
         raise CheckpointError(f"{model}: says its sizes itself, no option can")
@@ -127,5 +129,6 @@ def _fresh(sizes: Sizes, told: Told) -> UNETRConfig:
         patch_size=patch_size[0] if len(patch_size) == 1 else patch_size,
         num_heads=8 if told.num_heads is None else told.num_heads,
         skip_layers=told.skip_layers,
+        dropout_rate=told.dropout_rate,
         **{name: value for name, value in vars(sizes).items() if name != "patch_size"},
     )
