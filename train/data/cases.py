@@ -6,14 +6,11 @@ import numpy as np
 
 from train.data.dataset import BadCasesError, Case, DataError, Dataset
 from train.data.targets import MOST_REGIONS, encode
+from unetr_flax.imaging.alignment import GRID_TOLERANCE, align
 from unetr_flax.imaging.file_grid import FileGrid
-from unetr_flax.imaging.label_map import align, read_whole_numbers
+from unetr_flax.imaging.label_map import read_whole_numbers
 from unetr_flax.imaging.scan import open_image_file, read_scan
 from unetr_flax.imaging.volume import Volume, VolumeError
-
-# In voxels: how far a corner of the label map may be from that of the image. The affines of one
-# grid differ by rounding if different programs wrote them.
-GRID_TOLERANCE = 0.1
 
 
 def read_case(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray]:

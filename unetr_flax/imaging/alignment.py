@@ -10,7 +10,8 @@ from unetr_flax.imaging.file_grid import FileGrid
 from unetr_flax.imaging.volume import VolumeError
 
 # In voxels: how far a corner of a grid may be from that of another one that is taken for the same.
-_TOLERANCE = 0.1
+# The affines of one grid differ by rounding if different programs wrote them.
+GRID_TOLERANCE = 0.1
 
 
 def align(grid: FileGrid, image_grid: FileGrid) -> tuple[FileGrid, float]:
@@ -60,12 +61,12 @@ def check_aligned(
             f"{path}: grid of {shape} voxels, {image} has {shape_of_image}; {what} must be on one "
             "grid"
         )
-    if not voxels <= _TOLERANCE:
+    if not voxels <= GRID_TOLERANCE:
         shifts = image_grid.canonical_affine[:3, :3] @ _shifts(aligned)
         mm = float(np.linalg.norm(shifts, axis=0).max())
         raise VolumeError(
             f"{path}: its grid is off by {voxels:.3g} voxels ({mm:.3g} mm) at a corner from "
-            f"{image}; {what} must agree within {_TOLERANCE} voxels"
+            f"{image}; {what} must agree within {GRID_TOLERANCE} voxels"
         )
     return aligned
 

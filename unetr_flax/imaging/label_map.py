@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from unetr_flax.imaging.alignment import align as align
 from unetr_flax.imaging.file_grid import FileGrid, plane_slabs
 from unetr_flax.imaging.image_file import ImageFile
 from unetr_flax.imaging.scan import allocate, open_image_file
