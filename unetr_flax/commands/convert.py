@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,9 @@ import tyro
 
 from unetr_flax.commands.encoders import read_encoder, read_target
 from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model, read_preprocessing
+from unetr_flax.commands.regions import tell_regions
 from unetr_flax.commands.told import Told
+from unetr_flax.inference.regions import Regions
 from unetr_flax.weights import (
     CheckpointError,
     resize_position_embedding,
@@ -37,6 +40,10 @@ class ConvertOptions:
     preprocessing: str | None = None
     """btcv, spleen, hippocampus or a JSON file: what is done to a scan before the model, stored in
     the model folder for `unetr predict`."""
+
+    regions: tuple[str, ...] | None = None
+    """Name of each output, stored in the model folder, if outputs are sigmoids of regions and not
+    classes: TC WT ET for 4D masks, or with the class ids that each has, TC=1,3 WT=1,2,3 ET=3."""
 
     encoder_for: Path | None = None
     """A model folder, or the JSON of a configuration: IN is a pretrained vision transformer, and
@@ -77,6 +84,8 @@ def convert(
         raise CheckpointError("--encoder-img-size: only with --encoder-for")
     if output.preprocessing is not None and output.to != "flax":
         raise CheckpointError("--preprocessing: only for a model folder, not with --to torch")
+    if output.regions is not None and output.to != "flax":
+        raise CheckpointError("--regions: only for a model folder, not with --to torch")
     preprocessing = (
         None if output.preprocessing is None else read_preprocessing(output.preprocessing)
     )
@@ -85,13 +94,17 @@ def convert(
     if output.resize_to is not None:
         cfg, variables = resize_position_embedding(cfg, variables, output.resize_to)
         model = dataclasses.replace(model, cfg=cfg, variables=variables)
+    if preprocessing is not None:
+        model = dataclasses.replace(model, preprocessing=preprocessing)
     print(f"{source}: {describe(model)}")
+    if output.regions is not None:
+        model = _of_regions(source, model, output.regions)
     if output.to == "flax":
         save_pretrained(
             target,
             cfg,
             variables,
-            preprocessing=preprocessing or model.preprocessing,
+            preprocessing=model.preprocessing,
             provenance=model.provenance,
         )
     else:
@@ -115,6 +128,23 @@ def _model(source: Path, output: ConvertOptions, told: Told) -> Model:
     print(transfer.describe())
     provenance = {"encoder": source.name, "model": output.encoder_for.name}
     return Model.of_flax(cfg, variables, preprocessing, provenance)
+
+
+def _of_regions(source: Path, model: Model, option: Sequence[str]) -> Model:
+    """Returns a model whose outputs are the regions of --regions, and prints what they become.
+
+    Raises:
+      ValueError: if there are not as many as the model has outputs, or it tells regions itself.
+    """
+    provenance = tell_regions(source, model.provenance, option)
+    regions = Regions.from_provenance(source, provenance)
+    assert regions is not None
+    regions.check_outputs(model.cfg.out_channels)
+    print(f"  {regions.describe()}")
+    known = model.preprocessing
+    # Its labels are names of classes.
+    preprocessing = None if known is None else dataclasses.replace(known, labels=())
+    return dataclasses.replace(model, preprocessing=preprocessing, provenance=provenance)
 
 
 def describe(model: Model) -> str:

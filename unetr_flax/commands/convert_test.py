@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 SIZE = {"img_size": (32, 16, 32), "in_channels": 2, "out_channels": 3}
 MONAI = UNETRConfig.monai(**SIZE, feature_size=4, hidden_size=8, mlp_dim=12, num_heads=2)
+BRATS = ("TC=1,3", "WT=1,2,3", "ET=3")
 TOLD = ("--num-heads", "2", "--img-size", "32", "16", "32")
 
 
@@ -218,6 +219,42 @@ def test_preprocessing_is_stored_in_the_folder(monkeypatch, says, tmp_path, file
     assert f"--preprocessing {told}: preprocessing: spacing=0: must be" in line
     line = says("convert", folder, tmp_path / "a.pt", "--to", "torch", "--preprocessing", told)
     assert "--preprocessing: only for a model folder, not with --to torch" in line
+    assert not out.exists()
+
+
+def test_regions_are_stored_in_the_folder_as_training_does(
+    monkeypatch, capsys, says, tmp_path, file
+):
+    told = tmp_path / "told.json"
+    labels = ["background", "edema", "enhancing"]
+    told.write_text(
+        json.dumps(Preprocessing.from_modalities(["T1", "T2"], labels=labels).to_dict())
+    )
+    options = (*TOLD, "--preprocessing", told, "--regions")
+    folder, masks, out = tmp_path / "model", tmp_path / "masks", tmp_path / "none"
+    assert run(monkeypatch, "convert", file, folder, *options, *BRATS) == 0
+    assert "label maps of 1 TC without ET, 2 WT without TC, 3 ET" in capsys.readouterr().out
+    metadata = read_metadata(folder)
+    assert metadata["provenance"]["source"] == "best.pt"
+    regions = {key: metadata["provenance"][key] for key in ("regions", "region_ids")}
+    assert regions == {"regions": ["TC", "WT", "ET"], "region_ids": [[1, 3], [1, 2, 3], [3]]}
+    assert metadata["preprocessing"].labels == ()
+    assert run(monkeypatch, "convert", file, masks, *options, "TC", "WT", "ET") == 0
+    assert "regions TC, WT, ET: written as 4D masks" in capsys.readouterr().out
+    assert read_metadata(masks)["provenance"]["regions"] == ["TC", "WT", "ET"]
+
+    line = says("convert", folder, out, "--regions", "TC", "WT", "ET")
+    assert f"--regions: {folder} tells itself that it predicts TC, WT, ET" in line
+    for values, message in (
+        (["TC", "WT"], "regions TC, WT: must be 3, one for each output of the model"),
+        (["TC", "WT", "TC"], "--regions TC WT TC: must be a different name for each output"),
+        ([], "--regions : must be a different name"),
+        (["TC=1,3", "WT", "ET=3"], "--regions WT: must be NAME=ID,ID,"),
+        (["TC=0", "WT=1", "ET=3"], "--regions TC=0: ids must be 1 to 65535"),
+    ):
+        assert message in says("convert", file, out, *options, *values)
+    line = says("convert", file, tmp_path / "a.pt", "--to", "torch", "--regions", "TC")
+    assert "--regions: only for a model folder, not with --to torch" in line
     assert not out.exists()
 
 

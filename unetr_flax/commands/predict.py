@@ -32,11 +32,12 @@ def predict(
     """Segment scans: label maps on exactly the grid of each scan.
 
     MODEL is a model folder, or several, whose probabilities are averaged, or a PyTorch file with
-    --preprocessing. INPUT is a scan (NIfTI, NRRD, MetaImage, or a DICOM series with SimpleITK), or
-    a folder of scans with all below it. OUTPUT is a file that ends in .nii.gz or .nii, or a folder,
-    which gets a label map for each case, and labels.json with the names of the labels. What is
-    there is skipped, so a run that was stopped goes on with the same command. Overlapping regions
-    become a label map where they are nested, else 4D masks; the output says which.
+    --preprocessing, and with --regions if its outputs are sigmoids. INPUT is a scan (NIfTI, NRRD,
+    MetaImage, or a DICOM series with SimpleITK), or a folder of scans with all below it. OUTPUT is
+    a file that ends in .nii.gz or .nii, or a folder, which gets a label map for each case, and
+    labels.json with the names of the labels. What is there is skipped, so a run that was stopped
+    goes on with the same command. Overlapping regions become a label map where they are nested,
+    else 4D masks; the output says which.
 
     Exit status: 0 if all cases are done, 1 if some could not be segmented (each is reported, the
     others are done), 2 if nothing could be started, 130 after Ctrl-C.
@@ -58,7 +59,7 @@ def predict(
     *models, source, target = paths
     console = Console(outputs)
     preprocessing = find_preprocessing_of(models[0], inputs.preprocessing)
-    regions = find_regions_of(models[0])
+    regions = find_regions_of(models[0], computation.regions)
     cases = _find_cases(source, target, len(preprocessing.modalities), inputs.part, console)
     todo: list[Case] = []
     skipped: list[Case] = []

@@ -27,6 +27,11 @@ class Inputs:
 class Computation:
     """How the model is applied."""
 
+    regions: tuple[str, ...] | None = None
+    """Name of each output, if outputs are sigmoids of regions and not classes: TC WT ET for 4D
+    masks, or with the class ids that each has, TC=1,3 WT=1,2,3 ET=3. A folder of a model that was
+    trained on regions tells this itself; PyTorch files do not."""
+
     overlap: float = OVERLAP
     """Fraction of a window that neighbors share, in [0, 1)."""
 

@@ -77,6 +77,24 @@ def test_nested_regions_become_a_label_map(run):
     np.testing.assert_array_equal(labels, 2 * (run.scan == 2))
 
 
+def test_regions_are_told_where_the_model_does_not(run, monkeypatch, capsys):
+    labels, shown = run(None, "--regions", "outer=1,2", "inner=2")
+    np.testing.assert_array_equal(labels, run.scan)
+    assert "regions outer, inner: written as label maps of 1 outer without inner, 2 inner" in shown
+    masks, _ = run(None, "--regions", "outer", "inner")
+    np.testing.assert_array_equal(masks, np.stack([run.scan > 0, run.scan > 1], axis=-1))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--regions", "outer", "--quiet"])
+    assert cli.main() == 2
+    assert capsys.readouterr().err == (
+        "unetr: regions outer: must be 2, one for each output of the model\n"
+    )
+    run(NAMES)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--regions", "outer", "inner"])
+    assert cli.main() == 2
+    line = capsys.readouterr().err
+    assert line == f"unetr: --regions: {sys.argv[2]} tells itself that it predicts outer, inner\n"
+
+
 def test_other_regions_become_masks(run):
     expected = np.stack([run.scan > 0, run.scan > 1], axis=-1)
     extras = ("--statistics", "--preview", "--html")

@@ -12,6 +12,7 @@ import numpy as np
 
 from unetr_flax.commands.models import Model, load_model, read_preprocessing
 from unetr_flax.commands.predict_options import FAST_OVERLAP, Computation, Inputs, Outputs
+from unetr_flax.commands.regions import tell_regions
 from unetr_flax.commands.told import Told
 from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.imaging.presets import PRESETS
@@ -88,7 +89,8 @@ class Setup:
             if self.inputs.preprocessing is None:
                 check_preprocessing(path, model.preprocessing, self.preprocessing)
             _check_flips(path, model, flips)
-            check_regions(path, Regions.from_provenance(path, model.provenance), self.regions)
+            provenance = tell_regions(path, model.provenance, self.computation.regions)
+            check_regions(path, Regions.from_provenance(path, provenance), self.regions)
         windows_to_logits = predictor.Predictor(
             [predictor.Weights(model.cfg, model.variables) for model in models],
             flips=flips,
@@ -125,15 +127,19 @@ def find_preprocessing_of(model: Path, option: str | None) -> Preprocessing:
     return own
 
 
-def find_regions_of(model: Path) -> Regions | None:
+def find_regions_of(model: Path, option: Sequence[str] | None) -> Regions | None:
     """Finds the regions that a model predicts, without reading its weights; None for classes.
+
+    Args:
+      model: a model folder or a PyTorch file.
+      option: the value of --regions.
 
     Raises:
       CheckpointError: if the folder tells them in another form.
+      ValueError: if the option has another form, or the folder tells regions itself.
     """
-    if not model.is_dir():
-        return None
-    return Regions.from_provenance(model, read_metadata(model)["provenance"])
+    own = read_metadata(model)["provenance"] if model.is_dir() else None
+    return Regions.from_provenance(model, tell_regions(model, own, option))
 
 
 def _devices(name: str | None) -> list[Any] | None:
@@ -197,9 +203,7 @@ def _label(option: str, value: str, names: Mapping[int, str], classes: Sequence[
             return label
     if value.isascii() and value.isdigit() and int(value) in classes:
         return int(value)
-    if not classes:
-        allowed = "none, the model has one class"
-    elif list(classes) == list(range(classes[0], classes[-1] + 1)):
+    if list(classes) == list(range(classes[0], classes[-1] + 1)):
         allowed = f"{classes[0]} to {classes[-1]}"
     else:
         allowed = ", ".join(map(str, classes))

@@ -88,6 +88,14 @@ class Regions:
             )
         return cls.from_ids(names, ids, order)
 
+    def check_outputs(self, number: int) -> None:
+        """Raises ValueError unless a model with this number of outputs has one for each region."""
+        if len(self.names) != number:
+            raise ValueError(
+                f"regions {', '.join(self.names)}: must be {number}, one for each output of the "
+                "model"
+            )
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Makes a label map, or masks where regions have no order of painting.
 

@@ -50,7 +50,8 @@ class Segmenter:
       predictor: windows to logits.
       preprocessing: what is done to a scan before the model.
       overlap: fraction of the window that neighbors share, in [0, 1).
-      regions: what the models predict if not classes; the predictor must average sigmoids.
+      regions: what the models predict if not classes, in place of the labels of the preprocessing;
+        the predictor must average sigmoids.
 
     Attributes:
       preprocessing: what is done to a scan before the model.
@@ -60,8 +61,8 @@ class Segmenter:
       names: name of each class id of the label maps; empty if unknown.
 
     Raises:
-      ValueError: if the preprocessing has another number of channels or classes than the models, or
-        the regions are others than they have outputs.
+      ValueError: if the preprocessing has another number of channels or classes than the models; if
+        the regions are others than they have outputs; if there is one output, and no region.
     """
 
     def __init__(
@@ -81,14 +82,16 @@ class Segmenter:
                 f"{predictor.in_channels} channels of {len(predictor.roi)} axes"
             )
         labels = preprocessing.labels
-        if labels and len(labels) != predictor.num_classes:
+        if regions:
+            regions.check_outputs(predictor.num_classes)
+        elif predictor.num_classes == 1:
+            raise ValueError(
+                "regions: none, but the model has one output, which can only be the sigmoid of a "
+                "region; --regions NAME of unetr predict and unetr convert tells its name"
+            )
+        elif labels and len(labels) != predictor.num_classes:
             raise ValueError(
                 f"preprocessing: {len(labels)} labels, the model has {predictor.num_classes}"
-            )
-        if regions and len(regions.names) != predictor.num_classes:
-            raise ValueError(
-                f"regions: {', '.join(regions.names)}, the model has {predictor.num_classes} "
-                "outputs"
             )
         self.preprocessing, self.overlap, self.regions = preprocessing, overlap, regions
         self.names = regions.classes if regions else dict(enumerate(labels))

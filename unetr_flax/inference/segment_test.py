@@ -9,6 +9,7 @@ import pytest
 from unetr_flax import UNETR, Preprocessing, Segmenter, sliding_window_inference
 from unetr_flax.imaging import Volume, VolumeError, Window, read_labels
 from unetr_flax.inference.predictor import Predictor, Weights
+from unetr_flax.inference.regions import Regions
 from unetr_flax.inference.testing import brighter_than_half, fake_predictor, tiny_config
 from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import CheckpointError, load_pretrained, save_pretrained
@@ -138,12 +139,27 @@ def test_outside_the_foreground_all_is_background():
     [
         ({"in_channels": 2}, "preprocessing: 1 modalities of 3D scans, the model takes 2 channels"),
         ({"num_classes": 3}, "preprocessing: 2 labels, the model has 3"),
+        ({"num_classes": 1}, "regions: none, but the model has one output, .* --regions NAME of"),
         ({"roi": (4, 4)}, "takes 1 channels of 2 axes"),
     ],
 )
 def test_preprocessing_of_another_model_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Segmenter(fake_predictor(brighter_than_half, **change), CT)
+
+
+def test_regions_are_named_instead_of_labels():
+    def bright(windows):
+        return windows - 0.5
+
+    regions = Regions.from_ids(["bright"], [[3]])
+    one = Segmenter(fake_predictor(bright, num_classes=1), CT, regions=regions)
+    assert one.names == {0: "background", 3: "bright"}
+    found = one.segment(volume := scan((9, 8, 7)))
+    classes = Segmenter(fake_predictor(brighter_than_half), CT).segment(volume)
+    np.testing.assert_array_equal(found.labels, 3 * classes.labels)
+    with pytest.raises(ValueError, match=r"^regions bright: must be 2, one for each output"):
+        Segmenter(fake_predictor(brighter_than_half), CT, regions=regions)
 
 
 def test_folders_that_do_not_fit_together_are_named(models, tmp_path):
