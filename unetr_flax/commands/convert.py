@@ -11,7 +11,7 @@ import tyro
 
 from unetr_flax.commands.encoders import read_encoder, read_target
 from unetr_flax.commands.models import CONFIG_METADATA, Model, load_model, read_preprocessing
-from unetr_flax.commands.regions import tell_regions
+from unetr_flax.commands.regions import add_facts, tell_regions
 from unetr_flax.commands.told import Told
 from unetr_flax.inference.regions import Regions
 from unetr_flax.weights import (
@@ -123,11 +123,15 @@ def _model(source: Path, output: ConvertOptions, told: Told) -> Model:
     if dataclasses.replace(told, ignore=()) != Told():
         raise CheckpointError("--encoder-for: tells all of the model, of the options --ignore goes")
     assert output.encoder_for is not None
-    cfg, variables, preprocessing = read_target(output.encoder_for)
-    variables, transfer = read_encoder(source, cfg, variables, output.encoder_img_size, told.ignore)
+    model = read_target(output.encoder_for)
+    variables, transfer = read_encoder(
+        source, model.cfg, model.variables, output.encoder_img_size, told.ignore
+    )
     print(transfer.describe())
-    provenance = {"encoder": source.name, "model": output.encoder_for.name}
-    return Model.of_flax(cfg, variables, preprocessing, provenance)
+    # What is known of the other weights still holds, such as what the outputs are.
+    facts = {"encoder": source.name, "model": output.encoder_for.name}
+    provenance = add_facts(model.provenance, facts)
+    return dataclasses.replace(model, variables=variables, provenance=provenance)
 
 
 def _of_regions(source: Path, model: Model, option: Sequence[str]) -> Model:

@@ -281,9 +281,18 @@ def test_a_pretrained_encoder_becomes_that_of_a_model(monkeypatch, capsys, says,
     assert_equal(loaded["params"]["encoder"], variables["params"]["encoder"])
     assert read_metadata(folder)["provenance"] == {"encoder": "encoder.pt", "model": "config.json"}
 
-    again = tmp_path / "again"  # a folder gives its other weights, too
+    again = tmp_path / "again"  # a folder gives its other weights, too, and what is known of them
+    known = {"regions": ["TC", "WT", "ET"], "flips": [0, 1], "model": "older"}
+    save_pretrained(folder, MONAI, loaded, provenance=known)
     assert run(monkeypatch, "convert", encoder, again, "--encoder-for", folder) == 0
     assert_equal(load_pretrained(again)[1], loaded)
+    merged = known | {"encoder": "encoder.pt", "model": "model"}
+    assert read_metadata(again)["provenance"] == merged
+    save_pretrained(folder, MONAI, loaded, provenance="a thesis")
+    options = ("--encoder-for", folder, "--regions", *BRATS, "--overwrite")
+    assert run(monkeypatch, "convert", encoder, again, *options) == 0
+    merged = {"source": "a thesis", "encoder": "encoder.pt", "model": "model"}
+    assert read_metadata(again)["provenance"].items() >= merged.items()
     out = tmp_path / "out"
     assert "--ignore goes" in says("convert", encoder, out, "--encoder-for", folder, *TOLD)
     assert "cannot be read" in says("convert", encoder, out, "--encoder-for", tmp_path / "none")

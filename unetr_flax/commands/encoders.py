@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unetr_flax.imaging.preprocessing import Preprocessing
+from unetr_flax.commands.models import Model, load_model
+from unetr_flax.commands.told import Told
 from unetr_flax.model.abstract import abstract_image
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.runtime.compiler_options import compiler_options
-from unetr_flax.weights import CheckpointError, load_pretrained, read_metadata, read_state_dict
+from unetr_flax.weights import CheckpointError, read_state_dict
 from unetr_flax.weights.encoders import Transfer, load_encoder
 
 
@@ -44,7 +45,7 @@ def read_encoder(
         raise CheckpointError(f"{source}: {message}") from None
 
 
-def read_target(path: Path) -> tuple[UNETRConfig, dict[str, Any], Preprocessing | None]:
+def read_target(path: Path) -> Model:
     """Reads the model that an encoder is for.
 
     Args:
@@ -52,15 +53,13 @@ def read_target(path: Path) -> tuple[UNETRConfig, dict[str, Any], Preprocessing 
         what `UNETRConfig.to_dict` gives.
 
     Returns:
-      Configuration, variables and preprocessing; for a JSON file variables are initialized with
-      seed 0.
+      The model; of a JSON file with variables that are initialized with seed 0.
 
     Raises:
       CheckpointError: if it is neither.
     """
     if path.is_dir():
-        cfg, variables = load_pretrained(path)
-        return cfg, variables, read_metadata(path)["preprocessing"]
+        return load_model(path, Told())
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         cfg = UNETRConfig.from_dict(values.get("config", values))
@@ -74,4 +73,4 @@ def read_target(path: Path) -> tuple[UNETRConfig, dict[str, Any], Preprocessing 
     # A third of the time to compile.
     init = jax.jit(UNETR(cfg, jit_blocks=True).init, compiler_options=compiler_options())
     variables = init(jax.random.key(0), jnp.zeros(image.shape, image.dtype))
-    return cfg, jax.device_get(variables), None
+    return Model.of_flax(cfg, jax.device_get(variables), None, None)
