@@ -16,7 +16,7 @@ class RegionRestorer:
 
     Args:
       grid: the model's grid of the scan.
-      num_regions: number of regions R.
+      num_regions: number of regions R, at most 64.
       probabilities: an array [X, Y, Z, R], zero, in memory or on disk, to fill with the sigmoid of
         the interpolated logits; None to restore labels only.
     """
@@ -40,9 +40,9 @@ class RegionRestorer:
 
     @property
     def labels(self) -> np.ndarray:
-        """The sum of 2^r over the regions r that hold each voxel, [X, Y, Z], int32."""
-        shape = self._restorers[0].labels.shape
-        codes = np.zeros(shape, np.int32)
+        """The sum of 2^r over the regions r that hold each voxel, the smallest unsigned type."""
+        dtype = np.min_scalar_type(2 ** len(self._restorers) - 1)
+        codes = np.zeros(self._restorers[0].labels.shape, dtype)
         for region, restorer in enumerate(self._restorers):
-            codes |= restorer.labels.astype(np.int32) << region
+            codes |= restorer.labels.astype(dtype) << region
         return codes

@@ -9,6 +9,9 @@ import numpy as np
 
 from unetr_flax.weights.errors import CheckpointError
 
+# Bits of the code of a voxel, see `RegionRestorer`.
+MOST_REGIONS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
@@ -44,7 +47,12 @@ class Regions:
           ids: class ids of each region; empty if the regions came as masks.
           order: class id that each region is painted with, in the order of the regions, as
             nnU-Net's `regions_class_order`; empty if none is declared.
+
+        Raises:
+          ValueError: if there are more than `MOST_REGIONS`.
         """
+        if len(names) > MOST_REGIONS:
+            raise ValueError(f"regions: {len(names)}, must be at most {MOST_REGIONS}")
         names, members = tuple(names), [frozenset(region) for region in ids]
         painted = tuple(enumerate(order)) if order else _nested_order(members)
         if not painted:
@@ -67,7 +75,8 @@ class Regions:
           provenance: where the weights came from, as the folder tells it.
 
         Raises:
-          CheckpointError: if what the folder tells is not what training writes.
+          CheckpointError: if what the folder tells is not what training writes, or of too many
+            regions.
         """
         if not isinstance(provenance, dict) or not provenance.get("regions"):
             return None
@@ -86,7 +95,10 @@ class Regions:
                 f"{path}: regions_class_order: must be a different class id above 0 for each of "
                 f"the {len(names)} regions, not {order!r}"
             )
-        return cls.from_ids(names, ids, order)
+        try:
+            return cls.from_ids(names, ids, order)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
     def check_outputs(self, number: int) -> None:
         """Raises ValueError unless a model with this number of outputs has one for each region."""

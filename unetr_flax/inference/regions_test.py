@@ -51,6 +51,13 @@ def test_other_regions_become_masks(ids):
     assert regions.describe() == "regions a, b: written as 4D masks, one volume for each region"
 
 
+def test_as_many_regions_as_a_code_has_bits():
+    regions = Regions.from_ids([str(r) for r in range(64)])
+    codes = np.array([1, 2**31, 2**32 + 2**63], np.uint64).reshape(3, 1, 1)
+    masks = regions.decode(codes).reshape(3, 64)
+    assert [np.flatnonzero(row).tolist() for row in masks] == [[0], [31], [32, 63]]
+
+
 def test_a_declared_order_is_obeyed():
     regions = Regions.from_ids(("a", "b"), ((1, 2), (2, 3)), (300, 2))
     np.testing.assert_array_equal(regions.decode(np.array([[[0, 1, 2, 3]]])), [[[0, 300, 2, 2]]])
@@ -67,6 +74,7 @@ def test_what_a_folder_tells():
     assert not Regions.from_provenance(path, {"regions": ["WT"]}).painted
     for change, message in (
         ({"regions": "WT"}, "regions: must be a list of names, not 'WT'"),
+        ({"regions": list("abcde" * 13), "region_ids": []}, "regions: 65, must be at most 64"),
         ({"region_ids": [[1], [2]]}, "region_ids: must be a list of class ids above 0 for each"),
         ({"region_ids": [[1], [2], [0]]}, "region_ids: must be"),
         ({"region_ids": {"WT": 1}}, "region_ids: must be"),
