@@ -18,6 +18,7 @@ from unetr_flax.model.config import UNETRConfig
 from unetr_flax.model.unetr import UNETR
 from unetr_flax.runtime.aot import compile_in_background
 from unetr_flax.runtime.compiler_options import compiler_options
+from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 # A CPU is given small windows together, up to so many voxels: a window of 16^3 then takes 0.4 of
 # its time, one of 32^3 0.85, and larger ones gain nothing.
@@ -90,6 +91,7 @@ class Predictor:
 
     Raises:
       ValueError: if the models do not fit together, or a flip is none of their axes.
+      CudnnError: if the devices are GPUs whose cuDNN computes wrong convolutions in this dtype.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Predictor:
         devices = list(devices or jax.local_devices())
         self.device: Any = devices[0]
         platform = devices[0].platform
+        if platform == "gpu":
+            refuse_wrong_convolutions(dtype)
         self.roi = tuple(first.img_size)
         self.in_channels, self.num_classes = first.in_channels, first.out_channels
         self.batch_size = windows_per_device(platform, self.roi) * len(devices)

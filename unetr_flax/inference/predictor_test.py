@@ -1,9 +1,20 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unetr_flax.inference.predictor import logits_of_mean, probabilities_of, windows_per_device
+from unetr_flax.inference.predictor import (
+    Predictor,
+    Weights,
+    logits_of_mean,
+    probabilities_of,
+    windows_per_device,
+)
+from unetr_flax.inference.testing import tiny_config
+from unetr_flax.runtime import cudnn
+from unetr_flax.runtime.cudnn import CudnnError
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
@@ -28,3 +39,13 @@ def test_a_cpu_is_given_small_windows_together():
     given = [windows_per_device("cpu", (n, n, n)) for n in (16, 24, 32, 40, 96)]
     assert given == [16, 4, 2, 1, 1]
     assert windows_per_device("gpu", (96, 96, 96)) == 4
+
+
+def test_a_gpu_with_a_wrong_cudnn_is_refused_in_16_bits(monkeypatch):
+    gpu = types.SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(cudnn, "cuda_devices", lambda: [gpu])
+    monkeypatch.setattr(cudnn, "cudnn_version", lambda: (9, 10, 2))
+    models = [Weights(tiny_config(2), {})]
+    with pytest.raises(CudnnError, match=r"^cuDNN 9\.10\.2: computes wrong 3D convolutions in bfl"):
+        Predictor(models, dtype=jnp.bfloat16, devices=[gpu])
+    Predictor(models, dtype=jnp.bfloat16, devices=jax.devices("cpu")[:1])
