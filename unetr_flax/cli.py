@@ -34,9 +34,9 @@ def main() -> int:
     """Runs the command line.
 
     Returns:
-      0; or 2 after one line that says what is wrong with what was given; or 1 after one line that
-      says how two models differ, or how many cases failed; or 130 after Ctrl-C; or 141
-      if nobody reads the output any more.
+      0; or 2 after one line that says what is wrong with what was given, or that memory ran out; or
+      1 after one line that says how two models differ, or how many cases failed; or 130 after
+      Ctrl-C; or 141 if nobody reads the output any more.
     """
     _silence_loader()
     name, *args = sys.argv[1:] or ["--help"]
@@ -67,6 +67,12 @@ def main() -> int:
         return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         print(f"unetr: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # JAX's error of a device, whose class is not imported here.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"unetr: memory ran out: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,9 +2,11 @@ import os
 import signal
 import sys
 
+import jax
 import pytest
 
 from unetr_flax import cli
+from unetr_flax.commands import summary
 
 
 def run(monkeypatch, *args):
@@ -70,6 +72,33 @@ def test_output_that_nobody_reads_any_more_ends_the_command_silently(monkeypatch
     assert run(monkeypatch, "summary", "--depth", "1") == 128 + signal.SIGPIPE
     assert capsys.readouterr().err == ""
     os.close(writing)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n  xx"),
+        MemoryError("Unable to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_and_status_2(monkeypatch, capsys, error):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(summary, "summary", fail)
+    assert run(monkeypatch, "summary") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"unetr: memory ran out: {str(error).splitlines()[0]}")
+    assert printed.count("\n") == 1
+
+
+def test_an_error_of_the_program_shows_where_it_is(monkeypatch):
+    def fail() -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(summary, "summary", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        run(monkeypatch, "summary")
 
 
 @pytest.mark.parametrize("args", [("--img-size", "10"), ("--num-heads", "7"), ("--light-r", "3")])

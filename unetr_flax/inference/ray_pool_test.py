@@ -7,6 +7,7 @@ import threading
 import time
 import types
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.inference.outputs import CaseOutputs, Extras
 from unetr_flax.inference.pipeline import Case, segment_cases
 from unetr_flax.inference.ray_pool import RayPool, find_places
+from unetr_flax.inference.ray_worker import Worker
 from unetr_flax.inference.segment import Segmenter
 from unetr_flax.inference.testing import brighter_than_half, fake_predictor
 
@@ -174,6 +176,13 @@ def test_ctrl_c_leaves_no_file_of_a_busy_worker(tmp_path):
 
 def node(name, **resources):
     return {"NodeID": name * 28, "Alive": name != "dd", "Resources": resources}
+
+
+def test_a_worker_whose_models_are_more_than_memory_holds_says_so():
+    def run_out():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nmore\nlines")
+
+    assert Worker().build(run_out) == "RESOURCE_EXHAUSTED: Out of memory.: more, and 1 more"
 
 
 def test_a_worker_is_for_each_gpu_or_each_node(monkeypatch):

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from unetr_flax.inference.pipeline import Case, Outcome
+from unetr_flax.inference.pipeline import FAILURES, Case, Outcome
+from unetr_flax.runtime.ending import one_line
 
 # `segment_cases` with all but its cases and its progress callback.
 Segment = Callable[..., Iterator[Outcome]]
@@ -22,8 +23,8 @@ class Worker:
         """Loads the models; returns what is wrong if that fails."""
         try:
             self._segment = build()
-        except (ValueError, OSError) as error:
-            return str(error)
+        except FAILURES as error:
+            return one_line(error)
         return None
 
     def segment(self, case: Case) -> Outcome:
