@@ -24,11 +24,21 @@ class CompilationCacheError(ValueError):
 
 
 def default_folder() -> Path:
-    """Returns `$XDG_CACHE_HOME/unetr_flax/jax`, or the same below `~/.cache`."""
+    """Returns `$XDG_CACHE_HOME/unetr_flax/jax`, or the same below `~/.cache`.
+
+    Raises:
+      FileNotFoundError: if this user has no home folder.
+    """
     given = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says that relative paths are ignored.
-    cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    return cache / "unetr_flax" / "jax"
+    if os.path.isabs(given):
+        return Path(given) / "unetr_flax" / "jax"
+    try:
+        return Path.home() / ".cache" / "unetr_flax" / "jax"
+    except RuntimeError:
+        raise FileNotFoundError(
+            "XDG_CACHE_HOME: must name a folder, as this user has no home folder"
+        ) from None
 
 
 def keep_compiled_programs(folder: str | None = None) -> Path | None:
@@ -55,8 +65,8 @@ def keep_compiled_programs(folder: str | None = None) -> Path | None:
         return None
     if folder is None and (named := _option("jax_compilation_cache_dir")):
         return Path(named)
-    top = default_folder() if folder is None else Path(folder).absolute()
     try:
+        top = default_folder() if folder is None else Path(folder).absolute()
         top.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         if folder is not None:

@@ -1,4 +1,5 @@
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_a_folder_that_cannot_be_made(config, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     assert keep_compiled_programs() is None
     assert config.jax_compilation_cache_dir is None
+    # A user without a home folder, as containers have them.
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(FileNotFoundError, match=r"^XDG_CACHE_HOME: must name a folder"):
+        default_folder()
+    assert keep_compiled_programs() is None
 
 
 def test_programs_used_longest_ago_make_room(config, monkeypatch, tmp_path):
