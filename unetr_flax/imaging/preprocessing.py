@@ -33,7 +33,7 @@ class Preprocessing:
     Attributes:
       modalities: name of each channel, such as "CT" or "T1".
       intensity: rule that normalizes each channel.
-      labels: name of each class by its id, the background first; empty if unknown.
+      labels: a different name for each class by its id, the background first; empty if unknown.
       orientation: where the axes X, Y, Z point: to the patient's right, anterior and superior.
       spacing: mm per voxel and axis to resample to; each scan keeps its own if None.
       crop_foreground: whether to crop to the box of all voxels that are above the lowest
@@ -58,6 +58,9 @@ class Preprocessing:
             ("intensity", IntensityRule, "intensity rules"),
         ):
             object.__setattr__(self, name, _tuple_of(name, getattr(self, name), kind, what))
+        repeated = [name for name in dict.fromkeys(self.labels) if self.labels.count(name) > 1]
+        if repeated:
+            raise ValueError(f"labels={self.labels!r}: must differ, {repeated[0]!r} is repeated")
         if not self.modalities:
             raise ValueError("modalities=(): must name at least one channel")
         if len(self.intensity) != len(self.modalities):

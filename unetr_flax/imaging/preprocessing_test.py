@@ -104,6 +104,10 @@ def test_dict_is_the_format_of_files():
         ({"modalities": ["CT", 1, "PET"]}, "modalities=['CT', 1, 'PET']: must be a list of names"),
         ({"modalities": []}, "modalities=(): must name at least one channel"),
         ({"labels": None}, "labels=None: must be a list of names"),
+        (
+            {"labels": ["background", "lesion", "lesion"]},
+            "labels=('background', 'lesion', 'lesion'): must differ, 'lesion' is repeated",
+        ),
         ({"intensity": "window"}, "intensity='window': must be a list of intensity rules"),
         ({"intensity": [{"rule": "zscore"}]}, "intensity=(ZScore(),): must be 3 rules, one for"),
         ({"intensity": [{"rule": "hat"}] * 3}, "intensity[0]: rule='hat': must be one of 'window'"),
