@@ -247,8 +247,8 @@ def test_regions_are_stored_in_the_folder_as_training_does(
     assert f"--regions: {folder} tells itself that it predicts TC, WT, ET" in line
     for values, message in (
         (["TC", "WT"], "regions TC, WT: must be 3, one for each output of the model"),
-        (["TC", "WT", "TC"], "--regions TC WT TC: must be a different name for each output"),
-        ([], "--regions : must be a different name"),
+        (["TC", "WT", "TC"], "regions: TC, WT, TC: must be different names"),
+        ([], "--regions : must be a name for each output"),
         (["TC=1,3", "WT", "ET=3"], "--regions WT: must be NAME=ID,ID,"),
         (["TC=0", "WT=1", "ET=3"], "--regions TC=0: ids must be 1 to 65535"),
     ):

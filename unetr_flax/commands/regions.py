@@ -43,9 +43,9 @@ def _parse(option: Sequence[str]) -> dict[str, Any]:
 
         named = parse_regions(option)
         return {"regions": list(named), "region_ids": [list(ids) for ids in named.values()]}
-    if not option or "" in option or len(set(option)) < len(option):
+    if not option or not all(option):
         raise ValueError(
-            f"--regions {' '.join(option)}: must be a different name for each output of the "
-            "model, such as TC WT ET, or with class ids TC=1,3 WT=1,2,3 ET=3"
+            f"--regions {' '.join(option)}: must be a name for each output of the model, such as "
+            "TC WT ET, or with class ids TC=1,3 WT=1,2,3 ET=3"
         )
     return {"regions": list(option)}

@@ -49,10 +49,14 @@ class Regions:
             nnU-Net's `regions_class_order`; empty if none is declared.
 
         Raises:
-          ValueError: if there are more than `MOST_REGIONS`.
+          ValueError: if there are more than `MOST_REGIONS`, or names are not different.
         """
         if len(names) > MOST_REGIONS:
             raise ValueError(f"regions: {len(names)}, must be at most {MOST_REGIONS}")
+        if len({"background", *names}) <= len(names):
+            raise ValueError(
+                f"regions: {', '.join(names)}: must be different names, none of them background"
+            )
         names, members = tuple(names), [frozenset(region) for region in ids]
         painted = tuple(enumerate(order)) if order else _nested_order(members)
         if not painted:
@@ -75,8 +79,8 @@ class Regions:
           provenance: where the weights came from, as the folder tells it.
 
         Raises:
-          CheckpointError: if what the folder tells is not what training writes, or of too many
-            regions.
+          CheckpointError: if what the folder tells is not what training writes, or what
+            `from_ids` refuses.
         """
         if not isinstance(provenance, dict) or not provenance.get("regions"):
             return None

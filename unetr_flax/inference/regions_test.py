@@ -74,6 +74,8 @@ def test_what_a_folder_tells():
     assert not Regions.from_provenance(path, {"regions": ["WT"]}).painted
     for change, message in (
         ({"regions": "WT"}, "regions: must be a list of names, not 'WT'"),
+        ({"regions": ["a", "b", "a"]}, "regions: a, b, a: must be different names"),
+        ({"regions": ["a", "b", "background"]}, "regions: a, b, background: must be different"),
         ({"regions": list("abcde" * 13), "region_ids": []}, "regions: 65, must be at most 64"),
         ({"region_ids": [[1], [2]]}, "region_ids: must be a list of class ids above 0 for each"),
         ({"region_ids": [[1], [2], [0]]}, "region_ids: must be"),
