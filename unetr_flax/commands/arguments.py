@@ -11,7 +11,7 @@ import tyro
 
 
 def positionals_first(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Moves the positional arguments of a command line before its options.
+    """Moves the positional arguments of a command line before its options, or all behind a "--".
 
     tyro reads a list of positional arguments only up to the first option.
 
@@ -28,7 +28,8 @@ def positionals_first(function: Callable[..., Any], args: Sequence[str]) -> list
     for i, arg in enumerate(args):
         if arg == "--":
             rest = args[i + 1 :]
-            return front + options + (["--", *rest] if rest else [])
+            # All of them together: tyro reads them in one place only.
+            return [*options, "--", *front, *rest] if rest else front + options
         if arg.startswith("--"):
             name, equals, _ = arg.partition("=")
             left = 0 if equals else counts.get(name.replace("_", "-"), 0)

@@ -34,6 +34,7 @@ def verb(paths: Annotated[tuple[Path, ...], tyro.conf.Positional], options: Opti
         ("a --many x y --flag b", "a b --many x y --flag"),
         ("a --many --flag b", "a b --many --flag"),
         ("--many x -- a -b", "--many x -- a -b"),
+        ("a --many x -- b --one", "--many x -- a b --one"),
         ("--each x a --each y b", "a b --each x --each y"),
         ("a -h --unknown b", "a b -h --unknown"),
         ("a --", "a"),

@@ -158,7 +158,7 @@ def test_models_and_options_stand_in_any_order(run, model, scans, predictors):
     scan, out = scans / "p1" / "ct.nii.gz", scans.parent / "out.nii"
     assert run(model, model, "--overlap", "0.7", scan, "--flips", "0", "--overwrite", out)[0] == 0
     np.testing.assert_array_equal(read(out), read(scan))
-    assert run("--overwrite", "--roi-subset", "1", "--", model, model, scan, out)[0] == 0
+    assert run(model, "--overwrite", "--roi-subset", "1", "--", model, scan, out)[0] == 0
     np.testing.assert_array_equal(read(out), read(scan) == 1)
     assert run("--flips", "0", "--fast", "--overwrite", model, model, scan, out)[0] == 0
     assert [(call["models"], call["flips"]) for call in predictors] == [(2, (0,)), (2, ()), (1, ())]
