@@ -22,6 +22,7 @@ from train.data.phantoms import make_phantoms
 from train.data.prepare import prepare_cases
 from train.data.preprocess import make_preprocessing
 from train.data.split import Split, split_dataset
+from train.data.targets import MOST_REGIONS
 from train.distributed import is_main, run_on_main
 from train.memory import check_roi
 from train.run_dir import PHANTOMS_NAME, OptionError
@@ -110,6 +111,11 @@ def read_run_dataset(folder: Path, cfg: Config) -> Dataset:
             dataset = with_regions(dataset, options.regions)
         except ValueError as error:
             raise OptionError(str(error)) from None
+    regions = len(dataset.labels) - 1
+    if dataset.has_regions and regions > MOST_REGIONS:
+        raise DataError(
+            f"data set {dataset.name}: {regions} regions, must be at most {MOST_REGIONS}"
+        )
     if cfg.loss.exclude_background and dataset.has_regions:
         raise OptionError(
             f"--exclude-background: is for classes; the data set {dataset.name} has regions, which "

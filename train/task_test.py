@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from train.command_line import parse
+from train.data.dataset import DataError
 from train.data.testing import describe, write_decathlon
 from train.run_dir import OptionError
 from train.task import default_cache, read_run_dataset
@@ -24,6 +25,16 @@ def test_a_home_that_cannot_be_written_leaves_the_temporary_folder(tmp_path, mon
     Path(tmp_path, "unetr_flax-cases-12345").mkdir()
     with pytest.raises(OptionError, match="belongs to another user; --cache names another folder"):
         default_cache()
+
+
+def test_more_regions_than_a_target_holds_are_refused(tmp_path):
+    folder = write_decathlon(tmp_path)
+    labels = {"background": 0} | {f"region {i}": [1, 2] for i in range(31)}
+    describe(folder, labels=labels)
+    assert read_run_dataset(folder, parse([])).num_outputs == 31
+    describe(folder, labels={**labels, "one more": [1]})
+    with pytest.raises(DataError, match="data set Test: 32 regions, must be at most 31"):
+        read_run_dataset(folder, parse([]))
 
 
 def test_regions_have_no_background_to_exclude(tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from train.data.dataset import BadCasesError, Case, DataError, Dataset
-from train.data.targets import MOST_REGIONS, encode
+from train.data.targets import encode
 from unetr_flax.imaging.alignment import GRID_TOLERANCE, align
 from unetr_flax.imaging.file_grid import FileGrid
 from unetr_flax.imaging.label_map import read_whole_numbers
@@ -100,6 +100,4 @@ def with_masks(dataset: Dataset) -> Dataset:
             f"{path}: {channels} channels; a label map has one, or one mask for each of the "
             f"{len(dataset.labels) - 1} labels: {', '.join(dataset.labels[1:])}"
         )
-    if channels > MOST_REGIONS:
-        raise DataError(f"{path}: {channels} masks, must be at most {MOST_REGIONS}")
     return dataclasses.replace(dataset, target="masks")
