@@ -25,6 +25,7 @@ from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_com
 from unetr_flax.runtime.cudnn import CudnnError
 from unetr_flax.runtime.ending import end_process
 from unetr_flax.runtime.malloc import keep_freed_memory
+from unetr_flax.runtime.memory import is_out_of_memory
 
 
 def main(args: list[str], started: float | None = None) -> int:
@@ -66,7 +67,7 @@ def main(args: list[str], started: float | None = None) -> int:
         return _fail(_out_of_memory(error, cfg), 1)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         _wait_for_verdict(error)
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(_out_of_memory(error, cfg), 1)
     except OSError as error:

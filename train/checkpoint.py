@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from train.distributed import any_process
 from train.state import TrainState
 from unetr_flax.runtime.malloc import return_freed_memory
+from unetr_flax.runtime.memory import is_out_of_memory
 
 # Name of the resume state within a checkpoint.
 RESUME = "progress"
@@ -130,25 +131,31 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings of the state.
 
         Raises:
-          CheckpointError: if none of the checkpoints can be read.
+          CheckpointError: if none of the checkpoints can be read; they stay as they are.
+          MemoryError: if there is too little memory to read one.
         """
         items = {
             "state": ocp.args.StandardRestore(_present(abstract)),
             RESUME: ocp.args.JsonRestore(),
         }
+        unread: dict[int, str] = {}
         for step in sorted(self._last.all_steps(), reverse=True):
-            restored = None
+            restored, why, no_memory = None, "another process cannot read it", False
             try:
                 restored = self._last.restore(step, args=ocp.args.Composite(**items))
             except Exception as error:
-                path = self._folder / "last" / str(step)
-                print(f"{path}: cannot be read: {reason(error)}", file=sys.stderr)
+                why, no_memory = reason(error), is_out_of_memory(error)
+            if any_process(no_memory):
+                raise MemoryError(f"{self._folder / 'last' / str(step)}: {why}")
             if not any_process(restored is None):
                 assert restored is not None
+                self._delete_unread(unread)
                 return abstract.replace(**restored["state"]), restored[RESUME]
-            # A damaged checkpoint would be taken for a saved one when training gets there again.
-            self._last.delete(step)
-        raise CheckpointError(f"{self._folder / 'last'}: holds no checkpoint that can be read")
+            unread[step] = why
+        told = "; ".join(f"{step}: {why}" for step, why in unread.items())
+        raise CheckpointError(
+            f"{self._folder / 'last'}: no checkpoint can be read, and all are kept; {told}"
+        )
 
     def forget_best_after(self, step: int) -> None:
         """Removes best checkpoints of later steps, which a run that goes on from `step` repeats."""
@@ -175,6 +182,16 @@ class Checkpoints:
             # Whoever had to know of an error has called `wait`.
             with contextlib.suppress(Exception):
                 manager.close()
+
+    def _delete_unread(self, unread: dict[int, str]) -> None:
+        """Deletes checkpoints newer than the one that was read, and says why.
+
+        A damaged one would be taken for a saved one when training gets there again.
+        """
+        for step, why in unread.items():
+            path = self._folder / "last" / str(step)
+            print(f"{path}: cannot be read: {why}", file=sys.stderr)
+            self._last.delete(step)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -241,7 +258,7 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if found := REASONS.search(str(error)):
         return found[0]
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 @functools.cache

@@ -155,6 +155,50 @@ def test_the_one_before_takes_the_place_of_a_damaged_checkpoint(tmp_path, abstra
     checkpoints.close()
 
 
+@pytest.fixture
+def two_saved(tmp_path):
+    """Checkpoints of the steps 1 and 2."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        save_and_wait(checkpoints, state_at(step, seed=step), {})
+    yield checkpoints
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["1", "2"]
+
+
+def test_checkpoints_of_which_none_can_be_read_are_kept(two_saved, abstract, monkeypatch, capsys):
+    other = abstract_state(MODEL, optax.sgd(1e-3), SingleDeviceSharding(jax.devices()[0]))
+    line = (
+        r"^.*/last: no checkpoint can be read, and all are kept; 2: User.* match; 1: User.* match$"
+    )
+    with pytest.raises(CheckpointError, match=line):
+        two_saved.restore_last(other)
+    # Another process cannot read what this one can.
+    answers = iter([False, True] * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.checkpoint.any_process", lambda flag: next(answers))
+        with pytest.raises(CheckpointError, match=r"; 1: another process cannot read it$"):
+            two_saved.restore_last(abstract)
+    assert_equal(two_saved.restore_last(abstract)[0], state_at(2, seed=2))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nxx")]
+)
+def test_memory_that_runs_out_condemns_no_checkpoint(two_saved, abstract, monkeypatch, error):
+    tried = []
+
+    def restore(step, args):
+        tried.append(step)
+        raise error
+
+    monkeypatch.setattr(two_saved._last, "restore", restore)
+    with pytest.raises(MemoryError, match=r"/last/2: (MemoryError|.*Out of memory)$"):
+        two_saved.restore_last(abstract)
+    assert tried == [2]
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(
     tmp_path, abstract, monkeypatch, large

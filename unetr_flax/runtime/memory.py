@@ -1,4 +1,4 @@
-"""How much memory this process can still get, and sizes in words."""
+"""How much memory this process can still get, whether it ran out, and sizes in words."""
 
 import contextlib
 import os
@@ -20,6 +20,11 @@ def available_memory() -> int:
     (`ulimit -v`); practically without limit where none of these is known.
     """
     return min(_machine(), _container(), _process())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory ran out: Python's or a device's."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def show_bytes(count: float) -> str:
