@@ -49,13 +49,15 @@ class Checkpoints:
     Args:
       folder: holds all; made if absent.
       keep: number of last checkpoints to keep.
+      read_only: changes nothing, since another process may be saving there; no folder is made.
 
     Raises:
       CheckpointError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = folder.absolute()
+        self._read_only = read_only
         # Orbax and its futures log pages of tracebacks for an error that is raised here, too.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -196,6 +198,8 @@ class Checkpoints:
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            # Orbax turns off all that writes or cleans up for a manager that only reads.
+            read_only=self._read_only,
             cleanup_tmp_directories=True,
             # Both may be saving at a time, when processes would meet at barriers of equal names.
             multiprocessing_options=ocp.options.MultiprocessingOptions(

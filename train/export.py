@@ -1,6 +1,6 @@
 """python -m train.export RUN FOLDER: saves the best model of a run as a folder that `unetr` takes.
 
-A run that reaches its end does so by itself; this is for runs that are stopped before.
+A run that reaches its end does so by itself; this is for runs that are stopped before or going on.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from train import sharding
-from train.checkpoint import Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints
 from train.data.preprocess import make_preprocessing
 from train.run_dir import run_file
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
@@ -86,7 +86,7 @@ def export(run: Path, folder: Path) -> int:
     """Saves the best model that a run has so far.
 
     Args:
-      run: the run's folder.
+      run: the run's folder; it is left as it is, so the run may be going on.
       folder: where to save the model; an older model there is replaced.
 
     Returns:
@@ -94,6 +94,7 @@ def export(run: Path, folder: Path) -> int:
 
     Raises:
       ExportError: if there is no run, or it has not validated yet.
+      train.checkpoint.CheckpointError: if its best checkpoint cannot be read.
     """
     path = run_file(run)
     try:
@@ -104,7 +105,7 @@ def export(run: Path, folder: Path) -> int:
         raise ExportError(f"{run}: holds no run, it has no {path.name}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path}: {error}") from None
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     try:
         step = checkpoints.best_step
         if step is None:
@@ -133,7 +134,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     try:
         step = export(options.run, options.folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"train.export: {error}", file=sys.stderr)
         return 2
     print(f"{options.folder}: the model of step {step}")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -60,6 +61,15 @@ def test_the_best_model_of_a_run_becomes_a_folder(tmp_path, run, state, capsys):
     assert export(run, folder) == 12
 
 
+def test_a_run_that_is_writing_is_left_alone(tmp_path, run):
+    # What orbax is saving, and removes as left over if it may.
+    for name in ("last/24", "best/24"):
+        (run / "checkpoints" / f"{name}.orbax-checkpoint-tmp").mkdir(parents=True)
+    before = sorted(run.rglob("*"))
+    assert export(run, tmp_path / "model") == 12
+    assert sorted(run.rglob("*")) == before
+
+
 def test_a_model_of_regions_says_so(tmp_path, run, state):
     record = json.loads((run / "run.json").read_text())
     record["dataset"]["labels"] = ["background", "WT", "TC", "ET"]
@@ -100,9 +110,13 @@ def test_a_run_without_a_model_is_one_line(tmp_path, run, capsys):
         return error
 
     assert "holds no run" in says(tmp_path / "none", tmp_path / "model")
-    Checkpoints(tmp_path / "new" / "checkpoints").close()
+    (tmp_path / "new").mkdir()
     (tmp_path / "new" / "run.json").write_text((run / "run.json").read_text())
     assert "has not validated yet" in says(tmp_path / "new", tmp_path / "model")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
+    for path in (run / "checkpoints" / "best" / "12").rglob("ocdbt.process*"):
+        shutil.rmtree(path)
+    assert "the best checkpoint cannot be read: " in says(run, tmp_path / "model")
     record = json.loads((run / "run.json").read_text())
     record["options"]["spacing"] = 2
     (run / "run.json").write_text(json.dumps(record))
