@@ -20,11 +20,13 @@ HEAD, STEM = ("decoder", "head"), ("encoder", "embedding", "projection")
 
 
 def check_initial(cfg: Config) -> None:
-    """Checks the options that name weights.
+    """Checks the options that name weights; a run that goes on has its own by now.
 
     Raises:
       OptionError: if both are given, or a path is not there.
     """
+    if cfg.run.resume == "yes":
+        return
     training = cfg.training
     if training.init is not None and training.init_encoder is not None:
         raise OptionError("--init and --init-encoder: only one of them can be given")

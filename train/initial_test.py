@@ -8,6 +8,7 @@ import pytest
 
 from train.config import Config
 from train.initial import check_initial, with_initial_weights
+from train.options import RunOptions
 from train.run_dir import OptionError
 from train.state import initial_state
 from unetr_flax import UNETR, UNETRConfig
@@ -89,6 +90,14 @@ def test_what_does_not_fit_is_one_line(tmp_path):
         check_initial(config(init_encoder=tmp_path / "none"))
     with pytest.raises(OptionError, match="only one of them"):
         check_initial(config(init_encoder=tmp_path, init=tmp_path))
+
+
+@pytest.mark.parametrize("option", ["init", "init_encoder"])
+def test_a_run_that_goes_on_needs_its_first_weights_only_if_it_has_none(option, tmp_path):
+    cfg = dataclasses.replace(config(**{option: tmp_path / "gone"}), run=RunOptions(resume="yes"))
+    check_initial(cfg)
+    with pytest.raises(OptionError, match=f"^--{option.replace('_', '-')} .*gone"):
+        with_initial_weights(state_of(OURS), cfg, OURS)
 
 
 def test_without_options_nothing_changes():
