@@ -61,12 +61,12 @@ def read_options(args: list[str]) -> Config:
 
 
 def resume_command(cfg: Config) -> str:
-    """Returns the command that goes on with a run."""
-    run = cfg.run
+    """Returns the command that goes on with a run, with the options that its run.json lacks."""
     args = ["python", "-m", "train", "--out", str(cfg.out), "--resume"]
-    if run.coordinator_address is not None:
-        args += ["--coordinator-address", run.coordinator_address]
-        args += ["--num-processes", str(run.num_processes), "--process-id", str(run.process_id)]
+    for field in dataclasses.fields(cfg.run):
+        value = getattr(cfg.run, field.name)
+        if field.name not in ("out", "resume") and value != field.default:
+            args += [option(field.name)] if value is True else [option(field.name), str(value)]
     return shlex.join(args)
 
 
