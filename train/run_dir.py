@@ -158,8 +158,10 @@ def write_run_file(
     }
     if cfg.run.resume == "yes":
         saved = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
-        # Runs of older versions have no class ids of regions.
-        if saved["dataset"] != {key: record["dataset"].get(key) for key in saved["dataset"]}:
+        # Runs of older versions have no class ids of regions. Data without a name of their own have
+        # that of their folder, which may be another one by now.
+        recorded = {key: value for key, value in saved["dataset"].items() if key != "name"}
+        if recorded != {key: record["dataset"].get(key) for key in recorded}:
             raise OptionError(
                 f"--out {cfg.out}: the data set {dataset.name} is not what the run was started "
                 "with; its cases, labels or files have changed"

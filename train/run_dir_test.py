@@ -1,10 +1,12 @@
 import dataclasses
+import json
 import shlex
 
 import pytest
 
 from train.command_line import parse
-from train.run_dir import resume_command
+from train.data.layouts import read_dataset
+from train.run_dir import OptionError, resume_command, write_run_file
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,25 @@ def test_the_command_that_goes_on_has_what_the_run_needs(options):
     assert parsed == dataclasses.replace(
         parse(shlex.split(options)).run, out=parsed.out, resume="yes"
     )
+
+
+def test_data_in_a_folder_of_another_name_are_recognized(data, tmp_path):
+    folder, moved, out = (tmp_path / name for name in ("data", "moved", "run"))
+    out.mkdir()
+    folder.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).symlink_to(data / name)
+
+    def write(folder, resume, **changes):
+        cfg = parse(["--data", str(folder), "--out", str(out), "--resume", resume])
+        dataset = dataclasses.replace(read_dataset(folder, ("CT",)), **changes)
+        write_run_file(cfg, dataset, (), cfg.model_config(in_channels=1, out_channels=2))
+        return json.loads((out / "run.json").read_text())
+
+    record = write(folder, "no")
+    folder.rename(moved)
+    resumed = write(moved, "yes")
+    assert resumed["options"]["data"] == str(moved)
+    assert resumed["dataset"] == record["dataset"]
+    with pytest.raises(OptionError, match="labels or files have changed"):
+        write(moved, "yes", labels=("background", "other"))
