@@ -109,6 +109,15 @@ class Config:
             f"needs crops of one size along axes 0 and 1, not of {' x '.join(map(str, roi_size))}",
         )
 
+    def check_class_weights(self, num_outputs: int) -> None:
+        """Checks that each output of the model has a weight in the loss, if any has.
+
+        Raises:
+          ValueError: naming --class-weights, its value and what is allowed.
+        """
+        rule = f"must be {num_outputs} numbers, one for each class or region of the data"
+        _require(self.loss, "class_weights", lambda x: x is None or len(x) == num_outputs, rule)
+
     def model_config(self, in_channels: int, out_channels: int) -> UNETRConfig:
         """Builds the configuration of the model; its window is one patch if --roi-size is None.
 

@@ -117,6 +117,7 @@ def test_bad_files_are_all_named_before_anything_is_written(data, tmp_path, caps
         (["--hidden-size", "1000000"], 2, "--hidden-size 1000000 --num-layers 4"),
         (["--batch-size", "1000000000"], 2, "--batch-size 1000000000: a step takes over"),
         (["--fold", "3"], 2, "--fold 3: needs --num-folds or --splits"),
+        (["--class-weights", "1", "2", "3"], 2, "--class-weights 1.0 2.0 3.0: must be 2 numbers"),
         (["--data", "nowhere"], 1, "nowhere: no such folder; --data must hold"),
         (["--resume"], 2, "run: holds no run to resume"),
     ],

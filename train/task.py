@@ -67,6 +67,7 @@ def prepare(cfg: Config, console: Console) -> Task:
     train_cases, val_cases = split_cases(dataset, cfg)
     try:
         cfg.check_length(len(train_cases))
+        cfg.check_class_weights(dataset.num_outputs)
         # Numbers of channels and classes that the model cannot have must surface before reading.
         model_config = cfg.model_config(**channels)
         preprocessing = make_preprocessing(
