@@ -18,7 +18,6 @@ from train.launch import Launch, LaunchError, find_launch
 from train.loop import DivergenceError
 from train.lost_process import HEARTBEAT_SECONDS, explain_on_stderr, is_broken_collective
 from train.options import RunOptions
-from train.plan import plan_options
 from train.run import run
 from train.run_dir import OptionError, read_options, resume_command, run_file
 from unetr_flax.runtime.compilation_cache import CompilationCacheError, keep_compiled_programs
@@ -48,8 +47,7 @@ def main(args: list[str], started: float | None = None) -> int:
         if (launch := _launch(cfg.run)) is not None:
             explain_on_stderr(resume_command(cfg))
             distributed.connect(*dataclasses.astuple(launch))
-        cfg, plan = plan_options(args, cfg)
-        status = run(cfg, plan, started)
+        status = run(cfg, args, started)
         distributed.disconnect()
         return status
     except (OptionError, LaunchError, CompilationCacheError, CudnnError) as error:

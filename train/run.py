@@ -21,6 +21,7 @@ from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
 from train.memory import check_size, check_step
+from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
 from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
@@ -33,12 +34,12 @@ from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
-def run(cfg: Config, plan: Sequence[str] = (), started: float | None = None) -> int:
-    """Trains, and shows the results unless interrupted.
+def run(cfg: Config, args: list[str], started: float | None = None) -> int:
+    """Plans what is not given, trains, and shows the results unless interrupted.
 
     Args:
       cfg: the options.
-      plan: lines that tell how the options were chosen, see `train.plan`.
+      args: the command line that they come from.
       started: when the time of --budget began, on the monotonic clock; now if None.
 
     Returns:
@@ -59,9 +60,11 @@ def run(cfg: Config, plan: Sequence[str] = (), started: float | None = None) -> 
     refuse_wrong_convolutions(cfg.model.dtype)
     check_initial(cfg)
     mesh = _mesh(cfg)
-    check_size(cfg, mesh)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
+        cfg, plan = plan_options(args, cfg)
+        _check_fits(mesh, cfg, cfg.data.roi_size)
+        check_size(cfg, mesh)
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
         _check_fits(mesh, cfg, task.model_config.img_size)
         distributed.run_on_main(
@@ -72,11 +75,9 @@ def run(cfg: Config, plan: Sequence[str] = (), started: float | None = None) -> 
 
 def _mesh(cfg: Config) -> Mesh:
     try:
-        mesh = sharding.make_mesh(cfg.run.fsdp, cfg.run.depth_shards)
+        return sharding.make_mesh(cfg.run.fsdp, cfg.run.depth_shards)
     except ValueError as error:
         raise OptionError(str(error)) from None
-    _check_fits(mesh, cfg, cfg.data.roi_size)
-    return mesh
 
 
 def _check_fits(mesh: Mesh, cfg: Config, img_size: tuple[int, ...] | None) -> None:

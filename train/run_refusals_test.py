@@ -131,6 +131,24 @@ def test_what_cannot_be_is_one_line(args, status, message, data, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--init", "nowhere"], "--init nowhere: no such file or folder"),
+        (["--fsdp", "3"], "--fsdp 3 --depth-shards 1: their product must divide"),
+        (["--out", "taken"], "--out taken: exists and is not empty"),
+    ],
+)
+def test_what_needs_no_data_is_judged_before_they_are_read(
+    options, message, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken" / "mine").mkdir(parents=True)
+    monkeypatch.setattr("train.plan.take_fingerprint", lambda dataset: 1 / 0)
+    assert main([*TINY, "--data", str(data), "--out", "run", *options]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_phantoms_of_a_run_that_never_began_are_removed(tmp_path, capsys):
     out = tmp_path / "run"
     assert main([*TINY, "--val-fraction", "0.01", "--out", str(out)]) == 1
