@@ -14,7 +14,7 @@ import jax
 from train import sharding
 from train.checkpoint import CheckpointError, Checkpoints
 from train.data.preprocess import make_preprocessing
-from train.run_dir import run_file
+from train.run_dir import checkpoints_folder, run_file
 from unetr_flax import UNETR, Preprocessing, UNETRConfig
 from unetr_flax.model.abstract import abstract_variables
 from unetr_flax.weights import save_pretrained
@@ -105,7 +105,7 @@ def export(run: Path, folder: Path) -> int:
         raise ExportError(f"{run}: holds no run, it has no {path.name}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path}: {error}") from None
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(checkpoints_folder(run), read_only=True)
     try:
         step = checkpoints.best_step
         if step is None:

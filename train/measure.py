@@ -15,7 +15,7 @@ from train.data.loader import Batches
 from train.loop import Schedule
 from train.program import Program
 from train.results import PICTURED_CASES
-from train.run_dir import OptionError, record_schedule, recorded_schedule, run_file
+from train.run_dir import OptionError, record_schedule, recorded_schedule
 from train.scores import judge
 from train.state import create_state
 from train.task import Task
@@ -69,8 +69,6 @@ def schedule_of_budget(
                 refused = error
         steps, pause = map(int, distributed.process_sum(chosen))
         if steps == 0:
-            # Nothing was trained, and the next try may have another budget.
-            distributed.run_on_main(lambda: run_file(cfg.out).unlink())
             raise OptionError(str(refused or f"--budget {budget}: no training fits into it"))
         recorded = {"total_steps": steps, "validation_steps": pause}
         written = recorded | {

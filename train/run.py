@@ -24,7 +24,14 @@ from train.memory import check_size, check_step
 from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
-from train.run_dir import OptionError, claimed, resume_command, run_file, write_run_file
+from train.run_dir import (
+    OptionError,
+    checkpoints_folder,
+    claimed,
+    resume_command,
+    run_file,
+    write_run_file,
+)
 from train.sheet import draw_samples, save_sheet
 from train.state import create_state
 from train.task import Task, prepare
@@ -127,9 +134,9 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         )
         program = of_length(schedule.total_steps)
     abstract, tx = program.abstract, program.tx
-    checkpoints = Checkpoints(cfg.out / "checkpoints", cfg.run.keep_checkpoints)
+    checkpoints = Checkpoints(checkpoints_folder(cfg.out), cfg.run.keep_checkpoints)
     try:
-        progress = Progress()
+        progress, samples = Progress(), None
         if checkpoints.last_step is None:
             placed = sharding.state_sharding(abstract, mesh)
             state = create_state(model, tx, training.seed, placed, averaged=averaged)
@@ -138,9 +145,6 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
                 console.print(loaded, soft_wrap=True)
             if distributed.is_main():
                 samples = draw_samples(batches, make_changes(cfg), training.seed)
-                save_sheet(cfg.out / "augmentation.png", *samples)
-                if plan:
-                    write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
         else:
             state, resume_state = checkpoints.restore_last(abstract)
             batches.restore(resume_state["batches"])
@@ -156,6 +160,12 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
             f"{int(state.step)}; Ctrl-C saves and stops",
             soft_wrap=True,
         )
+        # Until the step is compiled and checked, the run may be refused; nothing is written before.
+        program.wait()
+        if samples is not None:
+            save_sheet(cfg.out / "augmentation.png", *samples)
+            if plan:
+                write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
         log = RunLog(
             cfg.out if distributed.is_main() else None,
             task.dataset.labels,
@@ -163,7 +173,6 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
             schedule.steps_per_epoch,
             int(state.step),
         )
-        program.wait()
         with log, Interrupt() as interrupt:
             done = fit(
                 state,

@@ -76,28 +76,38 @@ def run_file(out: Path) -> Path:
     return old if old.exists() and not path.exists() else path
 
 
+def checkpoints_folder(out: Path) -> Path:
+    """Returns where a run's checkpoints are or would be."""
+    return out / "checkpoints"
+
+
 @contextmanager
 def claimed(cfg: Config) -> Iterator[None]:
     """Holds the lock of the run's folder; call it on the process that writes.
 
     A new run may have a folder that is absent, empty, or that a run claimed without ever beginning.
-    If the run fails before it has a run.json, the folder is left as it was found.
+    If the run fails before it has a run.json, the folder is left as it was found. So it is if a new
+    run is refused before its first checkpoint: its run.json would allow no other options.
 
     Raises:
       OptionError: if the folder holds other things or another run, another process uses it,
         checkpoints could be saved but not read there, or it cannot be written.
     """
-    out = cfg.out
-    if cfg.run.resume == "no":
+    out, new = cfg.out, cfg.run.resume == "no"
+    if new:
         _refuse_taken(out)
     existed = out.exists()
     try:
         with locked(out):
-            if cfg.run.resume == "no":
+            if new:
                 _refuse_taken(out)
                 _remove_leftovers(out)
             try:
                 yield
+            except OptionError:
+                if new and not any(checkpoints_folder(out).glob("*/*")):
+                    run_file(out).unlink(missing_ok=True)
+                raise
             finally:
                 if not run_file(out).exists():
                     _remove_leftovers(out)
@@ -129,8 +139,12 @@ def _is_free(out: Path) -> bool:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Removes the phantoms of a run that never began."""
+    """Removes the phantoms of a run that never began, and the folders for its checkpoints."""
     shutil.rmtree(out / PHANTOMS_NAME, ignore_errors=True)
+    checkpoints = checkpoints_folder(out)
+    for folder in (*checkpoints.glob("*"), checkpoints):
+        with suppress(OSError):  # absent, or not empty
+            folder.rmdir()
 
 
 def write_run_file(

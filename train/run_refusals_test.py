@@ -1,6 +1,7 @@
 """What is refused, and leaves no trace."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
+from train.interrupt import Stopped
+from train.run_dir import OptionError
 from train.run_testing import TINY, snapshot
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -147,6 +150,27 @@ def test_what_needs_no_data_is_judged_before_they_are_read(
     monkeypatch.setattr("train.plan.take_fingerprint", lambda dataset: 1 / 0)
     assert main([*TINY, "--data", str(data), "--out", "run", *options]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("place", ["check_step", "with_initial_weights"])
+def test_a_new_run_that_is_refused_late_leaves_its_folder_as_it_was(
+    place, data, tmp_path, monkeypatch, capsys
+):
+    def start(place, error):
+        def fail(*args):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"train.run.{place}", fail)
+            return main([*TINY, "--data", str(data), "--out", str(tmp_path), "--resume", "auto"])
+
+    assert start(place, OptionError("too much")) == 2
+    assert capsys.readouterr().err == "too much\n"
+    assert not list(tmp_path.iterdir())
+    # A run that was stopped may be right for another machine.
+    assert start("with_initial_weights", Stopped(signal.SIGINT)) == 130
+    assert start(place, OptionError("too much")) == 2
+    assert (tmp_path / "run.json").exists()
 
 
 def test_phantoms_of_a_run_that_never_began_are_removed(tmp_path, capsys):
