@@ -65,6 +65,15 @@ def process_sum(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values)).sum(0)
 
 
+def process_min(value: int) -> int:
+    """Returns the least of the values that the processes pass; every process must call it."""
+    if jax.process_count() == 1:
+        return value
+    # JAX gathers no more than 32 bits of a number.
+    halves = np.array([value], np.int64).view(np.int32)
+    return int(np.asarray(multihost_utils.process_allgather(halves)).view(np.int64).min())
+
+
 def any_process(flag: bool) -> bool:
     """Returns whether any process passes True; every process must call it."""
     return bool(process_sum(np.array(flag, np.int32)))

@@ -11,6 +11,7 @@ def test_one_process_is_the_main_one_and_the_whole_sum():
     assert distributed.any_process(True)
     assert not distributed.any_process(False)
     np.testing.assert_array_equal(distributed.process_sum(np.arange(3)), [0, 1, 2])
+    assert distributed.process_min(3 << 40) == 3 << 40
 
 
 def test_an_action_that_fails_on_the_main_process_fails():

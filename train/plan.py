@@ -17,6 +17,7 @@ from train.config import Config, option
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.label_names import find_sided
+from train.distributed import process_min
 from train.memory import device_memory
 from train.options import DataOptions
 from train.run_dir import OptionError
@@ -55,8 +56,11 @@ class Device:
 
     @classmethod
     def here(cls) -> "Device":
-        """Returns the device that JAX uses."""
-        return cls(jax.default_backend(), device_memory(), jax.device_count())
+        """Returns the device that JAX uses, with the least memory that any process has for one.
+
+        Every process must call it; so all plan the same run.
+        """
+        return cls(jax.default_backend(), process_min(device_memory()), jax.device_count())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     resumed = cfg.run.resume == "yes"
     if cfg.data.data is None or cfg.training.recipe is not None or resumed:
         return cfg, []
+    device = Device.here()
     try:
         dataset = read_run_dataset(cfg.data.data, cfg)
         train_cases, _ = split_cases(dataset, cfg)
@@ -101,7 +106,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     fingerprint = take_fingerprint(dataset, len(train_cases))
     if fingerprint is None:
         return cfg, []
-    choices, planned = make_plan(fingerprint, Device.here(), args)
+    choices, planned = make_plan(fingerprint, device, args)
     planned = dataclasses.replace(planned, run=cfg.run)
     try:
         planned.check()

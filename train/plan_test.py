@@ -187,3 +187,15 @@ def test_no_plan_for_recipes_phantoms_and_resumed_runs(folder):
     ):
         cfg = parse(args)
         assert plan_options(args, cfg) == (cfg, [])
+
+
+def test_all_processes_plan_for_the_one_with_the_least_memory(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("train.plan.process_min", lambda memory: asked.append(memory) or 2 << 30)
+    assert Device.here().memory == 2 << 30
+    assert asked.pop() > 0
+    # One that cannot read the data does not leave the others waiting.
+    for path in (folder, folder / "nowhere"):
+        args = ["--data", str(path)]
+        plan_options(args, parse(args))
+    assert len(asked) == 2

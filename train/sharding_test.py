@@ -102,6 +102,7 @@ PROGRAM = textwrap.dedent(
 
     assert distributed.any_process(process_id == num_processes - 1)
     assert not distributed.any_process(False)
+    assert distributed.process_min((3 << 40) + process_id) == 3 << 40
     np.testing.assert_array_equal(
         distributed.process_sum(np.arange(3) + process_id),
         num_processes * np.arange(3) + sum(range(num_processes)),
