@@ -234,6 +234,9 @@ def _compare_options(cfg: Config, saved: Config) -> None:
     may_change = ["epochs"]
     if cfg.data.data is not None and saved.data.data is not None:
         may_change.append("data")
+    # Until a budget has set the steps there is nothing that would be another run's.
+    if saved.training.budget is not None and recorded_schedule(cfg.out) is None:
+        may_change.append("budget")
     given, before = cfg.to_dict(), saved.to_dict()
     _compare({k: v for k, v in given.items() if k not in may_change}, before, cfg.out)
 

@@ -6,7 +6,7 @@ import pytest
 
 from train.command_line import parse
 from train.data.layouts import read_dataset
-from train.run_dir import OptionError, resume_command, write_run_file
+from train.run_dir import OptionError, read_options, record_schedule, resume_command, write_run_file
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,13 @@ def test_data_in_a_folder_of_another_name_are_recognized(data, tmp_path):
     assert resumed["dataset"] == record["dataset"]
     with pytest.raises(OptionError, match="labels or files have changed"):
         write(moved, "yes", labels=("background", "other"))
+
+
+def test_a_budget_may_change_until_it_has_set_the_steps(tmp_path):
+    cfg = parse(["--out", str(tmp_path), "--budget", "1s"])
+    (tmp_path / "run.json").write_text(json.dumps({"options": cfg.to_dict()}))
+    args = ["--out", str(tmp_path), "--resume", "--budget", "2m"]
+    assert read_options(args).training.budget == "2m"
+    record_schedule(tmp_path, {"total_steps": 1, "validation_steps": 1})
+    with pytest.raises(OptionError, match=r"^--budget 2m: the run in .* was started with 1s"):
+        read_options(args)
