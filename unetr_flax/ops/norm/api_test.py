@@ -61,6 +61,19 @@ def test_plain_definition_is_the_norm_of_numpy_and_flax(per_sample, slope):
 
 
 @pytest.mark.parametrize("lowering", ["auto", "xla"])
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_derivative_of_the_activation_at_zero_is_the_slope_as_in_pytorch(slope, lowering):
+    # The norm of a constant volume is 0, everywhere.
+    x, ones = jnp.ones((1, 2, 3, 4)), jnp.ones(4)
+
+    def total(bias):
+        options = {"epsilon": EPSILON, "per_sample": True, "negative_slope": slope}
+        return ops.normalize(x, ones, bias, lowering=lowering, **options)[0].sum()
+
+    np.testing.assert_allclose(jax.grad(total)(0 * ones), slope * 6 * ones)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
 def test_result_has_the_dtype_asked_for_and_moments_are_wide(lowering):
     x, ones = random(0, (2, 4, 7, 3), jnp.bfloat16), jnp.ones(3)
     for dtype, expected in ((None, jnp.bfloat16), (jnp.float32, jnp.float32)):

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +11,7 @@ from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.features import DeferredNorm, norm_of, without_moment_grads
 from unetr_flax.ops.materialize import materialize, witness_of
 from unetr_flax.ops.norm.tuned import affine
+from unetr_flax.ops.norm.xla import leaky_relu
 from unetr_flax.ops.platform import Lowering
 
 Parts = tuple[jax.Array | DeferredNorm, ...]
@@ -31,7 +31,7 @@ def add_leaky_relu(
     parts = tuple(norm_of(part) or part for part in (x, y))
     if lowering == "auto" and any(isinstance(part, DeferredNorm) for part in parts):
         return _add(parts, negative_slope)
-    return nn.leaky_relu(x + y, negative_slope)
+    return leaky_relu(x + y, negative_slope)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(1,))
@@ -43,7 +43,7 @@ def _add(parts, negative_slope):
     def add_up(*leaves):
         values = zip(parts, jax.tree.unflatten(structure, leaves), strict=True)
         total = sum(_value(part, *operands) for part, operands in values)
-        return nn.leaky_relu(total, negative_slope).astype(dtype)
+        return leaky_relu(total, negative_slope).astype(dtype)
 
     return materialize(add_up, _witness(parts), *leaves)
 

@@ -62,6 +62,14 @@ def test_a_sum_of_norms_and_arrays_has_the_gradients_of_its_definition(
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+def test_derivative_at_zero_is_the_slope_as_in_pytorch(remembered):
+    ones = jnp.ones(3)
+    y = normalize(jnp.ones(SHAPE), ones, 0 * ones, True) if remembered else jnp.zeros(SHAPE)
+    found = jax.grad(lambda x: ops.add_leaky_relu(x, y, 0.25).sum())(jnp.zeros(SHAPE))
+    np.testing.assert_array_equal(found, jnp.full(SHAPE, 0.25))
+
+
 def test_it_is_in_the_dtype_of_its_parts_and_rounded_once():
     x, y = (random(i, SHAPE).astype(jnp.bfloat16) for i in range(2))
     ones = jnp.ones(3)

@@ -27,7 +27,10 @@ def normalize(
 
 
 def leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
-    """Computes LeakyReLU; ReLU if the slope is 0, x itself if it is 1."""
+    """Computes LeakyReLU; ReLU if the slope is 0, x itself if it is 1.
+
+    At 0 its derivative is the slope, as PyTorch's is; that of `nn.leaky_relu` is 1.
+    """
     if negative_slope == 1:
         return x
-    return nn.leaky_relu(x, negative_slope) if negative_slope else nn.relu(x)
+    return jnp.where(x > 0, x, negative_slope * x) if negative_slope else nn.relu(x)
