@@ -122,6 +122,8 @@ class GroupNorm(nn.Module):
         grouped = grouped.swapaxes(-1, -2)
         ones = jnp.ones(self.num_groups, scale.dtype)
         y, _, _ = ops.normalize(grouped, ones, jnp.zeros_like(ones), **options)
+        wide = at_least_float32(x.dtype)
+        y, scale, bias = (value.astype(wide) for value in (y, scale, bias))
         y = y.swapaxes(-1, -2).reshape(x.shape) * scale + bias
         return ops.leaky_relu(y, self.negative_slope).astype(dtype)
 

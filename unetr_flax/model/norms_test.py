@@ -52,6 +52,23 @@ def test_norms_keep_float32_s_digits_over_large_volumes(norm):
     assert np.abs(y - expected).max() / np.abs(expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("norm", [GroupNorm(), GroupNorm(1), BatchNorm()])
+def test_gradients_in_bfloat16_are_sums_in_float32(norm, param_dtype):
+    norm = norm.clone(dtype=jnp.bfloat16, param_dtype=param_dtype)
+    x = jnp.ones((1, 32, 32, 2), jnp.bfloat16)
+    train = {"train": True} if isinstance(norm, BatchNorm) else {}
+    variables = norm.init(jax.random.key(0), x)
+
+    def total(variables):
+        y, _ = norm.apply(variables, x, **train, mutable=["batch_stats"])
+        return y.astype(jnp.float32).sum() * 1.0078125
+
+    grads = jax.grad(total)(variables)["params"]
+    assert grads["bias"].dtype == param_dtype
+    np.testing.assert_array_equal(grads["bias"].astype(jnp.float32), 1032.0)
+
+
 @pytest.mark.parametrize("norm", [GroupNorm, lambda **fields: GroupNorm(3, **fields), BatchNorm])
 def test_plain_lowering_is_the_same_norm(norm):
     with jax.enable_x64(True):
