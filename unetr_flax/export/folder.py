@@ -45,15 +45,13 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         sync(temporary)
         if path.exists():
             path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        temporary.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        # An error or an interrupt can come between the two renames.
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -37,17 +37,24 @@ def test_an_error_leaves_nothing_or_the_older_export(tmp_path, error):
     assert names(tmp_path / "out") == ["export.json"]
 
 
-def test_the_older_export_stays_if_the_new_one_cannot_be_put_in_its_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["after the old one went", "before the new one came"])
+def test_the_older_export_stays_if_the_new_one_does_not_get_its_place(
+    tmp_path, monkeypatch, error, step
+):
     write(tmp_path / "out", "old")
     rename = type(tmp_path).rename
 
-    def full(self, target):
-        if self.suffix == ".tmp":
-            raise OSError("no space left")
-        return rename(self, target)
+    def fail(self, target):
+        if self.suffix == ".tmp" and step == "before the new one came":
+            raise error
+        moved = rename(self, target)
+        if target.suffix == ".old" and step == "after the old one went":
+            raise error
+        return moved
 
-    monkeypatch.setattr(type(tmp_path), "rename", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(type(tmp_path), "rename", fail)
+    with pytest.raises(error):
         write(tmp_path / "out", overwrite=True)
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "export.json").read_text() == "old"
