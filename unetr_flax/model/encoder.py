@@ -82,11 +82,12 @@ class MultiHeadAttention(nn.Module):
           return_weights: whether to return the attention weights, as they are before dropout.
 
         Raises:
-          ValueError: if the mask is not boolean.
+          ValueError: if the mask is not boolean or not broadcastable.
         """
-        if mask is not None and mask.dtype != jnp.bool_:
-            raise ValueError(f"mask: dtype {mask.dtype}, must be bool (True where attention goes)")
         cfg = self.config
+        if mask is not None:
+            batch, tokens, _ = x.shape
+            _check_mask(mask, (batch, cfg.num_heads, tokens, tokens))
         init = torch_uniform(cfg.hidden_size)
         fields = common_fields(self)
         qkv = ops.Dense(
@@ -118,6 +119,15 @@ class MultiHeadAttention(nn.Module):
         if "attention" in cfg.family_spec.output_dropout:
             out = nn.Dropout(cfg.dropout_rate)(out, deterministic=not train)
         return (out, weights) if return_weights else out
+
+
+def _check_mask(mask: jax.Array, weights: tuple[int, ...]) -> None:
+    """Raises ValueError if a mask is not boolean or not broadcastable to the weights' shape."""
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"mask: dtype {mask.dtype}, must be bool (True where attention goes)")
+    sizes = zip(reversed(mask.shape), reversed(weights), strict=False)
+    if mask.ndim > len(weights) or any(own not in (1, size) for own, size in sizes):
+        raise ValueError(f"mask: shape {mask.shape}, must be broadcastable to {weights}")
 
 
 class FeedForward(nn.Module):

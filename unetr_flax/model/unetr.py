@@ -71,7 +71,8 @@ class UNETR(nn.Module):
           `num_layers` arrays [B, heads, N queries, N keys], as they are before dropout.
 
         Raises:
-          ValueError: if the input does not have the configured shape, or the mask is not boolean.
+          ValueError: if the input does not have the configured shape, or the mask is not boolean or
+            not broadcastable.
         """
         cfg = self.config
         expected = (*cfg.img_size, cfg.in_channels)

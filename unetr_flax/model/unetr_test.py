@@ -271,6 +271,13 @@ def test_mask_must_be_boolean(variables):
         UNETR(CFG).apply(variables, image(), mask=mask)
 
 
+@pytest.mark.parametrize("size", [(3, 1), (1, CFG.num_heads + 1), (1, 1, 1)])
+def test_mask_must_be_broadcastable(variables, size):
+    mask = jnp.ones((*size, CFG.num_patches, CFG.num_patches), bool)
+    with pytest.raises(ValueError, match=r"mask: shape \(.*\), must be broadcastable to \(2, "):
+        UNETR(CFG).apply(variables, image(), mask=mask)
+
+
 def test_nnx_bridge_computes_differentiates_and_updates_the_same():
     x = image()
     model = nnx.jit(lambda: nnx.bridge.ToNNX(UNETR(CFG), rngs=nnx.Rngs(0)).lazy_init(x))()
