@@ -30,10 +30,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def show_bytes(count: float) -> str:
     """Writes a number of bytes in a unit that people read, such as 1.3 GB."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+        if count < 999.5 or unit == "TB":  # the rest would round to 1000
             break
         count /= 1000
-    return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+    return f"{count:.3g} {unit}" if count < 999.5 else f"{count:,.0f} {unit}"
 
 
 def _machine() -> int:

@@ -6,7 +6,15 @@ from unetr_flax.runtime.memory import available_memory, show_bytes
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1.234e9, "1.23 GB"), (5e15, "5,000 TB")],
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (1.234e9, "1.23 GB"),
+        (5e15, "5,000 TB"),
+    ],
 )
 def test_bytes_in_words(count, shown):
     assert show_bytes(count) == shown
