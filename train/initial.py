@@ -17,6 +17,8 @@ from unetr_flax.weights import CheckpointError, load_pretrained, resize_position
 
 # Arrays whose shapes depend on the data: classes and channels.
 HEAD, STEM = ("decoder", "head"), ("encoder", "embedding", "projection")
+# Fields of the model in which a folder may differ; others change what the same arrays compute.
+MAY_DIFFER = {"img_size", "in_channels", "out_channels", "proj_type", "dropout_rate"}
 
 
 def check_initial(cfg: Config) -> None:
@@ -108,11 +110,23 @@ def _of_folder(
                 f"{folder}: {'/'.join(path)} is {found}, in this model {ours[path].shape}; only "
                 "channels, classes and the window may differ"
             )
+    _check_computes_alike(folder, their_cfg, cfg)
     if left:
         resized += f"; not loaded, since classes or channels differ: {', '.join(left)}"
     return {path: theirs[path] for path in fits}, (
         f"{len(fits)} of {len(ours)} arrays from {folder}{resized}"
     )
+
+
+def _check_computes_alike(folder: Path, theirs: UNETRConfig, ours: UNETRConfig) -> None:
+    """Raises CheckpointError if a model would compute something else, though its arrays fit."""
+    found, needed = vars(theirs), vars(ours)
+    for field in found:
+        if field not in MAY_DIFFER and found[field] != needed[field]:
+            raise CheckpointError(
+                f"{folder}: {field}={found[field]}, in this model {needed[field]}; only channels, "
+                "classes and the window may differ"
+            )
 
 
 def _reads_image(path: tuple[str, ...], cfg: UNETRConfig) -> bool:

@@ -100,6 +100,16 @@ def test_a_run_that_goes_on_needs_its_first_weights_only_if_it_has_none(option, 
         with_initial_weights(state_of(OURS), cfg, OURS)
 
 
+def test_arrays_that_fit_are_not_taken_from_a_model_that_computes_something_else(tmp_path):
+    deeper = dataclasses.replace(THEIRS, num_layers=13, skip_layers=(4, 7, 10, 13))
+    biased = dataclasses.replace(THEIRS, qkv_bias=True)
+    state = state_of(OURS)
+    for theirs, told in ((deeper, "num_layers=13, .* 12"), (biased, "qkv_bias=True, .* False")):
+        save_pretrained(tmp_path / told[:3], theirs, filled(theirs, 5))
+        with pytest.raises(OptionError, match=f"--init .*: {told}; only channels, classes"):
+            with_initial_weights(state, config(init=tmp_path / told[:3]), OURS)
+
+
 def test_without_options_nothing_changes():
     state = state_of(OURS)
     assert with_initial_weights(state, config(), OURS) == (state, "")
