@@ -137,7 +137,8 @@ def matrices(params: optax.Params) -> Any:
         names = [key.key for key in path]
         if names[-1] != "kernel" or "head" in names:
             return None
-        if names[-2] in ("upsample", "deconv"):
+        # A skip has a kernel itself if it is nothing but a transposed convolution.
+        if names[-2] in ("upsample", "deconv") or names[-2].startswith("skip_"):
             inputs = (leaf.ndim - 2,)
         else:
             inputs = (0,) if names[-2] == "qkv" else tuple(range(leaf.ndim - 1))

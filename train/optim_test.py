@@ -135,6 +135,9 @@ def test_matrices_map_inputs_to_outputs(params):
     assert axes["decoder/stage_3/upsample/kernel"] == ((3,), (0, 1, 2, 4))
     assert axes["decoder/stage_1/skip_1/deconv/kernel"] == ((3,), (0, 1, 2, 4))
     assert axes["decoder/head/kernel"] is None
+    # MONAI's skips that are a single transposed convolution have its kernel themselves.
+    monai = {"decoder": {"stage_1": {"skip_0": {"kernel": jnp.ones((2, 2, 2, 12, 4))}}}}
+    assert matrices(monai)["decoder"]["stage_1"]["skip_0"]["kernel"] == ((3,), (0, 1, 2, 4))
     for name, leaf in by_name(params).items():
         found = axes[name]
         assert (found is None) == (not name.endswith("/kernel") or "/head/" in name), name
