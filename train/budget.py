@@ -6,6 +6,10 @@ import re
 import time
 from collections.abc import Callable
 
+import numpy as np
+
+from train.distributed import is_main, process_sum
+
 UNITS = {"s": 1, "m": 60, "h": 3600}
 # Validation may take this share of the time after preparation, in at most so many validations.
 VALIDATION_SHARE = 0.05
@@ -79,18 +83,24 @@ def steps_that_fit(budget: str, times: Times) -> tuple[int, int]:
 
 
 def time_steps(step: Callable[[], None], budget: str) -> float:
-    """Measures the seconds of a step.
+    """Measures the seconds of a step; every process must call it.
 
     Args:
       step: takes one step and waits for its end; it is compiled already.
       budget: the time of the whole run, of which a small share is spent.
     """
     step()  # The first one also allocates memory.
+    passed = _time(step, FEWEST_TIMED)
+    affordable = int(TIMING_SHARE * seconds(budget) / max(passed / FEWEST_TIMED, 1e-9))
+    more = max(0, min(affordable, MOST_TIMED) - FEWEST_TIMED)
+    # Processes take their steps together, so that the clock of the main one counts.
+    more = int(process_sum(np.array(more if is_main() else 0, np.int32)))
+    return (passed + _time(step, more)) / (FEWEST_TIMED + more)
+
+
+def _time(step: Callable[[], None], number: int) -> float:
+    """Measures the seconds of a number of steps."""
     started = time.monotonic()
-    number, passed = 0, 0.0
-    enough = TIMING_SHARE * seconds(budget)
-    while number < FEWEST_TIMED or (number < MOST_TIMED and passed < enough):
+    for _ in range(number):
         step()
-        number += 1
-        passed = time.monotonic() - started
-    return passed / number
+    return time.monotonic() - started

@@ -49,3 +49,19 @@ def test_a_share_of_the_budget_is_spent_on_measuring(monkeypatch):
     taken.clear()
     assert time_steps(lambda: step(0.25), "100s") == 0.25
     assert len(taken) == 9
+
+
+def test_all_processes_time_as_many_steps_as_the_main_one(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("train.budget.time.monotonic", lambda: clock[0])
+    taken = []
+
+    def step():
+        taken.append(None)
+        clock[0] += 0.5
+
+    # The main process, whose clock is faster, has room for seven more steps, and this one for one.
+    monkeypatch.setattr("train.budget.is_main", lambda: False)
+    monkeypatch.setattr("train.budget.process_sum", lambda own: own + 7)
+    assert time_steps(step, "100s") == 0.5
+    assert len(taken) == 1 + 3 + 7
