@@ -1,5 +1,6 @@
 """Tests of the two lowerings of whole models, with and without recomputation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from unetr_flax import UNETR, UNETRConfig
 from unetr_flax.model.abstract import abstract_image, abstract_variables
+from unetr_flax.model.encoder import VisionTransformer
 
 CONFIGS = {
     "reference": UNETRConfig.reference(
@@ -91,6 +93,33 @@ def test_remat_changes_memory_but_no_number(family, lowering):
     # Recomputation adds products to the program.
     assert more_products > products
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, again)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
+def test_remat_draws_the_random_numbers_of_the_forward_pass_again(lowering):
+    cfg = dataclasses.replace(CONFIGS["reference"], img_size=(8, 8, 16), dropout_rate=0.2)
+    plain, again = (
+        VisionTransformer(cfg, lowering=lowering, stochastic_depth=0.5, remat=remat)
+        for remat in (False, True)
+    )
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *cfg.img_size, cfg.in_channels)), jnp.float32)
+    variables = plain.init(jax.random.key(0), x)
+
+    def gradients(model):
+        def loss(variables):
+            rngs = {"dropout": jax.random.key(1)}
+            features, _ = model.apply(variables, x, train=True, rngs=rngs)
+            return sum(jnp.square(feature).sum() for feature in features)
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    assert_near(gradients(again), gradients(plain), 1e-5)
+
+
+def assert_near(found, expected, tolerance):
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 @pytest.mark.parametrize("lowering", ["XLA", "", None, "cpu"])

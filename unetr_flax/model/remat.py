@@ -1,5 +1,6 @@
 """Modules whose activations the backward pass computes again (Chen et al. 2016)."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,11 @@ def recomputed(
 
     def lifted(function):
         def inner(scope_fn, repack_fn, variables, rngs, sources):
+            counts: list[Any] = []
+
             def run(variables, rngs, sources):
                 scope = scope_fn(variables, rngs)
+                _count_from_the_same(counts, scope)
                 result = function(scope, sources)
                 return result, repack_fn(scope)
 
@@ -38,3 +42,20 @@ def recomputed(
         return lift_transform(lifted, from_sources)(module, ops.recompute_sources(x))
 
     return call
+
+
+def _count_from_the_same(counts: list[Any], scopes: Any) -> None:
+    """Lets a module draw the random numbers again that it drew when it ran first.
+
+    A key is made of the number of keys before it, which tracing a module again would go on from.
+
+    Args:
+      counts: the counts before the first run; empty before it.
+      scopes: the scopes of the module.
+    """
+    leaves = jax.tree.leaves(scopes)
+    if counts:
+        for scope, count in zip(leaves, counts, strict=True):
+            scope.rng_counters = copy.deepcopy(count)
+    else:
+        counts += [copy.deepcopy(scope.rng_counters) for scope in leaves]
