@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 from unittest import mock
 
-import flax.linen as nn
 import pytest
 
 from unetr_flax import UNETRConfig
@@ -29,8 +28,6 @@ TAMASINO52 = UNETRConfig.tamasino52(
     mlp_dim=7,
     width=2,
 )
-
-_LEAKY_RELU = nn.leaky_relu
 
 
 def _changed(frozen: Any, **changes: Any):
@@ -74,7 +71,7 @@ ERRORS = {
     ),
     "LeakyReLU of slope 0.2": (
         MONAI,
-        mock.patch.object(nn, "leaky_relu", lambda x, slope: _LEAKY_RELU(x, 0.2)),
+        mock.patch.object(blocks, "LEAKY_RELU_SLOPE", 0.2),
     ),
     "statistics over all channels": (
         MONAI,
