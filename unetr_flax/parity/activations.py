@@ -128,10 +128,10 @@ def first_tensor(output: Any, name: str, dtype: str) -> torch.Tensor:
       TorchModelError: if it is no tensor of the dtype; the message names the module.
     """
     first = output[0] if isinstance(output, (list, tuple)) and output else output
+    if isinstance(first, torch.Tensor) and first.dtype == getattr(torch, dtype):
+        return first
     found = str(first.dtype) if isinstance(first, torch.Tensor) else f"a {type(first).__name__}"
-    if found != f"torch.{dtype}":
-        raise TorchModelError(f"{name}: the module's output is {found}, must be torch.{dtype}")
-    return first
+    raise TorchModelError(f"{name}: the module's output is {found}, must be torch.{dtype}")
 
 
 def _visitors(

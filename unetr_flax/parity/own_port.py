@@ -124,7 +124,7 @@ def compare(
             sites = (
                 [Site(name, "", "value", {"x": b[name]}, {}, *pair)] if differs and agree else []
             )
-        dtype = "float32" if np.float32 in (array.dtype for array in pair) else "float64"
+        dtype = "float32" if any(array.dtype == np.float32 for array in pair) else "float64"
         findings += explain_sites(sites, dtype, names)
         agree = agree and not differs
     return Report(rows, findings, notes)

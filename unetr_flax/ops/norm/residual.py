@@ -41,8 +41,8 @@ def _add(parts, negative_slope):
     leaves, structure = jax.tree.flatten(operands)
 
     def add_up(*leaves):
-        values = zip(parts, jax.tree.unflatten(structure, leaves), strict=True)
-        total = sum(_value(part, *operands) for part, operands in values)
+        first, second = jax.tree.unflatten(structure, leaves)
+        total = _value(parts[0], *first) + _value(parts[1], *second)
         return leaky_relu(total, negative_slope).astype(dtype)
 
     return materialize(add_up, _witness(parts), *leaves)
