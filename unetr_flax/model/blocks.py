@@ -36,13 +36,21 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     return init
 
 
-def call(block: nn.Module, x: jax.Array, *, remat: bool, **options: Any) -> jax.Array:
-    """Calls `block(x, **options)`; with `remat` the backward pass computes the block again."""
+def call(
+    block: nn.Module, x: jax.Array, *, remat: bool, train: bool | None = None, **arrays: Any
+) -> jax.Array:
+    """Calls `block(x, **arrays)`, and tells it `train` unless that is None.
 
-    def apply(block: nn.Module, x: jax.Array) -> jax.Array:
-        return block(x, **options)
+    With `remat` the backward pass computes the block again.
+    """
+    options = {} if train is None else {"train": train}
 
-    return recomputed(apply, lowering=block.lowering)(block, x) if remat else apply(block, x)
+    def apply(block: nn.Module, x: jax.Array, arrays: dict[str, Any]) -> jax.Array:
+        return block(x, **arrays, **options)
+
+    if remat:
+        return recomputed(apply, lowering=block.lowering)(block, x, arrays)
+    return apply(block, x, arrays)
 
 
 def common_fields(module: nn.Module) -> dict[str, Any]:

@@ -289,8 +289,8 @@ class VisionTransformer(nn.Module):
                 )
                 attention.append(weights)
             else:
-                options = {"mask": mask, "branch_scale": scales[i], "train": train}
-                x = call(block, x, remat=self.remat, **options)
+                arrays = {"mask": mask, "branch_scale": scales[i]}
+                x = call(block, x, remat=self.remat, train=train, **arrays)
             if i + 1 in cfg.skip_layers:
                 features.append(x)
         if cfg.family_spec.final_norm:

@@ -95,8 +95,8 @@ def test_remat_changes_memory_but_no_number(family, lowering):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, again)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "xla"])
-def test_remat_draws_the_random_numbers_of_the_forward_pass_again(lowering):
+def dropping_encoders(lowering):
+    """Returns an encoder without and with `remat`, its variables and two volumes."""
     cfg = dataclasses.replace(CONFIGS["reference"], img_size=(8, 8, 16), dropout_rate=0.2)
     plain, again = (
         VisionTransformer(cfg, lowering=lowering, stochastic_depth=0.5, remat=remat)
@@ -104,7 +104,12 @@ def test_remat_draws_the_random_numbers_of_the_forward_pass_again(lowering):
     )
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, *cfg.img_size, cfg.in_channels)), jnp.float32)
-    variables = plain.init(jax.random.key(0), x)
+    return plain, again, plain.init(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
+def test_remat_draws_the_random_numbers_of_the_forward_pass_again(lowering):
+    plain, again, variables, x = dropping_encoders(lowering)
 
     def gradients(model):
         def loss(variables):
@@ -113,6 +118,24 @@ def test_remat_draws_the_random_numbers_of_the_forward_pass_again(lowering):
             return sum(jnp.square(feature).sum() for feature in features)
 
         return jax.jit(jax.grad(loss))(variables)
+
+    assert_near(gradients(again), gradients(plain), 1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "xla"])
+def test_gradients_pass_a_vmap_over_masks_and_keys_with_remat(lowering):
+    plain, again, variables, x = dropping_encoders(lowering)
+    keys = jax.random.split(jax.random.key(1), len(x))
+    masks = jnp.stack([jnp.eye(2, dtype=bool), jnp.tri(2, dtype=bool)])
+
+    def gradients(model):
+        def loss(variables, x, mask, key):
+            rngs = {"dropout": key}
+            features, _ = model.apply(variables, x[None], mask, train=True, rngs=rngs)
+            return sum(jnp.square(feature).sum() for feature in features)
+
+        both = jax.vmap(loss, (None, 0, 0, 0))
+        return jax.jit(jax.grad(lambda variables: both(variables, x, masks, keys).sum()))(variables)
 
     assert_near(gradients(again), gradients(plain), 1e-5)
 

@@ -15,31 +15,32 @@ from unetr_flax import ops
 def recomputed(
     function: Callable[..., Any], *, lowering: ops.Lowering = "auto"
 ) -> Callable[..., Any]:
-    """Returns `function(module, x)` such that only x is stored for the backward pass.
+    """Returns `function(module, x, *others)` such that only its operands are stored.
 
     This is `nn.remat` with the recomputation of `ops.recompute`. If x is the result of a norm, a
-    deconvolution or a concatenation, the operands of that operation are stored instead.
+    deconvolution or a concatenation, the operands of that operation are stored instead. Arrays that
+    `vmap` maps over must be among the operands, which are pytrees, and not of the closure.
     """
 
-    def from_sources(module: nn.Module, sources: Any) -> Any:
-        return function(module, ops.recomputed(sources))
+    def from_sources(module: nn.Module, sources: Any, *others: Any) -> Any:
+        return function(module, ops.recomputed(sources), *others)
 
     def lifted(function):
-        def inner(scope_fn, repack_fn, variables, rngs, sources):
+        def inner(scope_fn, repack_fn, variables, rngs, *operands):
             counts: list[Any] = []
 
-            def run(variables, rngs, sources):
+            def run(variables, rngs, *operands):
                 scope = scope_fn(variables, rngs)
                 _count_from_the_same(counts, scope)
-                result = function(scope, sources)
+                result = function(scope, *operands)
                 return result, repack_fn(scope)
 
-            return ops.recompute(run, lowering=lowering)(variables, rngs, sources)
+            return ops.recompute(run, lowering=lowering)(variables, rngs, *operands)
 
         return lift.pack(inner, (True,), (True,), (True,), name="remat")
 
-    def call(module: nn.Module, x: jax.Array) -> Any:
-        return lift_transform(lifted, from_sources)(module, ops.recompute_sources(x))
+    def call(module: nn.Module, x: jax.Array, *others: Any) -> Any:
+        return lift_transform(lifted, from_sources)(module, ops.recompute_sources(x), *others)
 
     return call
 
