@@ -29,7 +29,7 @@ class RunLog:
     Args:
       folder: holds metrics.jsonl and tensorboard/; None writes nothing and prints nothing.
       classes: name of each class, background first.
-      epochs: number of epochs of the whole run.
+      total_steps: number of steps of the whole run, whose last epoch may be a part of one.
       steps_per_epoch: number of steps in an epoch.
       step: number of steps already taken. Records of later steps, left by a run that was cut off
         after its last checkpoint, are removed.
@@ -39,15 +39,15 @@ class RunLog:
         self,
         folder: Path | None,
         classes: Sequence[str],
-        epochs: int,
+        total_steps: int,
         steps_per_epoch: int,
         step: int = 0,
     ):
         self.console = make_console(quiet=folder is None)
         self._folder = folder
         self._classes = classes
-        self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
+        self._epochs = self._epoch(total_steps)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
@@ -59,7 +59,7 @@ class RunLog:
             disable=not self.console.is_terminal,
         )
         self._task = self._progress.add_task(
-            "", total=epochs * steps_per_epoch, completed=step, epoch="", loss="-"
+            "", total=total_steps, completed=step, epoch="", loss="-"
         )
         self._file = self._events = None
         if folder is not None:

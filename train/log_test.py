@@ -30,7 +30,7 @@ def events(folder):
 
 
 def test_records_reach_both_files_and_the_screen(tmp_path, capsys):
-    with RunLog(tmp_path, CLASSES, epochs=4, steps_per_epoch=5) as log:
+    with RunLog(tmp_path, CLASSES, total_steps=20, steps_per_epoch=5) as log:
         log.step(10, 0.5)
         log.train(10, {"loss": 0.5, "seconds": 2.0})
         log.validation(10, Validation(DiceScores(np.array([0.99, 0.5, np.nan]), 0.5)))
@@ -59,18 +59,18 @@ def test_records_reach_both_files_and_the_screen(tmp_path, capsys):
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
-    with RunLog(tmp_path, CLASSES, epochs=4, steps_per_epoch=5) as log:
+    with RunLog(tmp_path, CLASSES, total_steps=20, steps_per_epoch=5) as log:
         for step in (5, 10, 15):
             log.train(step, {"loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')
-    with RunLog(tmp_path, CLASSES, epochs=4, steps_per_epoch=5, step=10) as log:
+    with RunLog(tmp_path, CLASSES, total_steps=20, steps_per_epoch=5, step=10) as log:
         log.train(15, {"loss": 2.0})
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(5, 1), (10, 1), (15, 2)]
 
 
 def test_the_last_epoch_may_be_a_part_of_one(tmp_path, capsys):
-    with RunLog(tmp_path, CLASSES, epochs=2, steps_per_epoch=5) as log:
+    with RunLog(tmp_path, CLASSES, total_steps=7, steps_per_epoch=5) as log:
         for step in (5, 7):
             log.train(step, {"loss": 1.0})
     assert [record["epoch"] for record in records(tmp_path)] == [1, 2]
@@ -79,7 +79,7 @@ def test_the_last_epoch_may_be_a_part_of_one(tmp_path, capsys):
 
 def test_without_folder_nothing_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with RunLog(None, CLASSES, epochs=4, steps_per_epoch=5) as log:
+    with RunLog(None, CLASSES, total_steps=20, steps_per_epoch=5) as log:
         log.train(5, {"loss": 1.0})
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())

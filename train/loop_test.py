@@ -94,7 +94,7 @@ def go(
 
     try:
         with RunLog(
-            folder, CLASSES, schedule.epochs, schedule.steps_per_epoch, int(state.step)
+            folder, CLASSES, schedule.total_steps, schedule.steps_per_epoch, int(state.step)
         ) as log:
             return fit(
                 state,

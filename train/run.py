@@ -169,7 +169,7 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         log = RunLog(
             cfg.out if distributed.is_main() else None,
             task.dataset.labels,
-            schedule.epochs,
+            schedule.total_steps,
             schedule.steps_per_epoch,
             int(state.step),
         )
