@@ -34,10 +34,13 @@ LARGE_MODEL_BYTES = 5 * 4 * 93_000_000
 # Largest crops per axis, of the small model on CPU and of the large one.
 SMALL_CROP, LARGE_CROP = 96, 160
 STEPS_ON_CPU, STEPS_ON_ACCELERATOR = 2000, 50_000
+# The most tokens for which attention takes less time than the decoder does on CPU.
+MOST_TOKENS = 2048
 # An average over the last twentieth of the steps forgets the beginning, and has little noise.
 AVERAGED_SHARE = 20
 LARGEST_DECAY = 0.9999
 VALIDATIONS = 5
+LARGE_MODEL = "the paper's model, which fits the memory"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ def make_plan(
     """
     choices: list[Choice] = []
     cfg = parse(args, DATA)
-    for stage in (_plan_scale, _plan_training, _plan_size, _plan_pace):
+    for stage in (_plan_scale, _plan_training, _plan_patch, _plan_model, _plan_size, _plan_pace):
         choices += stage(fingerprint, device, cfg)
         cfg = parse(args, apply(choices, DATA))
     return choices, cfg
@@ -163,7 +166,6 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
             device.count * -(-DATA.data.batch_size // device.count),
             f"the least for {device.count} device(s) that averages gradients a little",
         ),
-        *_model(large),
         Choice(
             "loss",
             "loss",
@@ -185,6 +187,39 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
             f"{sided!r} has a side" if sided else "no label is of the left or right alone",
         ),
         *_training(large),
+    ]
+
+
+def _plan_patch(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses the patches, which depend on the size that cases have after preprocessing."""
+    if _is_large(device):
+        return [Choice("model", "patch_size", (16, 16, 16), LARGE_MODEL)]
+    shape = _median_shape(fingerprint, cfg.data)
+    tokens = math.prod(math.ceil(min(n, SMALL_CROP) / 4) for n in shape)
+    if tokens > MOST_TOKENS:
+        reason = f"patches of 4 voxels would be {tokens} tokens a crop, too many for a CPU"
+        return [Choice("model", "patch_size", (8, 8, 8), reason)]
+    reason = f"the model learns more with {tokens} small patches than with larger ones"
+    return [Choice("model", "patch_size", (4, 4, 4), reason)]
+
+
+def _plan_model(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses the widths, which depend on the patches."""
+    if _is_large(device):
+        values = {
+            "family": "monai",
+            "light_r": 2.0,
+            "hidden_size": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+        }
+        return [Choice("model", name, value, LARGE_MODEL) for name, value in values.items()]
+    numbers = math.prod(cfg.model.patch_size) * len(fingerprint.modalities)
+    hidden_size = 48 if numbers <= 64 else 96
+    return [
+        Choice("model", "light_r", 4.0, "8 halves a step's time, and learns less in the end"),
+        Choice("model", "hidden_size", hidden_size, f"a patch has {numbers} numbers"),
+        Choice("model", "num_heads", hidden_size // 24, "of 24 numbers each"),
     ]
 
 
@@ -315,21 +350,3 @@ def _training(large: bool) -> list[Choice]:
         Choice("training", "b2", 0.98, f"0.999 would remember half of {STEPS_ON_CPU} steps"),
         Choice("training", "weight_decay", 0.3, "the small model generalizes better with it"),
     ]
-
-
-def _model(large: bool) -> list[Choice]:
-    if not large:
-        return [
-            Choice("model", "patch_size", (8, 8, 8), "small, for training on CPU or little memory"),
-            Choice("model", "light_r", 4.0, "8 halves a step's time, and learns less in the end"),
-        ]
-    reason = "the paper's model, which fits the memory"
-    values = {
-        "family": "monai",
-        "patch_size": (16, 16, 16),
-        "light_r": 2.0,
-        "hidden_size": 768,
-        "num_layers": 12,
-        "num_heads": 12,
-    }
-    return [Choice("model", name, value, reason) for name, value in values.items()]

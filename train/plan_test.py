@@ -65,6 +65,32 @@ def test_the_same_data_on_cpu_get_a_small_model(abdomen):
     assert cfg.training.ema_decay == pytest.approx(1 - 20 / 2000, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "args", "patch", "hidden_size"),
+    [
+        (40, 1, [], 4, 48),
+        (40, 4, [], 4, 96),
+        (40, 1, ["--patch-size", "8", "8", "8"], 8, 96),
+        (60, 1, [], 8, 96),
+        (60, 1, ["--spacing", "2", "2", "2"], 4, 48),
+    ],
+)
+def test_small_cases_on_cpu_get_small_patches(abdomen, size, channels, args, patch, hidden_size):
+    small = dataclasses.replace(
+        abdomen,
+        modalities=("MRI",) * channels,
+        shapes=np.full((30, 3), size),
+        spacings=np.ones((30, 3)),
+        # Nothing to crop: every plane is brighter than the darkest voxel.
+        outlines=(np.repeat([[0.0], *[[1.0]] * 3 * size], channels, axis=1),) * 30,
+        low=(0.0,) * channels,
+        high=(1.0,) * channels,
+    )
+    cfg, _ = plan(small, CPU, *args)
+    assert cfg.model.patch_size == (patch,) * 3
+    assert (cfg.model.hidden_size, cfg.model.num_heads) == (hidden_size, hidden_size // 24)
+
+
 def test_less_memory_and_more_volumes_make_smaller_crops(abdomen):
     little = dataclasses.replace(CPU, memory=2 << 30)
     sizes = [
