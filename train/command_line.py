@@ -6,8 +6,8 @@ import importlib
 import tyro
 
 from train.budget import seconds
-from train.config import RECIPE_NAMES, Config
-from train.options import TrainingOptions
+from train.config import Config
+from train.options import RECIPE_NAMES, TrainingOptions
 
 PHANTOMS = Config()
 DATA = Config(training=TrainingOptions(epochs=12, eval_every=4, learning_rate=2e-3))

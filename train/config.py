@@ -1,14 +1,12 @@
 """The configuration of a run: all of its options, checked, as a record and as JSON types."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from train.budget import seconds
-from train.data.augment import AUGMENTATIONS
-from train.losses import LOSSES
-from train.optim import OPTIMIZERS, SCHEDULES
+from train import checks
+from train.checks import require
 from train.options import (
     AugmentationOptions,
     DataOptions,
@@ -16,19 +14,12 @@ from train.options import (
     ModelOptions,
     RunOptions,
     TrainingOptions,
+    option,
 )
 from unetr_flax import UNETRConfig
 
 # Steps are counted in int32 on the device.
 MAX_STEPS = 2**31 - 1
-# A limit for all numbers, set by the seed: JAX's random keys drop the higher bits.
-MAX_NUMBER = 2**32 - 1
-# Millimeters; finer or coarser voxels than these are no medical scan.
-MIN_SPACING, MAX_SPACING = 0.001, 1000.0
-# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
-RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
-# A phantom takes half a megabyte and a tenth of a second.
-MAX_PHANTOMS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +49,19 @@ class Config:
         Raises:
           ValueError: naming option, value and what is allowed.
         """
-        self._check_numbers()
+        data, training = self.data, self.training
+        for record in (data, self.model, self.loss, self.augmentation, training, self.run):
+            checks.check_finite(record)
+        checks.check_data(data)
+        checks.check_loss(self.loss)
+        checks.check_augmentation(self.augmentation)
+        checks.check_training(training)
+        checks.check_run(self.run)
         self.check_length(num_cases=1)
-        self._check_processes()
-        self._check_budget()
-        for record, name, allowed in (
-            (self.loss, "loss", LOSSES),
-            (self.augmentation, "augmentation", AUGMENTATIONS),
-            (self.training, "optimizer", OPTIMIZERS),
-            (self.training, "schedule", SCHEDULES),
-        ):
-            rule = f"must be {_any_of(allowed)}"
-            _require(record, name, lambda x, allowed=allowed: x in allowed, rule)
-        recipe = self.training.recipe
-        if recipe is not None and recipe not in RECIPE_NAMES:
-            raise ValueError(f"--recipe {recipe}: must be {_any_of(RECIPE_NAMES)}")
-        rule = "must be at least 4, for four features of the decoder"
-        _require(self.model, "num_layers", lambda x: x >= 4, rule)
-        if self.data.roi_size is not None:
-            self.check_roi(self.data.roi_size)
+        rule = f"--batch-size {data.batch_size} must be divisible by it"
+        require(training, "accumulate", lambda x: data.batch_size % x == 0, rule)
+        if data.roi_size is not None:
+            self.check_roi(data.roi_size)
         # The model checks its sizes itself; only its channels and classes depend on the data.
         self.model_config(in_channels=1, out_channels=2)
 
@@ -94,7 +79,7 @@ class Config:
           ValueError: naming --epochs, its value and what is allowed.
         """
         limit = MAX_STEPS // self.steps_per_epoch(num_cases)
-        _require(self.training, "epochs", lambda x: x <= limit, f"must be at most {limit}")
+        require(self.training, "epochs", lambda x: x <= limit, f"must be at most {limit}")
 
     def check_roi(self, roi_size: Sequence[int]) -> None:
         """Checks that crops of a size can be augmented.
@@ -102,7 +87,7 @@ class Config:
         Raises:
           ValueError: naming the option, its value and what is allowed.
         """
-        _require(
+        require(
             self.augmentation,
             "rotate90_probability",
             lambda x: x == 0 or roi_size[0] == roi_size[1],
@@ -116,7 +101,7 @@ class Config:
           ValueError: naming --class-weights, its value and what is allowed.
         """
         rule = f"must be {num_outputs} numbers, one for each class or region of the data"
-        _require(self.loss, "class_weights", lambda x: x is None or len(x) == num_outputs, rule)
+        require(self.loss, "class_weights", lambda x: x is None or len(x) == num_outputs, rule)
 
     def model_config(self, in_channels: int, out_channels: int) -> UNETRConfig:
         """Builds the configuration of the model; its window is one patch if --roi-size is None.
@@ -129,10 +114,10 @@ class Config:
           ValueError: naming an option that the model cannot have, and what is allowed.
         """
         model = self.model
+        checks.check_model(model)
         options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
         del options["family"], options["dtype"]
         if model.family == "monai":
-            self._check_monai()
             del options["num_layers"], options["patch_size"]
             options["feature_size"] = round(32 / options.pop("light_r"))
             options["mlp_dim"] = 4 * model.hidden_size
@@ -146,108 +131,6 @@ class Config:
             )
         except ValueError as error:
             raise ValueError(_in_words_of_options(str(error))) from None
-
-    def _check_monai(self) -> None:
-        """Checks the options that MONAI's UNETR does not have."""
-        model = self.model
-        rule = "must be 16 16 16 for --family monai"
-        _require(model, "patch_size", lambda x: x == (16, 16, 16), rule)
-        _require(model, "num_layers", lambda x: x == 12, "must be 12 for --family monai")
-        rule = "32 divided by it must be a whole number for --family monai"
-        _require(model, "light_r", lambda x: x > 0 and (32 / x).is_integer(), rule)
-
-    def _check_numbers(self) -> None:
-        data, loss, training, run = self.data, self.loss, self.training, self.run
-        for record in (data, self.model, loss, self.augmentation, training, run):
-            for name, numbers in _numbers(record):
-                # The comparison is also false for nan.
-                fits = all(abs(number) <= MAX_NUMBER for number in numbers)
-                rule = f"must be finite and at most {MAX_NUMBER}"
-                _require(record, name, lambda _, fits=fits: fits, rule)
-        for record, names in (
-            (data, ("num_phantoms", "batch_size")),
-            (training, ("epochs", "eval_every", "learning_rate", "clip_norm", "accumulate")),
-            (run, ("num_processes", "keep_checkpoints", "save_minutes", "fsdp", "depth_shards")),
-        ):
-            for name in names:
-                _require(record, name, lambda x: x > 0, "must be above 0")
-        rule = f"must be at most {MAX_PHANTOMS}"
-        _require(data, "num_phantoms", lambda x: x <= MAX_PHANTOMS, rule)
-        _require(run, "workers", lambda x: x is None or x > 0, "must be above 0")
-        for record, names in (
-            (training, ("weight_decay", "seed")),
-            (loss, ("smooth_nr", "smooth_dr")),
-        ):
-            for name in names:
-                _require(record, name, lambda x: x >= 0, "must not be negative")
-        for name in ("warmup_fraction", "b2", "ema_decay", "stochastic_depth", "overlap"):
-            _require(training, name, lambda x: 0 <= x < 1, "must be in [0, 1)")
-        for name in ("flip_probability", "rotate90_probability"):
-            _require(self.augmentation, name, lambda x: 0 <= x <= 1, "must be in [0, 1]")
-        _require(
-            self.augmentation,
-            "flips",
-            lambda x: len(set(x)) == len(x) and set(x) <= {0, 1, 2},
-            "must be axes 0, 1 and 2, each at most once",
-        )
-        _require(training, "layer_decay", lambda x: 0 < x <= 1, "must be in (0, 1]")
-        _require(
-            loss,
-            "class_weights",
-            lambda x: x is None or (len(x) > 0 and min(x) >= 0),
-            "must not be negative",
-        )
-        _require(data, "val_fraction", lambda x: 0 <= x < 1, "must be in [0, 1)")
-        _require(data, "num_folds", lambda x: x is None or x >= 2, "must be at least 2")
-        _require(data, "fold", lambda x: x >= 0, "must not be negative")
-        if data.num_folds is not None:
-            rule = f"must be below --num-folds {data.num_folds}"
-            _require(data, "fold", lambda x: x < data.num_folds, rule)
-        elif data.splits is None:
-            _require(data, "fold", lambda x: x == 0, "needs --num-folds or --splits")
-        rule = "excludes --num-folds; the file decides"
-        _require(data, "splits", lambda x: x is None or data.num_folds is None, rule)
-        _require(
-            data,
-            "window",
-            lambda x: x is None or x[0] < x[1],
-            "the first must be below the second",
-        )
-        _require(data, "roi_size", lambda x: x is None or min(x) > 0, "each must be above 0")
-        _require(
-            data,
-            "spacing",
-            lambda x: x is None or (min(x) >= MIN_SPACING and max(x) <= MAX_SPACING),
-            f"each must be from {MIN_SPACING:g} to {MAX_SPACING:g} mm",
-        )
-
-    def _check_budget(self) -> None:
-        budget = self.training.budget
-        if budget is None:
-            return
-        try:
-            seconds(budget)
-        except ValueError as error:
-            raise ValueError(f"--budget {budget}: {error}") from None
-
-    def _check_processes(self) -> None:
-        data, run = self.data, self.run
-        processes = f"--num-processes {run.num_processes}"
-        _require(
-            self.training,
-            "accumulate",
-            lambda x: data.batch_size % x == 0,
-            f"--batch-size {data.batch_size} must be divisible by it",
-        )
-        _require(
-            run, "process_id", lambda x: 0 <= x < run.num_processes, f"must be in [0, {processes})"
-        )
-        _require(
-            run,
-            "coordinator_address",
-            lambda x: (x is None) == (run.num_processes == 1),
-            f"must be given if there are several processes, and only then; there is {processes}",
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns name and value of every option but those of `RunOptions`, as JSON types."""
@@ -316,32 +199,6 @@ OPTIONS_BEFORE_NAMES = {
     "fold": 0,
     "splits": None,
 }
-
-
-def option(name: str) -> str:
-    """Returns the name of a field as it is written on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def _require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:
-    value = getattr(record, name)
-    if not allowed(value):
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise ValueError(f"{option(name)} {shown}: {rule}")
-
-
-def _numbers(record: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yields name and numbers of every option that has any."""
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        if all(isinstance(x, int | float) for x in values):
-            yield field.name, values
-
-
-def _any_of(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
 
 
 def _in_words_of_options(message: str) -> str:

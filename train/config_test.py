@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from train.command_line import DATA, PHANTOMS, parse
-from train.config import OPTIONS_BEFORE_NAMES, Config, option
+from train.config import OPTIONS_BEFORE_NAMES, Config
 from train.options import (
     AugmentationOptions,
     DataOptions,
@@ -13,6 +13,7 @@ from train.options import (
     ModelOptions,
     RunOptions,
     TrainingOptions,
+    option,
 )
 
 RECORDS = (

@@ -4,6 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+# The values of --recipe; each is a file in train/recipes/ with a `RECIPE`.
+RECIPE_NAMES = ("hippocampus", "spleen", "brats", "btcv-paper", "btcv-monai", "phantoms")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -231,3 +234,8 @@ class RunOptions:
 
     compilation_cache: str | None = None
     """Private folder of compiled programs, '' for none; one in ~/.cache if None."""
+
+
+def option(name: str) -> str:
+    """Returns the name of a field as it is written on the command line."""
+    return "--" + name.replace("_", "-")

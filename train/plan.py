@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from train.command_line import DATA, parse
-from train.config import Config, option
+from train.config import Config
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.label_names import find_sided
 from train.distributed import process_min
 from train.memory import device_memory
-from train.options import DataOptions
+from train.options import DataOptions, option
 from train.run_dir import OptionError
 from train.task import read_run_dataset, split_cases
 

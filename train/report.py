@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import option
+from train.options import option
 from train.scores import TOLERANCE, Validation
 from unetr_flax.evaluation.drawing import make_figure, to_png
 from unetr_flax.runtime.atomic import write_bytes, write_text

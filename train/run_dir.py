@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from train.command_line import PHANTOMS, parse
-from train.config import Config, option
+from train.config import Config
 from train.data.dataset import Case, Dataset
+from train.options import option
 from train.run_lock import LOCK_NAME, LockedError, locked
 from unetr_flax import UNETRConfig
 from unetr_flax.runtime.atomic import write_text

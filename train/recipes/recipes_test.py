@@ -5,9 +5,10 @@ import pytest
 
 from train import recipes
 from train.command_line import DATA, PHANTOMS, default_config, parse
-from train.config import RECIPE_NAMES, Config
+from train.config import Config
 from train.data.preprocess import make_preprocessing
 from train.optim import learning_rate_schedule
+from train.options import RECIPE_NAMES
 from unetr_flax import UNETRConfig
 from unetr_flax.imaging.presets import PRESETS
 
