@@ -28,6 +28,11 @@ def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callabl
     return branches.get(_TARGET.value, default)(*operands)
 
 
+def may_run_on(platform: str) -> bool:
+    """Tells whether the program that is being traced may run on a platform."""
+    return _TARGET.value in (None, platform)
+
+
 @contextlib.contextmanager
 def target_platform(platform: str) -> Iterator[None]:
     """Restricts the programs traced within it, or in a function it decorates, to one platform.

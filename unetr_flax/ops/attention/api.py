@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, H heads, D head size.
 import jax
 
 from unetr_flax.ops import sharding as sharded
-from unetr_flax.ops.attention import cudnn, xla
+from unetr_flax.ops.attention import cpu, cudnn, xla
 from unetr_flax.ops.platform import Lowering
 
 
@@ -26,6 +26,9 @@ def dot_product_attention(
     the weights). That form has reverse-mode derivatives only. `jax.export` refuses cuDNN's kernels,
     since it cannot promise that later versions run them: trace within `ops.exportable()`.
 
+    With "auto", many keys and no mask, CPUs compute it in blocks, whose weights are never all in
+    memory. That form, too, has reverse-mode derivatives only.
+
     Args:
       query: [B, N, H, D].
       key: [B, N, H, D].
@@ -37,7 +40,9 @@ def dot_product_attention(
     Returns:
       [B, N, H, D].
     """
-    alone = sharded.active() is None
-    if lowering == "auto" and mask is None and alone and cudnn.is_available(query):
-        return cudnn.dot_product_attention(query, key, value, scale)
+    if lowering == "auto" and mask is None and sharded.active() is None:
+        if cudnn.is_available(query):
+            return cudnn.dot_product_attention(query, key, value, scale)
+        if cpu.is_available(query, key):
+            return cpu.dot_product_attention(query, key, value, scale)
     return xla.dot_product_attention(query, key, value, mask, scale=scale)
