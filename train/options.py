@@ -98,7 +98,7 @@ class LossOptions:
     """Square probabilities and labels in the denominator of Dice."""
 
     batch_dice: bool = False
-    """Compute Dice of all volumes of a step together, not of each."""
+    """Compute Dice of all volumes of a step, or of a part of --accumulate, together."""
 
     smooth_nr: float = 1e-5
     """Number added to the numerator of Dice."""
