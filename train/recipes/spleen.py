@@ -1,9 +1,9 @@
 """Task09 of the Medical Segmentation Decathlon: the spleen in CT.
 
-Window, spacing, crops and the number of volumes per step are those of MONAI's tutorial
-`spleen_segmentation_3d` (600 epochs of 4 crops from each case are 2,400 passes here); the model and
-the augmentation are those with which UNETR was trained on this task (Hatamizadeh et al. 2022,
-section 4.2).
+Window, spacing and crops are those of MONAI's tutorial `spleen_segmentation_3d`, whose 600 epochs
+of 4 crops from each case are 2,400 passes here. Its steps have 8 crops, 4 of each of 2 cases; here
+they have 2, and there are 4 times as many of them. The model and the augmentation are those with
+which UNETR was trained on this task (Hatamizadeh et al. 2022, section 4.2).
 """
 
 from train.config import Config
