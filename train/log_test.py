@@ -73,6 +73,7 @@ def test_the_last_epoch_may_be_a_part_of_one(tmp_path, capsys):
     with RunLog(tmp_path, CLASSES, total_steps=7, steps_per_epoch=5) as log:
         for step in (5, 7):
             log.train(step, {"loss": 1.0})
+        assert log._progress.tasks[0].total == 7
     assert [record["epoch"] for record in records(tmp_path)] == [1, 2]
     assert "epoch 2/2  train" in capsys.readouterr().out
 
