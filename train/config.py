@@ -184,6 +184,7 @@ OPTIONS_BEFORE_NAMES = {
     "b2": 0.999,
     "layer_decay": 1.0,
     "accumulate": 1,
+    "remat": False,
     "ema_decay": 0.0,
     "stochastic_depth": 0.0,
     "modalities": None,

@@ -104,7 +104,8 @@ def check_step(compiled: jax.stages.Compiled) -> str:
     if need > memory:
         raise OptionError(
             f"a step takes {show_bytes(need)} of memory on each device, there are "
-            f"{show_bytes(memory)}; a smaller --roi-size or --batch-size takes less"
+            f"{show_bytes(memory)}; --remat, --accumulate, or a smaller --roi-size or --batch-size "
+            "takes less"
         )
     return f"a step takes {show_bytes(need)} of {show_bytes(memory)} of memory on each device"
 

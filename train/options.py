@@ -175,6 +175,10 @@ class TrainingOptions:
     accumulate: int = 1
     """Parts of a batch that are computed one after the other, to take less memory."""
 
+    remat: bool = False
+    """Compute each block again in the backward pass instead of keeping its results, to take less
+    memory."""
+
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is validated, too; 0 for none."""
 

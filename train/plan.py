@@ -115,7 +115,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
         planned.check()
     except ValueError as error:
         raise OptionError(str(error)) from None
-    return planned, describe(choices, planned)
+    return planned, [*intensities(fingerprint), *describe(choices, planned)]
 
 
 def make_plan(
@@ -298,6 +298,16 @@ def describe(choices: Sequence[Choice], cfg: Config) -> list[str]:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         lines.append(f"{option(choice.name)} {shown or 'none'}: {reason}")
     return lines
+
+
+def intensities(fingerprint: Fingerprint) -> list[str]:
+    """Lists how the intensities of each channel are normalized, with reasons."""
+    windowed = "windowed, as Hounsfield units are the same in all scans"
+    relative = "normalized by each volume's own percentiles, as only CT has calibrated units"
+    return [
+        f"intensities of {name}: {windowed if is_windowed else relative}"
+        for name, is_windowed in zip(fingerprint.modalities, fingerprint.windowed, strict=True)
+    ]
 
 
 def _spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float] | None, str]:

@@ -35,6 +35,7 @@ def make_model(cfg: Config, model_config: UNETRConfig) -> UNETR:
     return UNETR(
         model_config,
         dtype=jnp.dtype(cfg.model.dtype),
+        remat=cfg.training.remat,
         jit_blocks=True,
         stochastic_depth=cfg.training.stochastic_depth,
     )

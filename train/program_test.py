@@ -6,10 +6,11 @@ import pytest
 
 import train.program
 from train.command_line import parse
-from train.program import compile_program, compile_program_of_any_length
+from train.program import compile_program, compile_program_of_any_length, make_model
 from train.sharding import make_mesh, replicated, shard_batch
 from train.stand_in import Small
 from train.state import create_state
+from unetr_flax import UNETRConfig
 
 MODEL = Small(types.SimpleNamespace(img_size=(4, 6, 8), in_channels=2, out_channels=3))
 
@@ -56,6 +57,14 @@ def test_a_program_of_any_length_does_what_that_of_its_length_does(batch, compil
     # One program for all lengths, one for each that is fixed.
     assert sum("train_step" in name for name in compiled) == 3
     assert train.program.STANDARD_STEPS > 200
+
+
+def test_the_options_of_the_model_reach_it():
+    config = UNETRConfig.reference((16, 16, 16), 1, 2)
+    args = ["--remat", "--dtype", "bfloat16", "--stochastic-depth", "0.1"]
+    plain, model = (make_model(parse(options), config) for options in ([], args))
+    assert (plain.remat, plain.dtype, plain.stochastic_depth) == (False, "float32", 0.0)
+    assert (model.remat, model.dtype, model.stochastic_depth) == (True, "bfloat16", 0.1)
 
 
 def test_the_options_of_the_optimizer_reach_the_step(batch):

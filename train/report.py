@@ -11,6 +11,8 @@ from train.scores import TOLERANCE, Validation
 from unetr_flax.evaluation.drawing import make_figure, to_png
 from unetr_flax.runtime.atomic import write_bytes, write_text
 
+# The plan of a run that planned itself, with reasons.
+PLAN = "plan.txt"
 # Records of metrics.jsonl and the names in them that get a panel, each with its heading.
 PANELS = (
     ("Loss", ("train", "loss")),
@@ -72,7 +74,10 @@ def write_report(
     ]
     for title, path in pictures:
         lines += [f"![{_text(title)}]({path.relative_to(out).as_posix()})", ""]
-    lines += ["## Plan", "", *plan_table(record), ""]
+    lines += ["## Plan", ""]
+    if (out / PLAN).exists():
+        lines += ["```", *(out / PLAN).read_text(encoding="utf-8").splitlines(), "```", ""]
+    lines += [*plan_table(record), ""]
     write_text(out / "report.md", "\n".join(lines))
     return out / "report.md"
 

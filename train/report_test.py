@@ -33,6 +33,7 @@ def test_a_report_shows_plan_scores_curves_and_pictures(tmp_path):
         },
         "schedule": {"total_steps": 90},
     }
+    (tmp_path / "plan.txt").write_text("--epochs 9: long enough\n")
     pictures = [("1. c_1", tmp_path / "worst_01.png")]
     text = write_report(tmp_path, record, validation, 4, pictures).read_text()
     assert text.startswith("# Lobes\n\nBest model: step 4, mean Dice 0.6667 over the 1 validation")
@@ -40,6 +41,7 @@ def test_a_report_shows_plan_scores_curves_and_pictures(tmp_path):
     assert "| right\\|lobe | nan | nan | nan | 0 | 0 | 0 |" in text
     assert "| \\--learning-rate | 0.001 |" in text or "| --learning-rate | 0.001 |" in text
     assert "| window in voxels | 16 32 16 |" in text
+    assert "```\n--epochs 9: long enough\n```\n" in text
     assert "| total\\_steps | 90 |" in text
     assert "![1. c\\_1](worst_01.png)" in text
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

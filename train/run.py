@@ -24,6 +24,7 @@ from train.memory import check_size, check_step
 from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
+from train.report import PLAN
 from train.run_dir import (
     OptionError,
     checkpoints_folder,
@@ -67,6 +68,8 @@ def run(cfg: Config, args: list[str], started: float | None = None) -> int:
     refuse_wrong_convolutions(cfg.model.dtype)
     check_initial(cfg)
     mesh = _mesh(cfg)
+    # Again when they are planned: what is absurd needs neither the data nor the folder.
+    check_size(cfg, mesh)
     with ExitStack() as stack:
         distributed.run_on_main(lambda: stack.enter_context(claimed(cfg)))
         cfg, plan = plan_options(args, cfg)
@@ -165,7 +168,7 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         if samples is not None:
             save_sheet(cfg.out / "augmentation.png", *samples)
             if plan:
-                write_text(cfg.out / "plan.txt", "".join(f"{line}\n" for line in plan))
+                write_text(cfg.out / PLAN, "".join(f"{line}\n" for line in plan))
         log = RunLog(
             cfg.out if distributed.is_main() else None,
             task.dataset.labels,

@@ -140,6 +140,9 @@ def test_what_cannot_be_is_one_line(args, status, message, data, tmp_path, monke
         (["--init", "nowhere"], "--init nowhere: no such file or folder"),
         (["--fsdp", "3"], "--fsdp 3 --depth-shards 1: their product must divide"),
         (["--out", "taken"], "--out taken: exists and is not empty"),
+        (["--roi-size", "1024", "1024", "1024"], "--roi-size 1024 1024 1024 --batch-size"),
+        (["--hidden-size", "1000000"], "--hidden-size 1000000 --num-layers 4"),
+        (["--light-r", "0.001"], "--hidden-size 16 --num-layers 4 --light-r 0.001"),
     ],
 )
 def test_what_needs_no_data_is_judged_before_they_are_read(
@@ -147,9 +150,10 @@ def test_what_needs_no_data_is_judged_before_they_are_read(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken" / "mine").mkdir(parents=True)
-    monkeypatch.setattr("train.plan.take_fingerprint", lambda dataset: 1 / 0)
+    monkeypatch.setattr("train.plan.take_fingerprint", lambda *args: 1 / 0)
     assert main([*TINY, "--data", str(data), "--out", "run", *options]) == 2
     assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("place", ["check_step", "with_initial_weights"])
