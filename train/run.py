@@ -23,8 +23,8 @@ from train.measure import schedule_of_budget
 from train.memory import check_size, check_step
 from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
-from train.results import show_results
 from train.report import PLAN
+from train.results import show_results
 from train.run_dir import (
     OptionError,
     checkpoints_folder,
