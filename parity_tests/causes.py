@@ -5,24 +5,17 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from parity_tests import configs
 from parity_tests.gradients import backward_findings
 from parity_tests.ladder import random_mask
 from parity_tests.planted_errors import PLANTED_ERRORS, PlantedError
 from parity_tests.torch_errors import TORCH_ERRORS, TorchError
-from parity_tests.trajectory import (
-    ADAM_EPSILON,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
-    Training,
-    first_steps,
-)
+from parity_tests.trajectory import TRAININGS, Training, name_of_rung, trajectory_findings
+from parity_tests.volume_to_score import loss_findings
 from unetr_flax import UNETRConfig
 from unetr_flax.parity.diagnose import Finding, diagnose, told
 from unetr_flax.parity.rows import Row
-from unetr_flax.parity.training import explain_step
 from unetr_flax.parity.twins import Twins, make_twins, precise
 from unetr_flax.parity.verify import summed_up
 
@@ -82,7 +75,7 @@ def flax_findings(error: PlantedError) -> list[Finding]:
         with precise(), error.plant():
             twins = make_twins(configs.SMALL, "float64")
             if error.rung == "trajectory":
-                return step_findings(twins)
+                return training_findings(twins, TRAININGS[0])
             mask = random_mask(twins) if error.rung == "masked activations" else None
             return diagnose(twins, mask, train=error.rung == "training")
     finally:
@@ -103,18 +96,15 @@ def torch_findings(error: TorchError, twins: Twins | None = None) -> list[Findin
         return diagnose(twins, random_mask(twins) if error.masked else None)
 
 
-def step_findings(twins: Twins) -> list[Finding]:
-    """Explains the first step of AdamW of both models."""
-    before, gradients, ours, theirs = first_steps(twins, Training("adamw"))
-    right = {
-        "learning_rates": (LEARNING_RATE["adamw"],),
-        "epsilon": ADAM_EPSILON,
-        "weight_decay": WEIGHT_DECAY,
-    }
-    # Gradients that are zero except for rounding make steps that nothing explains.
-    largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
-    clear = {n: g for n, g in gradients.items() if np.abs(g).min() > 1e-9 * largest}
-    return explain_step("adam", before, clear, ours, theirs, right=right)
+def training_findings(twins: Twins, training: Training | None = None) -> list[Finding]:
+    """Explains a difference in training mode: forward, then backward, then of optimizer steps.
+
+    Args:
+      twins: both models.
+      training: how steps are taken; None if the difference is one of gradients or statistics.
+    """
+    findings = diagnose(twins, train=True) or backward_findings(twins, train=True)
+    return findings or ([] if training is None else trajectory_findings(twins, training))
 
 
 def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
@@ -130,18 +120,20 @@ def explain_rows(rows: list[Row], twins: dict[str, Twins]) -> list[str]:
     # Float64 shows causes that float32's rounding would hide.
     dtype = "float64" if any(row.dtype == "float64" for row in failed) else "float32"
     rungs = {row.rung for row in failed if row.dtype == dtype}
+    parted = [training for training in TRAININGS if name_of_rung(training) in rungs]
     with precise():
         if rungs & FORWARD:
             findings = diagnose(twins[dtype])
         elif any(rung.endswith(", masked") for rung in rungs):
             findings = diagnose(twins[dtype], random_mask(twins[dtype]))
         elif rungs & TRAINING:
-            findings = diagnose(twins[dtype], train=True)
-            findings = findings or backward_findings(twins[dtype], train=True)
+            findings = training_findings(twins[dtype])
         elif "gradients" in rungs:
-            findings = backward_findings(twins[dtype], train=False)
-        elif any(" steps of adamw" in rung for rung in rungs):
-            findings = step_findings(twins["tiny"])
+            findings = diagnose(twins[dtype]) or backward_findings(twins[dtype], train=False)
+        elif "loss" in rungs:
+            findings = loss_findings(twins["small"])
+        elif parted:
+            findings = training_findings(twins["tiny"], parted[0])
         else:
             return [f"{', '.join(sorted(rungs))}: causes are not looked for in this comparison"]
     return told(findings) or [summed_up(rows)]

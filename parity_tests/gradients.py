@@ -13,15 +13,13 @@ from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from unetr_flax.model.config import UNETRConfig
 from unetr_flax.parity.activations import compared_rows, flax_found, forward
+from unetr_flax.parity.backward import NEGLIGIBLE, diagnose_backward
 from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.run_once import run_once
 from unetr_flax.parity.training import explain_gradients, explain_loss
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 from unetr_flax.weights import to_torch
-
-# Gradients smaller than this part of the largest one are zero except for rounding.
-NEGLIGIBLE = 1e-12
 
 
 def random_labels(twins: Twins, seed: int = 0) -> np.ndarray:
@@ -98,7 +96,11 @@ def backward(twins: Twins, *, train: bool) -> tuple[FlaxBackward, TorchBackward]
 
 
 def backward_findings(twins: Twins, *, train: bool) -> list[Finding]:
-    """Explains why the gradients of both models differ: the loss first, then each parameter's."""
+    """Explains why the gradients of both models differ.
+
+    The loss is judged first, then each module on PyTorch's gradients. If all of them hold alone,
+    the gradients themselves are compared.
+    """
     ours, theirs = backward(twins, train=train)
     labels = random_labels(twins)
     logits = theirs.logits.detach().numpy()
@@ -109,6 +111,9 @@ def backward_findings(twins: Twins, *, train: bool) -> list[Finding]:
         labels,
         (np.asarray(our_loss), channels_first(our_grad)),
         (theirs.loss.detach().numpy(), theirs.logits.grad.numpy()),
+    )
+    findings = findings or diagnose_backward(
+        twins, lambda x: torch_loss(x, torch.from_numpy(labels).long()), train=train
     )
     if findings:
         return findings

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -15,10 +15,12 @@ from parity_tests.gradients import random_labels, statistics_rows
 from parity_tests.torch_loss import dice_cross_entropy as torch_loss
 from train.losses import dice_cross_entropy_loss
 from train.optim import clip_by_global_norm
-from train.state import TrainState, initial_state
+from train.state import initial_state
 from train.step import make_train_step
+from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.run_once import jit_to_run_once
+from unetr_flax.parity.training import explain_average, explain_step
 from unetr_flax.parity.twins import Twins, channels_first_tensor
 from unetr_flax.weights import to_torch
 
@@ -26,9 +28,16 @@ from unetr_flax.weights import to_torch
 # its size plus epsilon, so an epsilon of 1e-8 would turn rounding into steps of 1e-10.
 ADAM_EPSILON = 1e-6
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
+# Steps in which the learning rate rises.
+WARMUP = 10
 WEIGHT_DECAY = 0.05
 MOMENTUM = 0.9
 STEPS = 100
+# Names of the optimizers' averages in optax and in PyTorch, by those in the definition of a step.
+MOMENTS = {
+    "adamw": {"first": ("mu", "exp_avg"), "second": ("nu", "exp_avg_sq")},
+    "sgd": {"velocity": ("trace", "momentum_buffer")},
+}
 
 # Arrays by PyTorch's names.
 Named = dict[str, np.ndarray]
@@ -73,45 +82,124 @@ def trajectory_rows(twins: Twins, training: Training, steps: int = STEPS) -> lis
       training: how steps are taken.
       steps: optimizer steps, all on the same batch, in training mode.
     """
-    their_model, their_average, their_losses = _torch_steps(twins, training, steps)
-    state, our_losses = _flax_steps(twins, training, steps)
-    rung = f"{steps} steps of {training}"
-    rows = [compare_arrays(rung, "loss of every step", our_losses, their_losses)]
-    compared: list[tuple[str, torch.nn.Module, Any]] = [("", their_model, state.variables)]
-    if their_average is not None:
-        compared.append(("average: ", their_average, state.average))
+    losses = []
+    for theirs, ours in _both(twins, training, steps):
+        losses.append((ours.loss, theirs.loss))
+    rung = name_of_rung(training, steps)
+    rows = [compare_arrays(rung, "loss of every step", *map(np.stack, zip(*losses, strict=True)))]
+    compared: list[tuple[str, torch.nn.Module, Any]] = [("", theirs.model, ours.variables)]
+    if theirs.average is not None:
+        compared.append(("average: ", theirs.average, ours.average))
     for prefix, model, variables in compared:
-        ours = to_torch(variables, twins.cfg)
+        converted = to_torch(variables, twins.cfg)
         found = [
-            compare_arrays(rung, parameter, ours[parameter], value.detach().numpy())
+            compare_arrays(rung, parameter, converted[parameter], value.detach().numpy())
             for parameter, value in model.named_parameters()
             # MONAI's models have parameters that they never apply.
-            if parameter in ours
+            if parameter in converted
         ]
         found += statistics_rows(model, variables["batch_stats"], twins)
         rows += [dataclasses.replace(r, rung=rung, name=f"{prefix}{r.name}") for r in found]
     return rows
 
 
-def first_steps(twins: Twins, training: Training) -> tuple[Named, Named, Named, Named]:
-    """Takes one step with both models; returns the parameters by PyTorch's names.
+def name_of_rung(training: Training, steps: int = STEPS) -> str:
+    """Returns the rung of a trajectory's rows."""
+    return f"{steps} steps of {training}"
 
-    Returns:
-      The parameters before the step, PyTorch's gradients, and the parameters after the Flax
-      model's and after PyTorch's step.
+
+def trajectory_findings(twins: Twins, training: Training, steps: int = STEPS) -> list[Finding]:
+    """Explains the first optimizer step that parts, or the first change of the averages."""
+    before = ours_before = average = our_average = _named_parameters(twins.torch_model)
+    moments: Any = ({}, {})
+    for count, (theirs, ours) in enumerate(_both(twins, training, steps)):
+        after, ours_after = _named_parameters(theirs.model), to_torch(ours.variables, twins.cfg)
+        right = {"learning_rates": learning_rates(training, steps), "count": count}
+        largest = max(float(np.abs(gradient).max()) for gradient in theirs.gradients.values())
+        # Gradients that are zero except for rounding make steps that nothing explains.
+        clear = {n: g for n, g in theirs.gradients.items() if np.abs(g).min() > 1e-9 * largest}
+        findings = explain_step(
+            "adam" if training.optimizer == "adamw" else "sgd",
+            before,
+            clear,
+            _moved(before, ours_before, ours_after, clear),
+            after,
+            right={**right, **_right(training)},
+            moments=moments,
+            norm=theirs.norm,
+        )
+        if not findings and theirs.average is not None:
+            average_after = _named_parameters(theirs.average)
+            our_average_after = to_torch(ours.average, twins.cfg)
+            findings = explain_average(
+                {name: average[name] for name in clear},
+                after,
+                _moved(average, our_average, our_average_after, clear),
+                average_after,
+                right={"decay": training.ema_decay, "count": count},
+            )
+            average, our_average = average_after, our_average_after
+        if findings:
+            return findings
+        before, ours_before, moments = after, ours_after, (ours.moments, theirs.moments)
+    return []
+
+
+def _moved(start: Named, before: Named, after: Named, names: Iterable[str]) -> Named:
+    """Adds the change of a step to another start, so that rounding before it does not count."""
+    return {name: start[name] + (after[name] - before[name]) for name in names}
+
+
+def _both(twins: Twins, training: Training, steps: int) -> Iterator[tuple["TorchStep", "FlaxStep"]]:
+    """Takes the steps with both models."""
+    both = _torch_steps(twins, training, steps), _flax_steps(twins, training, steps)
+    return zip(*both, strict=True)
+
+
+def learning_rates(training: Training, steps: int) -> list[float]:
+    """Returns the rate of each step: a linear warm-up, then the highest one."""
+    return [LEARNING_RATE[training.optimizer] * _warmth(step) for step in range(steps)]
+
+
+def _warmth(step: int) -> float:
+    return min(1.0, (step + 1) / WARMUP)
+
+
+def _right(training: Training) -> dict[str, Any]:
+    """Returns the settings that both optimizers should have."""
+    clip = {} if training.clip_norm is None else {"clip": training.clip_norm}
+    if training.optimizer == "adamw":
+        return {"epsilon": ADAM_EPSILON, "weight_decay": WEIGHT_DECAY, **clip}
+    return {"momentum": MOMENTUM, **clip}
+
+
+def _named_parameters(model: torch.nn.Module) -> Named:
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchStep:
+    """What one step of PyTorch's left behind.
+
+    Attributes:
+      model: the model after the step; the next step changes it.
+      average: its average, None if there is none; the next step changes it.
+      loss: the loss before the step.
+      gradients: the gradients of the parameters that have one, before they are clipped.
+      norm: their global norm, by which they are clipped.
+      moments: averages of the optimizer after the step, by kind and parameter.
     """
-    before = {n: p.detach().numpy().copy() for n, p in twins.torch_model.named_parameters()}
-    model, _, _ = _torch_steps(twins, training, 1)
-    state, _ = _flax_steps(twins, training, 1)
-    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
-    theirs = {n: p.detach().numpy() for n, p in model.named_parameters()}
-    return before, gradients, to_torch(state.variables, twins.cfg), theirs
+
+    model: torch.nn.Module
+    average: torch.nn.Module | None
+    loss: np.ndarray
+    gradients: Named
+    norm: float
+    moments: dict[str, Named]
 
 
-def _torch_steps(
-    twins: Twins, training: Training, steps: int
-) -> tuple[torch.nn.Module, torch.nn.Module | None, np.ndarray]:
-    """Returns the model after the steps, its average if there is one, and all losses."""
+def _torch_steps(twins: Twins, training: Training, steps: int) -> Iterator[TorchStep]:
+    """Takes the steps with PyTorch's optimizers, schedules and averages."""
     model = copy.deepcopy(twins.torch_model).train()
     lr = LEARNING_RATE[training.optimizer]
     if training.optimizer == "adamw":
@@ -120,6 +208,7 @@ def _torch_steps(
         )
     else:
         update = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
+    schedule = torch.optim.lr_scheduler.LambdaLR(update, _warmth)
     average = None
     if training.ema_decay is not None:
         average_of = _torch_average(training.ema_decay)
@@ -127,7 +216,7 @@ def _torch_steps(
         # The average of the application starts with the weights before the first step.
         average.n_averaged += 1
     x, labels = channels_first_tensor(twins.image), torch.from_numpy(random_labels(twins)).long()
-    losses = []
+    named = [(name, p) for name, p in model.named_parameters()]
     for _ in range(steps):
         update.zero_grad()
         total = 0.0
@@ -136,24 +225,30 @@ def _torch_steps(
             loss = torch_loss(model(x[rows]), labels[rows]) / training.accumulate
             loss.backward()
             total += loss.detach().numpy()
+        gradients = {n: p.grad.numpy().copy() for n, p in named if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
         if training.clip_norm is not None:
-            _torch_clip(model, training.clip_norm)
+            _torch_clip(model, norm, training.clip_norm)
         update.step()
+        schedule.step()
         if average is not None:
             average.update_parameters(model)
-        losses.append(total)
-    return model, None if average is None else average.module, np.stack(losses)
+        averaged = None if average is None else average.module
+        moments = {
+            kind: {n: update.state[p][key].numpy().copy() for n, p in named if n in gradients}
+            for kind, (_, key) in MOMENTS[training.optimizer].items()
+        }
+        yield TorchStep(model, averaged, np.asarray(total), gradients, float(norm), moments)
 
 
-def _torch_clip(model: torch.nn.Module, max_norm: float) -> None:
+def _torch_clip(model: torch.nn.Module, norm: torch.Tensor, max_norm: float) -> None:
     """Clips gradients by their global norm.
 
     `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm, which the definition does not.
     """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    for gradient in gradients:
-        gradient *= torch.clamp(max_norm / norm, max=1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad *= torch.clamp(max_norm / norm, max=1)
 
 
 def _torch_average(decay: float) -> Callable[..., torch.Tensor]:
@@ -168,13 +263,34 @@ def _torch_average(decay: float) -> Callable[..., torch.Tensor]:
     return update
 
 
-def _flax_steps(twins: Twins, training: Training, steps: int) -> tuple[TrainState, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class FlaxStep:
+    """What one step of the application's left behind.
+
+    Attributes:
+      variables: the variables after the step.
+      average: their average, None if there is none.
+      loss: the loss before the step.
+      moments: averages of the optimizer after the step, by kind and PyTorch's name.
+    """
+
+    variables: Any
+    average: Any
+    loss: np.ndarray
+    moments: dict[str, Named]
+
+
+def _flax_steps(twins: Twins, training: Training, steps: int) -> Iterator[FlaxStep]:
     """Takes the steps with the training application's own step function."""
-    lr = LEARNING_RATE[training.optimizer]
+    rates = jnp.asarray(learning_rates(training, steps), twins.dtype)
+
+    def rate(count: Any) -> jax.Array:
+        return rates[count]
+
     if training.optimizer == "adamw":
-        update = optax.adamw(lr, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
+        update = optax.adamw(rate, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
     else:
-        update = optax.sgd(lr, momentum=MOMENTUM)
+        update = optax.sgd(rate, momentum=MOMENTUM)
     if training.clip_norm is not None:
         update = optax.chain(clip_by_global_norm(training.clip_norm), update)
     variables: Any = jax.tree.map(jnp.asarray, twins.variables)
@@ -191,8 +307,12 @@ def _flax_steps(twins: Twins, training: Training, steps: int) -> tuple[TrainStat
     # The steps of a small model take less time than compiling one as it is for long trainings.
     train_step = jit_to_run_once(step.__wrapped__)
     batch: Any = {"image": twins.image, "label": random_labels(twins)}
-    losses = []
     for _ in range(steps):
         state, metrics = train_step(state, batch)
-        losses.append(np.asarray(metrics["loss"]))
-    return state, np.stack(losses)
+        # The next step takes the state's memory.
+        variables, average = jax.device_get((state.variables, state.average))
+        moments = {
+            kind: to_torch({"params": optax.tree_utils.tree_get(state.opt_state, key)}, twins.cfg)
+            for kind, (key, _) in MOMENTS[training.optimizer].items()
+        }
+        yield FlaxStep(variables, average, np.asarray(metrics["loss"]), moments)

@@ -11,8 +11,10 @@ from train.losses import dice_cross_entropy_loss
 from unetr_flax import sliding_window_inference
 from unetr_flax.evaluation.scores import evaluate_case
 from unetr_flax.inference.windows import importance
+from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.run_once import jit_to_run_once
+from unetr_flax.parity.training import explain_loss
 from unetr_flax.parity.twins import Twins, channels_first, channels_first_tensor
 
 # Voxels that the volume has more than the window, per axis; a shorter axis is padded.
@@ -96,26 +98,50 @@ def _labels(rng: np.random.Generator, shape: tuple[int, ...], num_classes: int) 
 
 def _loss_rows(ours: np.ndarray, theirs: torch.Tensor, labels: np.ndarray) -> list[Row]:
     """Compares Dice + cross-entropy, and its gradient by the logits."""
+    rows = []
+    for background in (True, False):
+        name = f"DiceCE loss, {'with' if background else 'without'} background"
+        pairs = zip(*_losses(ours, theirs, labels, background), strict=True)
+        for key, pair in zip((name, f"{name}, gradient"), pairs, strict=True):
+            rows.append(compare_arrays("loss", key, *pair))
+    return rows
+
+
+def loss_findings(twins: Twins) -> list[Finding]:
+    """Explains why the losses differ on the same logits, with their gradients by them."""
+    cfg = twins.cfg
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((2, cfg.out_channels, *cfg.img_size)).astype(twins.dtype)
+    labels = rng.integers(0, cfg.out_channels, (2, *cfg.img_size), dtype=np.int32)
+    for background in (True, False):
+        ours, theirs = _losses(
+            np.moveaxis(logits, 1, -1), torch.from_numpy(logits), labels, background
+        )
+        right = {"background": background}
+        if findings := explain_loss(logits, labels, ours, theirs, right=right):
+            return findings
+    return []
+
+
+def _losses(
+    ours: np.ndarray, theirs: torch.Tensor, labels: np.ndarray, background: bool
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Computes this project's loss and MONAI's, each with its gradient by its logits."""
     from monai.losses.dice import DiceCELoss
 
-    rows = []
-    for include_background in (True, False):
-        name = f"DiceCE loss, {'with' if include_background else 'without'} background"
-        loss = DiceCELoss(include_background=include_background, softmax=True, to_onehot_y=True)
-        x = theirs.clone().requires_grad_()
-        expected = loss(x, torch.from_numpy(labels)[:, None])
-        expected.backward()
+    loss = DiceCELoss(include_background=background, softmax=True, to_onehot_y=True)
+    x = theirs.clone().requires_grad_()
+    expected = loss(x, torch.from_numpy(labels)[:, None])
+    expected.backward()
 
-        def compute(x, include_background=include_background):
-            return dice_cross_entropy_loss(x, labels, include_background=include_background)
+    def compute(x):
+        return dice_cross_entropy_loss(x, labels, include_background=background)
 
-        value, gradient = jax.jit(jax.value_and_grad(compute))(jnp.asarray(ours))
-        pairs = {
-            name: (np.asarray(value), expected.detach().numpy()),
-            f"{name}, gradient": (channels_first(gradient), x.grad.numpy()),
-        }
-        rows += [compare_arrays("loss", key, *pair) for key, pair in pairs.items()]
-    return rows
+    value, gradient = jax.jit(jax.value_and_grad(compute))(jnp.asarray(ours))
+    return (
+        (np.asarray(value), channels_first(gradient)),
+        (expected.detach().numpy(), x.grad.numpy()),
+    )
 
 
 def _score_rows(ours: np.ndarray, theirs: torch.Tensor, labels: np.ndarray) -> list[Row]:

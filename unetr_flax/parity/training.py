@@ -1,4 +1,4 @@
-"""Diagnosis of training: which part of the first step differs, and why."""
+"""Diagnosis of training: which part of a step differs, and why."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -71,9 +71,11 @@ def explain_step(
     theirs: Named,
     *,
     right: Mapping[str, Any],
+    moments: tuple[Mapping[str, Named], Mapping[str, Named]] = ({}, {}),
+    norm: float | None = None,
     sides: tuple[str, str] = SIDES,
 ) -> list[Finding]:
-    """Explains the difference of two first optimizer steps from the same gradients.
+    """Explains the difference of two optimizer steps from the same parameters and gradients.
 
     They are judged in float64: in float32 a step is lost in the rounding of the parameter.
 
@@ -84,7 +86,11 @@ def explain_step(
       ours: parameters after one's step.
       theirs: parameters after the other's.
       right: settings of `causes.training.adam_step` or `sgd_step` that both should have;
-        "learning_rates" are the first ones of the schedule.
+        "learning_rates" are those of the schedule, and "count" is the number of steps before, 0 if
+        it is not given.
+      moments: one's and the other's averages before the step, by their names ("first" and "second"
+        of adam, "velocity" of sgd) and by those of parameters; needed if there were steps before.
+      norm: global norm by which gradients are clipped; that of `gradients` if None.
       sides: names of the two.
 
     Raises:
@@ -93,17 +99,58 @@ def explain_step(
     for name, value in ((n, v) for side in (before, ours, theirs) for n, v in side.items()):
         if value.dtype != np.float64:
             raise ValueError(f"{name}: {value.dtype}, must be float64")
-    norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
+    if norm is None:
+        norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
     sites = [
         Site(
             name,
             "optimizer step",
             f"{optimizer}_step",
-            {"parameter": before[name], "gradient": gradient, "norm": np.asarray(norm)},
+            {
+                "parameter": before[name],
+                "gradient": gradient,
+                "norm": np.asarray(norm),
+                **{kind: of[name] for kind, of in moments[1].items()},
+            },
             right,
             ours[name] - before[name],
             theirs[name] - before[name],
+            own={kind: of[name] for kind, of in moments[0].items()},
         )
         for name, gradient in gradients.items()
+    ]
+    return explain_sites(sites, "float64", sides)
+
+
+def explain_average(
+    before: Named,
+    parameters: Named,
+    ours: Named,
+    theirs: Named,
+    *,
+    right: Mapping[str, Any],
+    sides: tuple[str, str] = SIDES,
+) -> list[Finding]:
+    """Explains the difference of two moving averages of weights after the same step.
+
+    Args:
+      before: the averages before the step, by name.
+      parameters: the parameters after it.
+      ours: one's averages after it.
+      theirs: the other's.
+      right: settings of `causes.training.average_step` that both should have.
+      sides: names of the two.
+    """
+    sites = [
+        Site(
+            name,
+            "moving average",
+            "average_step",
+            {"average": average, "parameter": parameters[name]},
+            right,
+            ours[name] - average,
+            theirs[name] - average,
+        )
+        for name, average in before.items()
     ]
     return explain_sites(sites, "float64", sides)

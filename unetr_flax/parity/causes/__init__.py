@@ -9,7 +9,13 @@ from unetr_flax.parity.causes.image import IMAGE
 from unetr_flax.parity.causes.joins import CONCATENATION, DIRECT, FEATURES, MIDDLE, STREAM
 from unetr_flax.parity.causes.linear import LINEAR, PROJECTION, QKV
 from unetr_flax.parity.causes.norm import CHANNEL_NORM, LAYER_NORM
-from unetr_flax.parity.causes.training import ADAM_STEP, LOSS, RUNNING_STATISTICS, SGD_STEP
+from unetr_flax.parity.causes.training import (
+    ADAM_STEP,
+    AVERAGE_STEP,
+    LOSS,
+    RUNNING_STATISTICS,
+    SGD_STEP,
+)
 from unetr_flax.parity.causes.value import GRADIENT, VALUE
 
 DEFINITIONS: dict[str, Definition] = {
@@ -38,4 +44,5 @@ DEFINITIONS: dict[str, Definition] = {
     "loss": LOSS,
     "adam_step": ADAM_STEP,
     "sgd_step": SGD_STEP,
+    "average_step": AVERAGE_STEP,
 }

@@ -1,7 +1,8 @@
-"""Training: running statistics, the loss with its gradient, and the first optimizer step."""
+"""Training: running statistics, the loss with its gradient, optimizer steps, and averages."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -70,7 +71,8 @@ def adam_step(
     arrays: Arrays,
     *,
     learning_rates: Sequence[float],
-    step: int = 0,
+    count: int = 0,
+    ahead: int = 0,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
@@ -81,12 +83,14 @@ def adam_step(
     clipped: str = "by the global norm",
     clip_epsilon: float = 0.0,
 ) -> torch.Tensor:
-    """Computes the change of a parameter in the first step of AdamW (Loshchilov & Hutter 2019).
+    """Computes the change of a parameter in a step of AdamW (Loshchilov & Hutter 2019).
 
     Args:
-      arrays: parameter, gradient, and norm, the norm of all gradients.
-      learning_rates: the rates of the schedule's first steps.
-      step: which of them the step takes.
+      arrays: parameter, gradient, and norm, the norm of all gradients; after the first step also
+        first and second, the moments before the step.
+      learning_rates: the rates of the schedule's steps.
+      count: number of steps before this one.
+      ahead: number of steps by which the learning rate is ahead of the step.
       betas: decay rates of the moments.
       epsilon: number added to the root of the second moment.
       weight_decay: weight decay.
@@ -103,15 +107,17 @@ def adam_step(
     if decay == "coupled":
         gradient = gradient + weight_decay * parameter
     first, second = (1 - betas[0]) * gradient, (1 - betas[1]) * gradient**2
-    one = 1 - betas[0] if correction in ("both", "first") else 1.0
-    two = 1 - betas[1] if correction in ("both", "second") else 1.0
+    if count:
+        first, second = first + betas[0] * arrays["first"], second + betas[1] * arrays["second"]
+    one = 1 - betas[0] ** (count + 1) if correction in ("both", "first") else 1.0
+    two = 1 - betas[1] ** (count + 1) if correction in ("both", "second") else 1.0
     if epsilon_place == "inside the root":
         root = (second / two + epsilon).sqrt()
     elif epsilon_place == "before the correction":
         root = (second.sqrt() + epsilon) / two**0.5
     else:
         root = (second / two).sqrt() + epsilon
-    rate = learning_rates[step]
+    rate = _rate(learning_rates, count + ahead)
     change = -rate * (first / one) / root
     if decay == "decoupled":
         change = change - rate * weight_decay * parameter
@@ -124,24 +130,62 @@ def sgd_step(
     arrays: Arrays,
     *,
     learning_rates: Sequence[float],
-    step: int = 0,
+    count: int = 0,
+    ahead: int = 0,
     momentum: float = 0.0,
     nesterov: bool = False,
     dampening: float = 0.0,
+    dampens_first: bool = False,
     weight_decay: float = 0.0,
     decay: str = "coupled",
     clip: float | None = None,
     clipped: str = "by the global norm",
     clip_epsilon: float = 0.0,
 ) -> torch.Tensor:
-    """Computes the change of a parameter in the first step of SGD; arguments as in `adam_step`."""
+    """Computes the change of a parameter in a step of SGD; arguments as in `adam_step`.
+
+    Args:
+      arrays: parameter, gradient and norm; after the first step also velocity, that before it.
+      momentum: weight of the velocity before the step.
+      nesterov: whether the step looks ahead along the velocity.
+      dampening: part of the gradient that the velocity leaves out.
+      dampens_first: whether the first step, which has no velocity before it, leaves it out, too.
+    """
     parameter, gradient = arrays["parameter"], arrays["gradient"]
     gradient = _clipped(gradient, arrays, clip, clipped, clip_epsilon)
     if decay == "coupled":
         gradient = gradient + weight_decay * parameter
-    velocity = (1 - dampening) * gradient
+    velocity = gradient
+    if count or dampens_first:
+        velocity = (1 - dampening) * gradient
+    if count and momentum:
+        velocity = velocity + momentum * arrays["velocity"]
     change = gradient + momentum * velocity if nesterov else velocity
-    return -learning_rates[step] * change
+    return -_rate(learning_rates, count + ahead) * change
+
+
+def average_step(
+    arrays: Arrays, *, decay: float, count: int = 0, grows: bool = True, updated: bool = True
+) -> torch.Tensor:
+    """Computes the change of a moving average of the weights after a step.
+
+    Args:
+      arrays: average, that before the step, and parameter, that after it.
+      decay: weight of the average so far, once many steps are taken.
+      count: number of steps before this one.
+      grows: whether the decay is at most (1 + count) / (10 + count), in float32 as it is on the
+        device.
+      updated: whether the average changes at all.
+    """
+    limit = np.float32(1 + count) / np.float32(10 + count)
+    share = float(1 - np.minimum(np.float32(decay), limit)) if grows else 1 - decay
+    return (arrays["parameter"] - arrays["average"]) * (share if updated else 0.0)
+
+
+def _rate(learning_rates: Sequence[float], step: int) -> float:
+    if step < 0:
+        raise IndexError("no step before the first one")
+    return learning_rates[step]
 
 
 def _clipped(
@@ -156,8 +200,8 @@ def _clipped(
 
 
 RATES = (
-    Cause("step", 1, "the learning rate of the next step (off by one)"),
-    Cause("step", -1, "the learning rate of the last step"),
+    Cause("ahead", 1, "the learning rate of the next step (off by one)"),
+    Cause("ahead", -1, "the learning rate of the step before (off by one)"),
 )
 CLIPS = (
     Cause("clipped", "not", "gradients not clipped"),
@@ -217,6 +261,18 @@ ADAM_STEP = Definition(
             Cause("epsilon", value, f"epsilon {value:g}")
             for value in (1e-8, 1e-6, 1e-7, 1e-5, 1e-4)
         ),
+        *(
+            Cause("betas", (one, two), f"betas {one:g} and {two:g}")
+            for one, two in (
+                (0.9, 0.999),
+                (0.9, 0.99),
+                (0.9, 0.98),
+                (0.9, 0.95),
+                (0.95, 0.999),
+                (0.8, 0.999),
+                (0.5, 0.999),
+            )
+        ),
         *RATES,
         *CLIPS,
     ),
@@ -228,6 +284,16 @@ SGD_STEP = Definition(
         *RATES,
         *CLIPS,
         Cause("nesterov", True, "Nesterov's momentum"),
-        Cause("dampening", 0.9, "dampening 0.9"),
+        *(Cause("momentum", value, f"momentum {value:g}") for value in (0.0, 0.9, 0.99, 0.95, 0.5)),
+        *(Cause("dampening", value, f"dampening {value:g}") for value in (0.9, 0.5, 0.1)),
+        Cause("dampens_first", True, "dampening in the first step"),
+    ),
+)
+AVERAGE_STEP = Definition(
+    average_step,
+    (
+        Cause("updated", False, "the average is not updated"),
+        Cause("grows", False, "a decay that does not grow from the first step on"),
+        *(Cause("decay", value, f"decay {value:g}") for value in (0.9, 0.99, 0.999, 0.9999)),
     ),
 )
