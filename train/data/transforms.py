@@ -1,8 +1,8 @@
 """Random transforms by which the loader makes crops of samples.
 
 A transform is a function `(sample, rng) -> sample`. All that is random about it is drawn from
-`rng`, so a crop can be repeated from the seed of its generator. What else changes is a matter of
-the device, see `train.data.augment`.
+`rng`, so a crop can be repeated from the seed of its generator. The default and strong augmentation
+also change intensities here; what else changes is a matter of the device, see `train.data.augment`.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """BTCV, 13 abdominal organs in CT, as MONAI's tutorial `unetr_btcv_segmentation_3d` trains UNETR.
 
 It takes 25,000 iterations of four crops at a constant rate: 4,167 passes over the 24 training cases
-with one crop each. There the four crops of a step are of one case, here of four.
+with one crop each. There the four crops of a step are of one case, here of four. Half of the crops
+are centered on organs; there the others are centered on background voxels above the window's lower
+end, here they are drawn uniformly from the whole volume.
 """
 
 import dataclasses

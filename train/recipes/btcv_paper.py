@@ -2,10 +2,11 @@
 
 The numbers are those of the authors' code, `UNETR/BTCV` in Project-MONAI/research-contributions:
 AdamW, 50 of 5,000 epochs of warm-up, then a cosine; a step has four crops, half of them centered on
-organs. There all four are of one case; here they are of four cases, and an epoch is a pass over the
-cases with one crop each, so that 5,000 epochs are 20,000. Three faults of that code are not
-repeated: its first epoch has rate 0, it reports the validation of the last case alone, and it
-scores on the resampled grid.
+organs. There the other half are centered on background voxels above the window's lower end, here
+they are drawn uniformly from the whole volume. There all four are of one case; here they are of
+four cases, and an epoch is a pass over the cases with one crop each, so that 5,000 epochs are
+20,000. Three faults of that code are not repeated: its first epoch has rate 0, it reports the
+validation of the last case alone, and it scores on the resampled grid.
 """
 
 from train.config import Config

@@ -2,8 +2,10 @@
 
 Window, spacing and crops are those of MONAI's tutorial `spleen_segmentation_3d`, whose 600 epochs
 of 4 crops from each case are 2,400 passes here. Its steps have 8 crops, 4 of each of 2 cases; here
-they have 2, and there are 4 times as many of them. The model and the augmentation are those with
-which UNETR was trained on this task (Hatamizadeh et al. 2022, section 4.2).
+they have 2, and there are 4 times as many of them. Half of the crops are centered on the spleen;
+there the others are centered on background voxels above the window's lower end, here they are drawn
+uniformly from the whole volume. The model and the augmentation are those with which UNETR was
+trained on this task (Hatamizadeh et al. 2022, section 4.2).
 """
 
 from train.config import Config
