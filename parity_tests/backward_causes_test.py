@@ -6,11 +6,13 @@ import dataclasses
 import jax
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from parity_tests import configs
 from parity_tests.gradients import random_labels
 from parity_tests.small import tiny
+from parity_tests.torch_faults import set_forward
 from parity_tests.torch_loss import dice_cross_entropy
 from unetr_flax import UNETRConfig
 from unetr_flax.model import encoder
@@ -58,6 +60,23 @@ class Wrong(torch.autograd.Function):
         return torch.where(x > 0, gradient, 0.1 * gradient)
 
 
+class Doubled(torch.autograd.Function):
+    """A copy, with twice its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def twice(linear, x):
+    """Computes a linear map whose weight gets twice its gradient."""
+    return F.linear(x, Doubled.apply(linear.weight), linear.bias)
+
+
 class WrongReLU(nn.Module):
     def forward(self, x):
         return Wrong.apply(x)
@@ -92,9 +111,7 @@ def test_equal_models_of_monai_are_not_accused(train):
             "by its input: differs by 6.7e-01; explained by multiplied by 0.333333 in Flax",
         ),
         (
-            lambda model: model.get_submodule("transformer.layers.1.0.fn.qkv").weight.register_hook(
-                lambda gradient: 2 * gradient
-            ),
+            lambda model: set_forward(model.get_submodule("transformer.layers.1.0.fn.qkv"), twice),
             ["transformer.layers.1.0.fn.qkv.weight"],
             "gradient: differs by 5.0e-01; explained by multiplied by 0.5 in Flax",
         ),

@@ -166,10 +166,14 @@ def _program(model: Any, train: bool) -> Any:
         active = set()
 
         def weighted(params: Any, image: jax.Array, arriving: Any) -> jax.Array:
+            terms = []
+
             def exchanged(kind: str, path: str, x: jax.Array) -> jax.Array:
                 if path not in forced[kind]:
                     return x
-                return _exchange(x, arriving[kind][path], forced[kind][path])
+                # The gradient by x is the forced one, and that by the result is noted.
+                terms.append((forced[kind][path] * x).sum())
+                return jax.lax.stop_gradient(x) + arriving[kind][path]
 
             def intercept(call, args, kwargs, context):
                 path = "/".join(context.module.path)
@@ -188,31 +192,12 @@ def _program(model: Any, train: bool) -> Any:
                 made, _ = model.apply(
                     {**variables, "params": params}, image, train=train, mutable=["batch_stats"]
                 )
-            return (made * logits).sum()
+            return sum(terms, (made * logits).sum())
 
         zeros = jax.tree.map(jnp.zeros_like, forced)
         return jax.grad(weighted, argnums=(0, 1, 2))(variables["params"], image, zeros)
 
     return jit_to_run_once(run)
-
-
-@jax.custom_vjp
-def _exchange(x: jax.Array, arriving: jax.Array, forced: jax.Array) -> jax.Array:
-    """Returns x; its gradient becomes that of `arriving`, and `forced` takes its place."""
-    del arriving, forced
-    return x
-
-
-def _exchange_forward(x: jax.Array, arriving: jax.Array, forced: jax.Array) -> Any:
-    del arriving
-    return x, forced
-
-
-def _exchange_backward(forced: jax.Array, gradient: jax.Array) -> Any:
-    return forced, gradient, jnp.zeros_like(forced)
-
-
-_exchange.defvjp(_exchange_forward, _exchange_backward)
 
 
 def _sites(cfg: UNETRConfig, ours: Gradients, theirs: Gradients) -> Iterator[Site]:
