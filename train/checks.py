@@ -28,6 +28,8 @@ MAX_NUMBER = 2**32 - 1
 MIN_SPACING, MAX_SPACING = 0.001, 1000.0
 # A phantom takes half a megabyte and a tenth of a second.
 MAX_PHANTOMS = 10_000
+# Sizes that MONAI's UNETR always has.
+MONAI_SIZES = {"patch_size": (16, 16, 16), "num_layers": 12}
 
 
 def require(record: Any, name: str, allowed: Callable[[Any], bool], rule: str) -> None:
@@ -88,9 +90,10 @@ def check_model(model: ModelOptions) -> None:
     rule = "must be at least 4, for four features of the decoder"
     require(model, "num_layers", lambda x: x >= 4, rule)
     if model.family == "monai":
-        rule = "must be 16 16 16 for --family monai"
-        require(model, "patch_size", lambda x: x == (16, 16, 16), rule)
-        require(model, "num_layers", lambda x: x == 12, "must be 12 for --family monai")
+        for name, size in MONAI_SIZES.items():
+            shown = " ".join(map(str, size)) if isinstance(size, tuple) else size
+            rule = f"must be {shown} for --family monai"
+            require(model, name, lambda x, size=size: x == size, rule)
         rule = "32 divided by it must be a whole number for --family monai"
         require(model, "light_r", lambda x: x > 0 and (32 / x).is_integer(), rule)
 

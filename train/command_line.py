@@ -6,6 +6,7 @@ import importlib
 import tyro
 
 from train.budget import seconds
+from train.checks import MONAI_SIZES
 from train.config import Config
 from train.options import RECIPE_NAMES, TrainingOptions
 
@@ -18,10 +19,19 @@ def default_config(args: list[str]) -> Config:
     name = _value_of("--recipe", args)
     if name in RECIPE_NAMES:
         recipe = _recipe(name, _value_of("--budget", args))
-        return dataclasses.replace(
+        defaults = dataclasses.replace(
             recipe, training=dataclasses.replace(recipe.training, recipe=name)
         )
-    return PHANTOMS if _value_of("--data", args) is None else DATA
+    else:
+        defaults = PHANTOMS if _value_of("--data", args) is None else DATA
+    return with_family(defaults, args)
+
+
+def with_family(defaults: Config, args: list[str]) -> Config:
+    """Returns defaults with the sizes of MONAI's UNETR if the command line asks for that family."""
+    if _value_of("--family", args) != "monai":
+        return defaults
+    return dataclasses.replace(defaults, model=dataclasses.replace(defaults.model, **MONAI_SIZES))
 
 
 def parse(args: list[str], defaults: Config | None = None) -> Config:

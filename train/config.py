@@ -43,6 +43,12 @@ class Config:
             return self.run.out
         return Path("runs", "phantoms" if self.data.data is None else self.data.data.resolve().name)
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether options that are not given follow from the data, by a plan."""
+        new = self.run.resume != "yes"
+        return new and self.data.data is not None and self.training.recipe is None
+
     def check(self) -> None:
         """Checks everything that can be judged without the data and the devices.
 

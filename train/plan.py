@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.command_line import DATA, parse
+from train.before_plan import whole_patches
+from train.checks import MONAI_SIZES, check_model
+from train.command_line import DATA, parse, with_family
 from train.config import Config
 from train.data.dataset import DataError
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.label_names import find_sided
 from train.distributed import process_min
 from train.memory import device_memory
-from train.options import DataOptions, option
+from train.options import DataOptions, ModelOptions, option
 from train.run_dir import OptionError
 from train.task import read_run_dataset, split_cases
 
@@ -41,6 +43,7 @@ AVERAGED_SHARE = 20
 LARGEST_DECAY = 0.9999
 VALIDATIONS = 5
 LARGE_MODEL = "the paper's model, which fits the memory"
+MONAI = "MONAI's UNETR has patches of 16 voxels and 12 layers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
 
     Args:
       args: the command line, whose options come before those of the plan.
-      cfg: the options of the command line.
+      cfg: the options of the command line, see `train.run_dir.read_options`.
 
     Returns:
       The options; and the plan, a line for each choice, empty if nothing was planned.
@@ -96,8 +99,7 @@ def plan_options(args: list[str], cfg: Config) -> tuple[Config, list[str]]:
     Raises:
       OptionError: if the options of the command line do not go with each other or with the data.
     """
-    resumed = cfg.run.resume == "yes"
-    if cfg.data.data is None or cfg.training.recipe is not None or resumed:
+    if cfg.data.data is None or not cfg.is_planned:
         return cfg, []
     device = Device.here()
     try:
@@ -132,10 +134,19 @@ def make_plan(
       The choices; and the options that follow from them and from the command line.
     """
     choices: list[Choice] = []
-    cfg = parse(args, DATA)
-    for stage in (_plan_scale, _plan_training, _plan_patch, _plan_model, _plan_size, _plan_pace):
+    defaults = with_family(DATA, args)
+    cfg = parse(args, defaults)
+    for stage in (
+        _plan_scale,
+        _plan_training,
+        _plan_patch,
+        _plan_model,
+        _plan_family,
+        _plan_size,
+        _plan_pace,
+    ):
         choices += stage(fingerprint, device, cfg)
-        cfg = parse(args, apply(choices, DATA))
+        cfg = parse(args, apply(choices, defaults))
     return choices, cfg
 
 
@@ -191,36 +202,48 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
 
 
 def _plan_patch(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
-    """Chooses the patches, which depend on the size that cases have after preprocessing."""
+    """Chooses the patches, which depend on the crops or the size of cases after preprocessing."""
+    roi_size = cfg.data.roi_size
+    if cfg.model.family == "monai":
+        return [Choice("model", "patch_size", MONAI_SIZES["patch_size"], MONAI)]
     if _is_large(device):
-        return [Choice("model", "patch_size", (16, 16, 16), LARGE_MODEL)]
-    shape = _median_shape(fingerprint, cfg.data)
-    tokens = math.prod(math.ceil(min(n, SMALL_CROP) / 4) for n in shape)
-    if tokens > MOST_TOKENS:
-        reason = f"patches of 4 voxels would be {tokens} tokens a crop, too many for a CPU"
-        return [Choice("model", "patch_size", (8, 8, 8), reason)]
-    reason = f"the model learns more with {tokens} small patches than with larger ones"
-    return [Choice("model", "patch_size", (4, 4, 4), reason)]
+        patch, reason = 16, LARGE_MODEL
+    else:
+        shape = roi_size or [min(n, SMALL_CROP) for n in _median_shape(fingerprint, cfg.data)]
+        tokens = math.prod(math.ceil(n / 4) for n in shape)
+        patch = 8 if tokens > MOST_TOKENS else 4
+        reason = f"the model learns more with {tokens} small patches than with larger ones"
+        if patch == 8:
+            reason = f"patches of 4 voxels would be {tokens} tokens a crop, too many for a CPU"
+    patch_size = (patch,) * 3
+    if roi_size is not None and patch_size != (fitting := whole_patches(roi_size, patch)):
+        patch_size, reason = fitting, "the largest of which --roi-size is a multiple"
+    return [Choice("model", "patch_size", patch_size, reason)]
 
 
 def _plan_model(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
     """Chooses the widths, which depend on the patches."""
     if _is_large(device):
-        values = {
-            "family": "monai",
-            "light_r": 2.0,
-            "hidden_size": 768,
-            "num_layers": 12,
-            "num_heads": 12,
-        }
+        values = {"light_r": 2.0, "hidden_size": 768, "num_layers": 12, "num_heads": 12}
         return [Choice("model", name, value, LARGE_MODEL) for name, value in values.items()]
     numbers = math.prod(cfg.model.patch_size) * len(fingerprint.modalities)
     hidden_size = 48 if numbers <= 64 else 96
+    monai = Choice("model", "num_layers", MONAI_SIZES["num_layers"], MONAI)
     return [
+        *([monai] if cfg.model.family == "monai" else []),
         Choice("model", "light_r", 4.0, "8 halves a step's time, and learns less in the end"),
         Choice("model", "hidden_size", hidden_size, f"a patch has {numbers} numbers"),
         Choice("model", "num_heads", hidden_size // 24, "of 24 numbers each"),
     ]
+
+
+def _plan_family(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses the family, which depends on patches, layers and widths."""
+    if not _is_large(device):
+        return []
+    if _may_be_monai(cfg.model):
+        return [Choice("model", "family", "monai", LARGE_MODEL)]
+    return [Choice("model", "family", "reference", MONAI)]
 
 
 def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
@@ -348,6 +371,14 @@ def _median_shape(fingerprint: Fingerprint, data: DataOptions) -> list[float]:
 def _is_large(device: Device) -> bool:
     """Returns whether the model of the paper's size can be trained in sensible time and memory."""
     return device.platform != "cpu" and device.memory > 2 * LARGE_MODEL_BYTES
+
+
+def _may_be_monai(model: ModelOptions) -> bool:
+    try:
+        check_model(dataclasses.replace(model, family="monai"))
+    except ValueError:
+        return False
+    return True
 
 
 def _training(large: bool) -> list[Choice]:

@@ -91,6 +91,29 @@ def test_small_cases_on_cpu_get_small_patches(abdomen, size, channels, args, pat
     assert (cfg.model.hidden_size, cfg.model.num_heads) == (hidden_size, hidden_size // 24)
 
 
+@pytest.mark.parametrize(
+    ("device", "args", "family", "patch"),
+    [
+        (CPU, "--family monai", "monai", (16, 16, 16)),
+        (GPU, "--family monai", "monai", (16, 16, 16)),
+        (GPU, "--patch-size 8 8 8", "reference", (8, 8, 8)),
+        (GPU, "--num-layers 4", "reference", (16, 16, 16)),
+        (GPU, "--light-r 3.2", "monai", (16, 16, 16)),
+        (GPU, "--roi-size 64 96 64", "monai", (16, 16, 16)),
+        (GPU, "--roi-size 36 56 64", "reference", (4, 8, 16)),
+        (CPU, "--roi-size 36 52 36", "reference", (4, 4, 4)),
+        (CPU, "--roi-size 96 96 92", "reference", (8, 8, 4)),
+        (CPU, "--roi-size 96 96 96", "reference", (8, 8, 8)),
+    ],
+)
+def test_family_and_patches_fit_what_is_given(abdomen, device, args, family, patch):
+    cfg, reasons = plan(abdomen, device, *args.split())
+    assert (cfg.model.family, cfg.model.patch_size) == (family, patch)
+    assert cfg.model.num_layers == 12 or family == "reference"
+    if family == "reference" and device is GPU:
+        assert reasons["family"] == "MONAI's UNETR has patches of 16 voxels and 12 layers"
+
+
 def test_less_memory_and_more_volumes_make_smaller_crops(abdomen):
     little = dataclasses.replace(CPU, memory=2 << 30)
     sizes = [

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from train.before_plan import provisional
 from train.command_line import PHANTOMS, parse
 from train.config import Config
 from train.data.dataset import Case, Dataset
@@ -36,7 +37,8 @@ def read_options(args: list[str]) -> Config:
     """Reads options from the command line and, when resuming, from the run's run.json.
 
     Returns:
-      The options; `run.resume` is "yes" or "no".
+      The options; `run.resume` is "yes" or "no". For a run that will be planned, those that are not
+      given are only such as fit the others.
 
     Raises:
       OptionError: if an option is out of range, there is nothing to resume, or an option differs
@@ -54,6 +56,8 @@ def read_options(args: list[str]) -> Config:
         cfg = dataclasses.replace(parse(args, defaults), run=run)
         cfg = dataclasses.replace(cfg, run=dataclasses.replace(run, out=cfg.out))
         _compare_options(cfg, saved)
+    if cfg.is_planned:
+        cfg = provisional(args, cfg)
     try:
         cfg.check()
     except ValueError as error:
