@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.before_plan import whole_patches
+from train.before_plan import rounded_up, whole_patches
+from train.budget import seconds
 from train.checks import MONAI_SIZES, check_model
 from train.command_line import DATA, parse, with_family
 from train.config import Config
@@ -36,6 +37,10 @@ LARGE_MODEL_BYTES = 5 * 4 * 93_000_000
 # Largest crops per axis, of the small model on CPU and of the large one.
 SMALL_CROP, LARGE_CROP = 96, 160
 STEPS_ON_CPU, STEPS_ON_ACCELERATOR = 2000, 50_000
+# About what a step of either model takes, from which the steps of a budget are guessed.
+SECONDS_OF_A_STEP = 0.5
+# Numbers of a token that an attention head gets, of the small model and of the large one.
+SMALL_HEAD, LARGE_HEAD = 24, 64
 # The most tokens for which attention takes less time than the decoder does on CPU.
 MOST_TOKENS = 2048
 # An average over the last twentieth of the steps forgets the beginning, and has little noise.
@@ -141,6 +146,7 @@ def make_plan(
         _plan_training,
         _plan_patch,
         _plan_model,
+        _plan_heads,
         _plan_family,
         _plan_size,
         _plan_pace,
@@ -164,6 +170,8 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
     large = _is_large(device)
     smallest = min(fingerprint.label_fractions[1:], default=0.0)
     sided = find_sided(fingerprint.labels)
+    parts = cfg.training.accumulate
+    divisible = f"{device.count} device(s)" + (f" and --accumulate {parts}" if parts > 1 else "")
     return [
         Choice(
             "data",
@@ -174,8 +182,8 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
         Choice(
             "data",
             "batch_size",
-            device.count * -(-DATA.data.batch_size // device.count),
-            f"the least for {device.count} device(s) that averages gradients a little",
+            rounded_up(DATA.data.batch_size, device.count * parts),
+            f"the least for {divisible} that averages gradients a little",
         ),
         Choice(
             "loss",
@@ -187,9 +195,9 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
             "augmentation",
             "augmentation",
             "nnunet" if large else "strong",
-            f"{STEPS_ON_ACCELERATOR} steps learn from nnU-Net's changes"
+            f"a run of {STEPS_ON_ACCELERATOR} steps learns from nnU-Net's changes"
             if large
-            else f"{STEPS_ON_CPU} steps overfit without strong changes",
+            else f"a run of {STEPS_ON_CPU} steps overfits without strong changes",
         ),
         Choice(
             "augmentation",
@@ -222,19 +230,33 @@ def _plan_patch(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[C
 
 
 def _plan_model(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
-    """Chooses the widths, which depend on the patches."""
-    if _is_large(device):
-        values = {"light_r": 2.0, "hidden_size": 768, "num_layers": 12, "num_heads": 12}
-        return [Choice("model", name, value, LARGE_MODEL) for name, value in values.items()]
+    """Chooses the widths, which depend on the patches, and on the heads if these are given."""
+    # The default number of heads divides all widths.
+    heads = cfg.model.num_heads
     numbers = math.prod(cfg.model.patch_size) * len(fingerprint.modalities)
-    hidden_size = 48 if numbers <= 64 else 96
+    width = 768 if _is_large(device) else 48 if numbers <= 64 else 96
+    hidden_size = rounded_up(width, heads)
+    rounded = f", rounded up from {width} for --num-heads {heads}" if width % heads else ""
+    if _is_large(device):
+        return [
+            Choice("model", "light_r", 2.0, LARGE_MODEL),
+            Choice("model", "hidden_size", hidden_size, LARGE_MODEL + rounded),
+            Choice("model", "num_layers", 12, LARGE_MODEL),
+        ]
     monai = Choice("model", "num_layers", MONAI_SIZES["num_layers"], MONAI)
     return [
         *([monai] if cfg.model.family == "monai" else []),
         Choice("model", "light_r", 4.0, "8 halves a step's time, and learns less in the end"),
-        Choice("model", "hidden_size", hidden_size, f"a patch has {numbers} numbers"),
-        Choice("model", "num_heads", hidden_size // 24, "of 24 numbers each"),
+        Choice("model", "hidden_size", hidden_size, f"a patch has {numbers} numbers{rounded}"),
     ]
+
+
+def _plan_heads(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
+    """Chooses the attention heads, which depend on the width of the tokens."""
+    width = cfg.model.hidden_size
+    most = max(1, width // (LARGE_HEAD if _is_large(device) else SMALL_HEAD))
+    heads = next(n for n in range(most, 0, -1) if width % n == 0)
+    return [Choice("model", "num_heads", heads, f"of {width // heads} numbers each")]
 
 
 def _plan_family(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
@@ -251,30 +273,47 @@ def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Ch
     data, large = cfg.data, _is_large(device)
     shape = _median_shape(fingerprint, data)
     free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
-    voxels = free / BYTES_PER_VOXEL / max(1, data.batch_size // device.count)
+    at_once = max(1, data.batch_size // (device.count * cfg.training.accumulate))
+    voxels = free / BYTES_PER_VOXEL / at_once
     roi_size = crop_size(shape, cfg.model.patch_size, LARGE_CROP if large else SMALL_CROP, voxels)
-    steps = STEPS_ON_ACCELERATOR if large else STEPS_ON_CPU
-    epochs = max(VALIDATIONS, math.ceil(steps / cfg.steps_per_epoch(fingerprint.num_train)))
     median = " x ".join(f"{n:.0f}" for n in shape)
-    return [
-        Choice("data", "roi_size", roi_size, f"the median case has {median} voxels"),
-        Choice("training", "epochs", epochs, f"about {steps} steps of {data.batch_size} crops"),
-    ]
+    choices = [Choice("data", "roi_size", roi_size, f"the median case has {median} voxels")]
+    # A budget takes the place of the epochs and of those between validations.
+    if cfg.training.budget is None:
+        steps_per_epoch = cfg.steps_per_epoch(fingerprint.num_train)
+        steps = STEPS_ON_ACCELERATOR if large else STEPS_ON_CPU
+        enough = math.ceil(steps / steps_per_epoch)
+        epochs = max(VALIDATIONS, enough)
+        reason = f"{epochs * steps_per_epoch} steps of {data.batch_size} crops"
+        if epochs > enough:
+            reason += f"; fewer epochs would leave no room for {VALIDATIONS} validations"
+        choices.append(Choice("training", "epochs", epochs, reason))
+    return choices
 
 
 def _plan_pace(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
-    """Chooses validations and the average of weights, which depend on the epochs."""
+    """Chooses validations and the average of weights, which depend on the epochs or the budget."""
+    budget = cfg.training.budget
+    if budget is not None:
+        steps = max(1, int(seconds(budget) / SECONDS_OF_A_STEP))
+        return [_average(steps, f"the about {steps} steps that {budget} may have")]
     epochs = cfg.training.epochs
     steps = epochs * cfg.steps_per_epoch(fingerprint.num_train)
     eval_every = max(1, epochs // VALIDATIONS)
     validations = math.ceil(epochs / eval_every)
-    decay = min(max(0.0, round(1 - AVERAGED_SHARE / steps, 4)), LARGEST_DECAY)
-    averaged = f"weights are averaged over a {AVERAGED_SHARE}th of the steps"
-    few = f"{steps} steps are too few to average weights over"
     return [
         Choice("training", "eval_every", eval_every, f"{validations} validation(s)"),
-        Choice("training", "ema_decay", decay, averaged if decay else few),
+        _average(steps, f"{steps} steps"),
     ]
+
+
+def _average(steps: int, described: str) -> Choice:
+    """Chooses the average of weights for a run of so many steps."""
+    decay = min(max(0.0, round(1 - AVERAGED_SHARE / steps, 4)), LARGEST_DECAY)
+    reason = f"{described} are too few to average weights over"
+    if decay:
+        reason = f"weights are averaged over {1 / (1 - decay):.0f} of {described}"
+    return Choice("training", "ema_decay", decay, reason)
 
 
 def crop_size(
@@ -388,6 +427,6 @@ def _training(large: bool) -> list[Choice]:
     return [
         Choice("training", "optimizer", "muon", "the small model learns in fewer steps with it"),
         Choice("training", "learning_rate", 3e-3, "what the small model learns best with"),
-        Choice("training", "b2", 0.98, f"0.999 would remember half of {STEPS_ON_CPU} steps"),
+        Choice("training", "b2", 0.98, f"0.999 remembers half of a run of {STEPS_ON_CPU} steps"),
         Choice("training", "weight_decay", 0.3, "the small model generalizes better with it"),
     ]

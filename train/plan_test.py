@@ -92,6 +92,30 @@ def test_small_cases_on_cpu_get_small_patches(abdomen, size, channels, args, pat
 
 
 @pytest.mark.parametrize(
+    ("device", "args", "hidden_size", "num_heads", "reasons"),
+    [
+        (CPU, "--hidden-size 384", 384, 16, {"num_heads": "of 24 numbers each"}),
+        (CPU, "--hidden-size 110", 110, 2, {"num_heads": "of 55 numbers each"}),
+        (CPU, "--hidden-size 10", 10, 1, {"num_heads": "of 10 numbers each"}),
+        (CPU, "--num-heads 3", 96, 3, {"hidden_size": "a patch has 512 numbers"}),
+        (
+            CPU,
+            "--num-heads 7",
+            98,
+            7,
+            {"hidden_size": "a patch has 512 numbers, rounded up from 96 for --num-heads 7"},
+        ),
+        (GPU, "", 768, 12, {"num_heads": "of 64 numbers each"}),
+        (GPU, "--hidden-size 384", 384, 6, {"num_heads": "of 64 numbers each"}),
+    ],
+)
+def test_heads_and_width_follow_each_other(abdomen, device, args, hidden_size, num_heads, reasons):
+    cfg, found = plan(abdomen, device, *args.split())
+    assert (cfg.model.hidden_size, cfg.model.num_heads) == (hidden_size, num_heads)
+    assert found | reasons == found
+
+
+@pytest.mark.parametrize(
     ("device", "args", "family", "patch"),
     [
         (CPU, "--family monai", "monai", (16, 16, 16)),
@@ -136,6 +160,44 @@ def test_cropping_and_crops_follow_the_window(abdomen):
     assert not cfg.data.crop_foreground
     assert reasons["crop_foreground"] == "the box of the foreground fills 100 % of the median scan"
     assert reasons["roi_size"] == "the median case has 512 x 512 x 100 voxels"
+
+
+def test_batches_are_divided_by_devices_and_accumulation(abdomen):
+    cfg, reasons = plan(abdomen, GPU, "--accumulate", "3")
+    assert cfg.data.batch_size == 6
+    assert reasons["batch_size"].startswith("the least for 2 device(s) and --accumulate 3 that")
+    # Parts of a batch take the memory of a part.
+    little = dataclasses.replace(CPU, memory=2 << 30)
+    whole, parts = (
+        plan(abdomen, little, "--batch-size", "4", "--accumulate", n)[0] for n in ("1", "4")
+    )
+    assert np.prod(parts.data.roi_size) > np.prod(whole.data.roi_size)
+
+
+def test_a_budget_takes_the_place_of_epochs(abdomen):
+    for budget, decay, reason in (
+        ("15m", 0.9889, "weights are averaged over 90 of the about 1800 steps that 15m may have"),
+        ("9s", 0.0, "the about 18 steps that 9s may have are too few to average weights over"),
+    ):
+        cfg, reasons = plan(abdomen, CPU, "--budget", budget)
+        assert not {"epochs", "eval_every"} & reasons.keys()
+        assert cfg.training.ema_decay == decay
+        assert reasons["ema_decay"] == reason
+
+
+def test_the_steps_of_the_epochs_are_told(abdomen):
+    many = dataclasses.replace(abdomen, num_train=3000)
+    for fingerprint, epochs, told in (
+        (abdomen, 134, "2010 steps of 2 crops"),
+        (
+            many,
+            5,
+            "7500 steps of 2 crops; fewer epochs would leave no room for 5 validations",
+        ),
+    ):
+        cfg, reasons = plan(fingerprint, CPU)
+        assert cfg.training.epochs == epochs
+        assert reasons["epochs"] == told
 
 
 @pytest.mark.parametrize(
