@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import json
 import logging
 import re
 import sys
@@ -23,13 +24,16 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from train.distributed import any_process
+from train.distributed import any_process, is_main
 from train.state import TrainState
+from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.malloc import return_freed_memory
 from unetr_flax.runtime.memory import is_out_of_memory
 
 # Name of the resume state within a checkpoint.
 RESUME = "progress"
+# The file in which orbax keeps it.
+RESUME_FILE = "metadata"
 # Bytes of a state beyond which it is not copied to be saved in the background, on CPU.
 LARGEST_COPY = 2**28
 # A reason that the operating system gives, within the messages of orbax and tensorstore.
@@ -78,7 +82,7 @@ class Checkpoints:
         return self._best.latest_step()
 
     def save_last(self, state: TrainState, resume_state: dict[str, Any]) -> None:
-        """Begins to save a last checkpoint, unless it is of the same step already.
+        """Begins to save a last checkpoint; one of the same step gets the new resume state only.
 
         The state is copied or saved before this returns, so its buffers may be donated.
 
@@ -91,6 +95,10 @@ class Checkpoints:
         """
         # The progress names the best checkpoint, which must be there first.
         self._finish(self._best)
+        if self._last.latest_step() == int(state.step):
+            self._finish(self._last)
+            self._replace_resume_state(int(state.step), resume_state)
+            return
         resume = ocp.args.JsonSave(resume_state)
         self._save(
             self._last,
@@ -246,6 +254,16 @@ class Checkpoints:
             self._unfinished.remove(manager)
             with self._one_line_errors("cannot be written"):
                 manager.wait_until_finished()
+
+    def _replace_resume_state(self, step: int, resume_state: dict[str, Any]) -> None:
+        """Writes the resume state of a step that is saved already, unless it is the same."""
+        if not is_main():
+            return
+        path = self._folder / "last" / str(step) / RESUME / RESUME_FILE
+        text = json.dumps(resume_state)
+        with self._one_line_errors("cannot be written"):
+            if path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
 
     @contextlib.contextmanager
     def _one_line_errors(self, what: str) -> Iterator[None]:

@@ -33,6 +33,8 @@ class RunLog:
       steps_per_epoch: number of steps in an epoch.
       step: number of steps already taken. Records of later steps, left by a run that was cut off
         after its last checkpoint, are removed.
+      validated_step: the last step that counts as validated; records of later validations are
+        removed, as these are done again. It is `step` if None.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RunLog:
         total_steps: int,
         steps_per_epoch: int,
         step: int = 0,
+        validated_step: int | None = None,
     ):
         self.console = make_console(quiet=folder is None)
         self._folder = folder
@@ -64,7 +67,7 @@ class RunLog:
         self._file = self._events = None
         if folder is not None:
             path = folder / "metrics.jsonl"
-            _drop_later(path, step)
+            _drop_later(path, step, step if validated_step is None else validated_step)
             self._file = path.open("a", encoding="utf-8")
             self._events = EventFile(folder / "tensorboard", purge_step=step + 1)
 
@@ -145,11 +148,15 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _drop_later(path: Path, step: int) -> None:
-    """Removes the records after a step from metrics.jsonl."""
+def _drop_later(path: Path, step: int, validated_step: int) -> None:
+    """Removes the records after a step, and validations after another, from metrics.jsonl."""
     if not path.exists():
         return
     # A process that was killed may have left half a line.
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line[-1] == "\n"]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = []
+    for line in lines:
+        record = json.loads(line)
+        if record["step"] <= (step if record["kind"] == "train" else validated_step):
+            kept.append(line)
     path.write_text("".join(kept), encoding="utf-8")

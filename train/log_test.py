@@ -69,6 +69,22 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(5, 1), (10, 1), (15, 2)]
 
 
+def test_validations_that_are_done_again_are_recorded_once(tmp_path):
+    scores = Validation(DiceScores(np.array([0.99, 0.5, 0.5]), 0.5))
+    for validated_step in (0, 5, 10):
+        with RunLog(tmp_path, CLASSES, 20, 5, step=10, validated_step=validated_step) as log:
+            for step in (5, 10):
+                if validated_step == 0:
+                    log.train(step, {"loss": 1.0})
+                if validated_step < step:
+                    log.validation(step, scores)
+                    log.validation(step, scores, "validation_average")
+    kinds = ["train", "validation", "validation_average"]
+    assert [(r["kind"], r["step"]) for r in records(tmp_path)] == [
+        (kind, step) for step in (5, 10) for kind in kinds
+    ]
+
+
 def test_the_last_epoch_may_be_a_part_of_one(tmp_path, capsys):
     with RunLog(tmp_path, CLASSES, total_steps=7, steps_per_epoch=5) as log:
         for step in (5, 7):

@@ -94,7 +94,12 @@ def go(
 
     try:
         with RunLog(
-            folder, CLASSES, schedule.total_steps, schedule.steps_per_epoch, int(state.step)
+            folder,
+            CLASSES,
+            schedule.total_steps,
+            schedule.steps_per_epoch,
+            int(state.step),
+            progress.validated_step,
         ) as log:
             return fit(
                 state,
@@ -169,6 +174,34 @@ def test_an_interrupted_validation_is_done_again(tmp_path, samples, train_step):
     again = by_step({6: 0.5, 12: 0.4})
     assert go(tmp_path, samples, train_step, evaluate=again)
     assert again.calls == [6, 12]
+
+
+@pytest.mark.parametrize("place", ["validation", "save_best", "step"])
+def test_a_validation_that_was_broken_off_is_recorded_once_if_the_run_is_cut_off_later(
+    tmp_path, samples, train_step, monkeypatch, place
+):
+    assert go(tmp_path / "straight", samples, train_step)
+    assert not go(tmp_path / "parts", samples, train_step, 6, by_step({6: None}))
+
+    def cut_off(*args):
+        raise KeyboardInterrupt
+
+    def record_and_cut_off(log, *args):
+        validation(log, *args)
+        cut_off()
+
+    validation = RunLog.validation
+    with monkeypatch.context() as patch:
+        if place == "validation":
+            patch.setattr(RunLog, "validation", record_and_cut_off)
+        elif place == "save_best":
+            patch.setattr(Checkpoints, "save_best", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "parts", samples, cut_off if place == "step" else train_step)
+    again = by_step({6: 0.5, 12: 0.4})
+    assert go(tmp_path / "parts", samples, train_step, evaluate=again)
+    assert again.calls == ([12] if place == "step" else [6, 12])
+    assert records(tmp_path / "parts") == records(tmp_path / "straight")
 
 
 def test_logs_the_mean_over_the_epoch(tmp_path, samples, train_step):

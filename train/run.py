@@ -175,6 +175,7 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
             schedule.total_steps,
             schedule.steps_per_epoch,
             int(state.step),
+            progress.validated_step,
         )
         with log, Interrupt() as interrupt:
             done = fit(
