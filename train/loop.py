@@ -127,7 +127,8 @@ def fit(
       evaluate: validates a state; returns None if interrupted. If the state keeps an average, both
         are validated, and the better one may become the best model.
       learning_rate: the learning rate as a function of the step.
-      checkpoints: saves after each validation, when interrupted, and every `save_seconds`.
+      checkpoints: saves before each validation, which adds its results, when interrupted, and every
+        `save_seconds`.
       log: takes the metrics.
       interrupt: tells whether to stop.
       save_seconds: longest time between two checkpoints.
@@ -159,12 +160,18 @@ def fit(
             progress.sum_steps += 1
             log.step(number, values["loss"])
 
+    def save() -> None:
+        resume_state = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
+        checkpoints.save_last(state, resume_state)
+
     started = saved = time.monotonic()
     waited_before = batches.waited
     while True:
         validated = broken_off = False
         if schedule.validates_at(step) and progress.validated_step != step:
             settle(0)
+            # A run that is cut off within a long validation, or has no memory for it, goes on here.
+            save()
             compared = []
             for kind, candidate in candidates(state).items():
                 scores = evaluate(candidate)
@@ -188,12 +195,11 @@ def fit(
                     log.best(step, scores)
                     checkpoints.save_best(candidate)
                 started = time.monotonic()
-        stop, save = agreement(interrupt.requested, time.monotonic() - saved > save_seconds)
+        stop, due = agreement(interrupt.requested, time.monotonic() - saved > save_seconds)
         stop |= broken_off
-        if validated or stop or save:
+        if validated or stop or due:
             settle(0)
-            resume_state = {"batches": batches.state(), "progress": dataclasses.asdict(progress)}
-            checkpoints.save_last(state, resume_state)
+            save()
             saved = time.monotonic()
             agreement.forget()
         if step >= schedule.total_steps or stop:

@@ -176,6 +176,25 @@ def test_an_interrupted_validation_is_done_again(tmp_path, samples, train_step):
     assert again.calls == [6, 12]
 
 
+def test_a_run_that_is_cut_off_within_a_validation_goes_on_from_its_step(
+    tmp_path, samples, train_step
+):
+    def cut_off(state):
+        raise MemoryError
+
+    assert go(tmp_path / "straight", samples, train_step)
+    with pytest.raises(MemoryError):
+        go(tmp_path / "parts", samples, train_step, evaluate=cut_off)
+    assert kept(tmp_path / "parts")[0].step == 6
+    assert go(tmp_path / "parts", samples, train_step)
+    straight, resume_state = kept(tmp_path / "straight")
+    parts, parts_resume_state = kept(tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, straight, parts)
+    assert resume_state == parts_resume_state
+    assert records(tmp_path / "straight") == records(tmp_path / "parts")
+    assert [path.name for path in (tmp_path / "parts" / "last").iterdir()] == ["12"]
+
+
 @pytest.mark.parametrize("place", ["validation", "save_best", "step"])
 def test_a_validation_that_was_broken_off_is_recorded_once_if_the_run_is_cut_off_later(
     tmp_path, samples, train_step, monkeypatch, place

@@ -186,7 +186,7 @@ class TrainingOptions:
     """Probability of skipping the last transformer block; earlier ones are skipped less often."""
 
     eval_every: int = 8
-    """Epochs between validations, after each of which a checkpoint is saved."""
+    """Epochs between validations, at each of which a checkpoint is saved."""
 
     overlap: float = 0.25
     """Share of the window that neighbors have in common in validation."""
@@ -210,7 +210,7 @@ class RunOptions:
     """Number of last checkpoints to keep; the best is kept besides."""
 
     save_minutes: float = 10.0
-    """Longest time between two checkpoints; there is one after each validation in any case."""
+    """Longest time between two checkpoints; there is one at each validation in any case."""
 
     fsdp: int = 1
     """Devices that share the parameters and the optimizer's state, and split the batch as well."""

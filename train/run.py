@@ -112,6 +112,8 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         task.val_cases,
         task.preprocessing,
         training.overlap,
+        # Windows that devices share in training are large for the one that segments them.
+        windows=1 if cfg.run.depth_shards > 1 else None,
     )
     batches = Batches(
         task.train_samples,

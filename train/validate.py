@@ -37,6 +37,7 @@ class Evaluator:
       cases: cases to segment.
       preprocessing: preparation of a scan for the model, which is undone for the logits.
       overlap: fraction of the window that neighbors share.
+      windows: number of windows that are segmented at once; as many as suit the device if None.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Evaluator:
         cases: Sequence[Case],
         preprocessing: Preprocessing,
         overlap: float,
+        windows: int | None = None,
     ):
         self._predict = predict
         self._config = model_config
@@ -54,6 +56,9 @@ class Evaluator:
         self._cases = cases
         self._preprocessing = preprocessing
         self._overlap = overlap
+        if windows is None:
+            windows = windows_per_device(jax.default_backend(), model_config.img_size)
+        self._windows = windows
 
     def __call__(self, state: TrainState, interrupt: Interrupt) -> Validation | None:
         """Scores all cases, each process doing its share; None if interrupted.
@@ -133,7 +138,7 @@ class Evaluator:
                     self._config.out_channels,
                     self._config.img_size,
                     overlap=self._overlap,
-                    batch_size=windows_per_device(jax.default_backend(), self._config.img_size),
+                    batch_size=self._windows,
                     device=jax.local_devices()[0],
                 )
                 for start, logits in blocks:

@@ -133,5 +133,21 @@ def test_what_lies_outside_a_small_volume_looks_like_background(cases):
     assert all(np.isin(x, [lowest, sample.image.max()]).all() for x in seen)
 
 
+@pytest.mark.parametrize("windows", [1, 3])
+def test_so_many_windows_are_segmented_at_once(cases, windows):
+    seen = []
+
+    def predict(variables, x):
+        seen.append(len(x))
+        return np.concatenate([x, x], axis=-1)
+
+    whole = evaluator(cases, predict=predict)
+    few = Evaluator(
+        predict, whole._config, whole._dataset, cases, whole._preprocessing, 0.25, windows
+    )
+    list(few.segment({}, cases))
+    assert set(seen) == {windows}
+
+
 def test_an_interrupt_ends_it_without_a_result(cases):
     assert evaluator(cases)(state(), types.SimpleNamespace(requested=True)) is None

@@ -23,6 +23,8 @@ from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 # A CPU is given small windows together, up to so many voxels: a window of 16^3 then takes 0.4 of
 # its time, one of 32^3 0.85, and larger ones gain nothing.
 CPU_VOXELS = 2**16
+# Others are given up to 4 windows, and fewer where these have more voxels than 4 windows of 160^3.
+OTHERS_VOXELS = 2**24
 
 
 def make_predict(
@@ -49,9 +51,10 @@ def windows_per_device(platform: str, roi: Sequence[int]) -> int:
       platform: "cpu", "gpu" or "tpu".
       roi: voxels of a window per axis.
     """
+    voxels = math.prod(roi)
     if platform != "cpu":
-        return 4
-    return max(1, CPU_VOXELS // math.prod(roi))
+        return min(4, max(1, OTHERS_VOXELS // voxels))
+    return max(1, CPU_VOXELS // voxels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,10 +35,15 @@ def test_certain_regions_have_finite_logits():
     np.testing.assert_allclose(jax.nn.sigmoid(found), [[0, 1]], atol=1e-7)
 
 
-def test_a_cpu_is_given_small_windows_together():
-    given = [windows_per_device("cpu", (n, n, n)) for n in (16, 24, 32, 40, 96)]
-    assert given == [16, 4, 2, 1, 1]
-    assert windows_per_device("gpu", (96, 96, 96)) == 4
+@pytest.mark.parametrize(
+    ("platform", "edges", "expected"),
+    [
+        ("cpu", (16, 24, 32, 40, 96), [16, 4, 2, 1, 1]),
+        ("gpu", (16, 96, 160, 192, 224, 512), [4, 4, 4, 2, 1, 1]),
+    ],
+)
+def test_small_windows_are_given_together(platform, edges, expected):
+    assert [windows_per_device(platform, (n, n, n)) for n in edges] == expected
 
 
 def test_a_gpu_with_a_wrong_cudnn_is_refused_in_16_bits(monkeypatch):
