@@ -157,8 +157,8 @@ def write_run_file(
 ) -> None:
     """Writes run.json; when resuming, checks that the saved file still holds.
 
-    On resuming, the folder of the data may be another one and the epochs may be more than before;
-    the file is written anew with them.
+    On resuming, the folder of the data and the file of splits may be others, and the epochs more
+    than before; the file is written anew with them.
 
     Raises:
       OptionError: if the data or the model are not those that the run was started with.
@@ -230,6 +230,12 @@ def _saved_options(out: Path) -> Config:
 
 def _compare_options(cfg: Config, saved: Config) -> None:
     """Raises OptionError if an option is not what it was, or may become."""
+    budget = saved.training.budget
+    if budget is not None and cfg.training.epochs != saved.training.epochs:
+        raise OptionError(
+            f"--epochs {cfg.training.epochs}: would do nothing, as --budget {budget} sets the "
+            f"steps of the run in {cfg.out}"
+        )
     if cfg.training.epochs < saved.training.epochs:
         raise OptionError(
             f"--epochs {cfg.training.epochs}: the run in {cfg.out} was started with "
@@ -239,8 +245,11 @@ def _compare_options(cfg: Config, saved: Config) -> None:
     may_change = ["epochs"]
     if cfg.data.data is not None and saved.data.data is not None:
         may_change.append("data")
+    # So is a file of splits, by the cases that it names.
+    if cfg.data.splits is not None and saved.data.splits is not None:
+        may_change.append("splits")
     # Until a budget has set the steps there is nothing that would be another run's.
-    if saved.training.budget is not None and recorded_schedule(cfg.out) is None:
+    if budget is not None and recorded_schedule(cfg.out) is None:
         may_change.append("budget")
     given, before = cfg.to_dict(), saved.to_dict()
     _compare({k: v for k, v in given.items() if k not in may_change}, before, cfg.out)

@@ -49,6 +49,35 @@ def test_data_in_a_folder_of_another_name_are_recognized(data, tmp_path):
         write(moved, "yes", labels=("background", "other"))
 
 
+def test_a_file_of_splits_may_move_with_the_data(data, tmp_path):
+    def write(resume, splits, validation):
+        args = ["--data", str(data), "--splits", str(splits), "--out", str(tmp_path)]
+        cfg = read_options([*args, "--resume", resume])
+        dataset = read_dataset(data, ("CT",))
+        cases = tuple(case for case in dataset.cases if case.name in validation)
+        write_run_file(cfg, dataset, cases, cfg.model_config(in_channels=1, out_channels=2))
+        return json.loads((tmp_path / "run.json").read_text())
+
+    record = write("no", tmp_path / "old.json", ["box_1"])
+    resumed = write("yes", tmp_path / "new.json", ["box_1"])
+    assert resumed["options"] == record["options"] | {"splits": str(tmp_path / "new.json")}
+    with pytest.raises(OptionError, match="cases, labels or files have changed"):
+        write("yes", tmp_path / "new.json", ["box_2"])
+
+
+def test_epochs_cannot_make_a_run_with_a_budget_longer(tmp_path):
+    cfg = parse(["--out", str(tmp_path), "--budget", "1h", "--epochs", "3"])
+    (tmp_path / "run.json").write_text(json.dumps({"options": cfg.to_dict()}))
+    args = ["--out", str(tmp_path), "--resume"]
+    for again in ([], ["--epochs", "3"]):
+        assert read_options([*args, *again]).training.epochs == 3
+    with pytest.raises(OptionError) as error:
+        read_options([*args, "--epochs", "9"])
+    assert str(error.value) == (
+        f"--epochs 9: would do nothing, as --budget 1h sets the steps of the run in {tmp_path}"
+    )
+
+
 def test_a_budget_may_change_until_it_has_set_the_steps(tmp_path):
     cfg = parse(["--out", str(tmp_path), "--budget", "1s"])
     (tmp_path / "run.json").write_text(json.dumps({"options": cfg.to_dict()}))
