@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from train.options import option
+from train.run_dir import PLAN_NAME
 from train.scores import TOLERANCE, Validation
 from unetr_flax.evaluation.drawing import make_figure, to_png
 from unetr_flax.runtime.atomic import write_bytes, write_text
 
-# The plan of a run that planned itself, with reasons.
-PLAN = "plan.txt"
 # Records of metrics.jsonl and the names in them that get a panel, each with its heading.
 PANELS = (
     ("Loss", ("train", "loss")),
@@ -75,8 +74,8 @@ def write_report(
     for title, path in pictures:
         lines += [f"![{_text(title)}]({path.relative_to(out).as_posix()})", ""]
     lines += ["## Plan", ""]
-    if (out / PLAN).exists():
-        lines += ["```", *(out / PLAN).read_text(encoding="utf-8").splitlines(), "```", ""]
+    if (out / PLAN_NAME).exists():
+        lines += ["```", *(out / PLAN_NAME).read_text(encoding="utf-8").splitlines(), "```", ""]
     lines += [*plan_table(record), ""]
     write_text(out / "report.md", "\n".join(lines))
     return out / "report.md"

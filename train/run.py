@@ -23,7 +23,6 @@ from train.measure import schedule_of_budget
 from train.memory import check_size, check_step
 from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
-from train.report import PLAN
 from train.results import show_results
 from train.run_dir import (
     OptionError,
@@ -31,6 +30,7 @@ from train.run_dir import (
     claimed,
     resume_command,
     run_file,
+    write_plan,
     write_run_file,
 )
 from train.sheet import draw_samples, save_sheet
@@ -38,7 +38,6 @@ from train.state import create_state
 from train.task import Task, prepare
 from train.validate import Evaluator
 from unetr_flax.inference.predictor import make_predict
-from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.cudnn import refuse_wrong_convolutions
 
 
@@ -78,7 +77,7 @@ def run(cfg: Config, args: list[str], started: float | None = None) -> int:
         task = prepare(cfg, make_console(quiet=not distributed.is_main()))
         _check_fits(mesh, cfg, task.model_config.img_size)
         distributed.run_on_main(
-            lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config)
+            lambda: write_run_file(cfg, task.dataset, task.val_cases, task.model_config, plan)
         )
         return _train(cfg, task, mesh, plan, started)
 
@@ -169,8 +168,7 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
         program.wait()
         if samples is not None:
             save_sheet(cfg.out / "augmentation.png", *samples)
-            if plan:
-                write_text(cfg.out / PLAN, "".join(f"{line}\n" for line in plan))
+            write_plan(cfg.out)
         log = RunLog(
             cfg.out if distributed.is_main() else None,
             task.dataset.labels,

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from unetr_flax import UNETRConfig
 from unetr_flax.runtime.atomic import write_text
 
 RUN_NAME = "run.json"
+# The plan of a run that planned itself, with reasons.
+PLAN_NAME = "plan.txt"
 # The folder of the phantoms, if a run makes its own data.
 PHANTOMS_NAME = "data"
 OLD_RUN_NAME = "config.json"
@@ -153,12 +155,23 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def write_run_file(
-    cfg: Config, dataset: Dataset, val_cases: tuple[Case, ...], model_config: UNETRConfig
+    cfg: Config,
+    dataset: Dataset,
+    val_cases: tuple[Case, ...],
+    model_config: UNETRConfig,
+    plan: Sequence[str] = (),
 ) -> None:
     """Writes run.json; when resuming, checks that the saved file still holds.
 
     On resuming, the folder of the data and the file of splits may be others, and the epochs more
     than before; the file is written anew with them.
+
+    Args:
+      cfg: the options of the run.
+      dataset: its data set.
+      val_cases: its validation cases.
+      model_config: its model.
+      plan: the lines of its plan, see `train.plan.plan_options`; kept on resuming.
 
     Raises:
       OptionError: if the data or the model are not those that the run was started with.
@@ -175,6 +188,8 @@ def write_run_file(
             "validation": [case.name for case in val_cases],
         },
     }
+    if plan:
+        record["plan"] = list(plan)
     if cfg.run.resume == "yes":
         saved = json.loads(run_file(cfg.out).read_text(encoding="utf-8"))
         # Runs of older versions have no class ids of regions. Data without a name of their own have
@@ -200,6 +215,13 @@ def _region_record(dataset: Dataset) -> dict[str, Any]:
     if dataset.regions_class_order:
         record["regions_class_order"] = list(dataset.regions_class_order)
     return record
+
+
+def write_plan(out: Path) -> None:
+    """Writes the plan in a folder's run.json to its plan.txt, if there is one."""
+    plan = json.loads(run_file(out).read_text(encoding="utf-8")).get("plan")
+    if plan:
+        write_text(out / PLAN_NAME, "".join(f"{line}\n" for line in plan))
 
 
 def recorded_schedule(out: Path) -> dict[str, Any] | None:

@@ -78,6 +78,24 @@ def test_one_command_starts_a_run_and_goes_on_with_it(data, tmp_path, capsys):
     )
 
 
+def test_a_run_that_stops_before_its_first_step_keeps_its_plan(data, tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise Stopped(signal.SIGTERM)
+
+    out = tmp_path / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out), "--resume", "auto", "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.create_state", stopped)
+        assert main(args) == 143
+    planned = capsys.readouterr().out
+    assert not (out / "plan.txt").exists()
+    assert main(args) == 0
+    lines = (out / "plan.txt").read_text().splitlines()
+    assert "--epochs 1: given on the command line" in lines
+    assert all(line in planned for line in lines)
+    assert lines[0] in (out / "report.md").read_text()
+
+
 def start(args):
     command = [sys.executable, "-c", PROGRAM, *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
