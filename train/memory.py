@@ -89,8 +89,12 @@ def step_memory(compiled: jax.stages.Compiled) -> int | None:
     return total - analysis.alias_size_in_bytes
 
 
-def check_step(compiled: jax.stages.Compiled) -> str:
+def check_step(compiled: jax.stages.Compiled, memory: int) -> str:
     """Compares the memory of a compiled step with that of the device.
+
+    Args:
+      compiled: the step.
+      memory: bytes of memory of the device before the state is made, which the step counts, too.
 
     Returns:
       A line that states both.
@@ -98,7 +102,7 @@ def check_step(compiled: jax.stages.Compiled) -> str:
     Raises:
       OptionError: if the step takes more than there is.
     """
-    need, memory = step_memory(compiled), device_memory()
+    need = step_memory(compiled)
     if need is None:
         return f"each device has {show_bytes(memory)} of memory"
     if need > memory:

@@ -20,7 +20,7 @@ from train.interrupt import Interrupt
 from train.log import RunLog
 from train.loop import Progress, Schedule, fit
 from train.measure import schedule_of_budget
-from train.memory import check_size, check_step
+from train.memory import check_size, check_step, device_memory
 from train.plan import plan_options
 from train.program import compile_program, compile_program_of_any_length, make_changes, make_model
 from train.results import show_results
@@ -124,9 +124,11 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
     steps_per_epoch = cfg.steps_per_epoch(len(task.train_samples))
     schedule = Schedule.of_epochs(steps_per_epoch, training.epochs, training.eval_every)
     has_regions = task.dataset.has_regions
+    # Now, since later the state, which is made meanwhile, would take a part of it.
+    memory = device_memory()
 
     def check(step: jax.stages.Compiled) -> None:
-        console.print(check_step(step), soft_wrap=True)
+        console.print(check_step(step, memory), soft_wrap=True)
 
     if training.budget is None:
         program = compile_program(cfg, model, mesh, has_regions, schedule.total_steps, check)

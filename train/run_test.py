@@ -1,10 +1,12 @@
 """Runs from their start to their results."""
 
 import json
+import threading
 import time
 
 import pytest
 
+import train.run
 from train.__main__ import main
 from train.run_testing import TINY, records, snapshot
 
@@ -131,6 +133,28 @@ def test_a_run_on_all_cases_keeps_its_last_model(data, tmp_path, capsys):
     assert "Trained on all cases; the model is that of step 4" in shown
     assert (out / "model" / "step").read_text() == "4"
     assert "picture" not in shown
+
+
+def test_the_state_is_no_part_of_the_memory_that_a_step_may_take(
+    data, tmp_path, monkeypatch, capsys
+):
+    made = threading.Event()
+    create, check = train.run.create_state, train.run.check_step
+
+    def create_and_tell(*args, **kwargs):
+        made.set()
+        return create(*args, **kwargs)
+
+    def check_later(*args):
+        assert made.wait(60)
+        return check(*args)
+
+    monkeypatch.setattr("train.run.create_state", create_and_tell)
+    monkeypatch.setattr("train.run.check_step", check_later)
+    monkeypatch.setattr("train.memory.available_memory", lambda: 0 if made.is_set() else 10**10)
+    args = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main(args) == 0
+    assert "of 10 GB of memory on each device" in capsys.readouterr().out
 
 
 def test_a_budget_sets_the_steps_and_a_resumed_run_keeps_them(data, tmp_path, capsys, monkeypatch):
