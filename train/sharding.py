@@ -76,7 +76,9 @@ def check_fits(mesh: Mesh, batch_size: int, accumulate: int, grid_depth: int | N
         split = f"{mesh.size}" + (f" / --depth-shards {depth}" if depth > 1 else "")
         parts = f" times --accumulate {accumulate}" if accumulate > 1 else ""
         raise ValueError(
-            f"--batch-size {batch_size}: must be divisible by the number of devices, {split}{parts}"
+            f"--batch-size {batch_size}: must be divisible by the number of devices, {split}"
+            f"{parts}; use fewer devices, let several share a volume by --depth-shards, or start a "
+            "new run with another --batch-size"
         )
     if grid_depth is not None and grid_depth % depth:
         raise ValueError(

@@ -240,6 +240,17 @@ def test_meshes_that_do_not_fit_the_devices_are_refused():
         sharding.make_mesh(fsdp=2, devices=jax.devices()[:1])
 
 
+def test_a_batch_that_cannot_be_split_is_refused_with_what_helps():
+    mesh = jax.sharding.AbstractMesh((8, 1, 1), sharding.AXES)
+    message = (
+        r"^--batch-size 2: must be divisible by the number of devices, 8; use fewer devices, let "
+        r"several share a volume by --depth-shards, or start a new run with another --batch-size$"
+    )
+    with pytest.raises(ValueError, match=message):
+        sharding.check_fits(mesh, 2, 1, None)
+    sharding.check_fits(jax.sharding.AbstractMesh((2, 1, 4), sharding.AXES), 2, 1, 8)
+
+
 @pytest.mark.parametrize(
     ("processes", "shape", "shares"),
     [
