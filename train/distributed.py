@@ -1,9 +1,12 @@
 """The processes of a run: how they connect, which one writes, and what they tell each other."""
 
+import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from train.launch import LaunchError
@@ -11,6 +14,10 @@ from train.lost_process import HEARTBEAT_SECONDS
 
 # Seconds that a process waits for the others to start: images of containers are pulled meanwhile.
 START_SECONDS = 1800
+# Seconds that processes wait for each other: one may read data or write results for hours.
+MEET_SECONDS = 7 * 24 * 3600
+# The numbers of the places where processes wait for each other.
+_meetings = itertools.count()
 
 
 class MainProcessError(RuntimeError):
@@ -50,7 +57,25 @@ def connect(
 def disconnect() -> None:
     """Ends the connection, for which every process waits; none may use the others after."""
     if jax.distributed.is_initialized():
+        # JAX's own shutdown gives up after five minutes.
+        meet()
         jax.distributed.shutdown()
+
+
+def meet() -> None:
+    """Waits until every process is here, however long one may take; a signal ends the wait.
+
+    Collective operations give up after half an hour on CPU.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return
+    # Python handles no signals within a call of the client.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="meet")
+    place = f"unetr_flax/train/meeting/{next(_meetings)}"
+    met = pool.submit(client.wait_at_barrier, place, 1000 * MEET_SECONDS)
+    pool.shutdown(wait=False)
+    met.result()
 
 
 def is_main() -> bool:
@@ -62,6 +87,7 @@ def process_sum(values: np.ndarray) -> np.ndarray:
     """Sums integer arrays of one shape over all processes; every process must call it."""
     if jax.process_count() == 1:
         return values
+    meet()
     return np.asarray(multihost_utils.process_allgather(values)).sum(0)
 
 
@@ -69,6 +95,7 @@ def process_min(value: int) -> int:
     """Returns the least of the values that the processes pass; every process must call it."""
     if jax.process_count() == 1:
         return value
+    meet()
     # JAX gathers no more than 32 bits of a number.
     halves = np.array([value], np.int64).view(np.int32)
     return int(np.asarray(multihost_utils.process_allgather(halves)).view(np.int64).min())
