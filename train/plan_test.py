@@ -270,7 +270,7 @@ def test_options_of_the_command_line_come_first(folder):
     assert cfg.data.roi_size == (16, 16, 8)
     assert "--epochs 7: given on the command line" in lines
     assert "--spacing None: all scans have 1 x 1 x 2 mm" in lines
-    assert lines[0].startswith("intensities of CT: windowed")
+    assert lines[0].startswith("intensities of MRI: normalized")
     assert all(line.startswith("--") for line in lines[1:])
 
 
