@@ -23,6 +23,7 @@ class Small(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     jit_blocks: bool = False
+    remat: bool = False
     stochastic_depth: float = 0.0
 
     @nn.compact
