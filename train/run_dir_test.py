@@ -1,11 +1,15 @@
 import dataclasses
+import hashlib
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 from train.command_line import parse
+from train.data.dataset import Case
 from train.data.layouts import read_dataset
+from train.data.testing import voxels_of, write_metaimage
 from train.run_dir import OptionError, read_options, record_schedule, resume_command, write_run_file
 
 
@@ -47,6 +51,30 @@ def test_data_in_a_folder_of_another_name_are_recognized(data, tmp_path):
     assert resumed["dataset"] == record["dataset"]
     with pytest.raises(OptionError, match="labels or files have changed"):
         write(moved, "yes", labels=("background", "other"))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_voxels_beside_their_header_are_noticed_if_they_changed(older, data, tmp_path):
+    header = write_metaimage(tmp_path / "a.mhd", np.zeros((2, 2, 2)))
+    dataset = read_dataset(data, ("CT",))
+    dataset = dataclasses.replace(dataset, cases=(Case("a", (header,), header),))
+
+    def write(resume):
+        cfg = parse(["--data", str(data), "--out", str(tmp_path), "--resume", resume])
+        write_run_file(cfg, dataset, (), cfg.model_config(in_channels=1, out_channels=2))
+
+    write("no")
+    if older:
+        record = json.loads((tmp_path / "run.json").read_text())
+        size = header.stat().st_size
+        record["dataset"]["fingerprint"] = hashlib.sha256(f"a {size} {size}".encode()).hexdigest()
+        (tmp_path / "run.json").write_text(json.dumps(record))
+    write("yes")
+    # What older versions noticed is noticed still, and no more.
+    changed = header if older else voxels_of(header)
+    changed.write_bytes(changed.read_bytes() + b"0\n")
+    with pytest.raises(OptionError, match="labels or files have changed"):
+        write("yes")
 
 
 def test_a_budget_may_change_until_it_has_set_the_steps(tmp_path):
