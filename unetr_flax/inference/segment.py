@@ -14,7 +14,7 @@ from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.imaging.restore import Restorer
 from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.imaging.scan import Scan, read_scan
-from unetr_flax.imaging.volume import Volume
+from unetr_flax.imaging.volume import Volume, count_not_finite
 from unetr_flax.inference.predictor import Predictor, Weights
 from unetr_flax.inference.regions import Regions
 from unetr_flax.inference.segmentation import Segmentation
@@ -171,7 +171,8 @@ class Segmenter:
 
         Raises:
           VolumeError: if a file cannot be read.
-          ValueError: if the scan has another number of channels than the model.
+          ValueError: if the scan has another number of channels than the model; if voxels of one in
+            memory are NaN or infinite.
         """
         if isinstance(source, Volume):
             prepared = self.prepare(source, None)
@@ -185,9 +186,17 @@ class Segmenter:
         """Brings a scan to the model's grid; needs no device.
 
         Raises:
-          ValueError: if the scan has another number of channels than the model.
+        Args:
+          volume: the scan.
+          file_grid: the grid of the file that `read_scan` read it from; None if it came as an
+            array, whose voxels are checked here.
+
+          ValueError: if the scan has another number of channels than the model, or came as an array
+            with voxels that are NaN or infinite.
         """
         image, grid = self.preprocessing.apply(volume)
+        if file_grid is None and (count := count_not_finite(volume.array)):
+            raise ValueError(f"volume: {count} voxels are NaN or infinite, all must be finite")
         return Prepared(volume, file_grid, image, grid)
 
     def segment_prepared(

@@ -124,6 +124,15 @@ def test_scans_in_memory_have_no_file_to_be_saved_like(tmp_path):
         segmentation.save(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_scans_in_memory_must_be_finite_as_files_must(value):
+    volume = scan((9, 8, 7))
+    volume.array[2, 3, 4] = volume.array[8, 7, 6] = value
+    segmenter = Segmenter(fake_predictor(brighter_than_half), CT)
+    with pytest.raises(ValueError, match=r"^volume: 2 voxels are NaN or infinite, all must be "):
+        segmenter.segment(volume)
+
+
 def test_outside_the_foreground_all_is_background():
     volume = scan((20, 18, 16))
     volume.array[:6] = -1000
