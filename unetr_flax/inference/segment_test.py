@@ -133,6 +133,17 @@ def test_scans_in_memory_must_be_finite_as_files_must(value):
         segmenter.segment(volume)
 
 
+def test_an_array_for_probabilities_may_hold_anything():
+    volume = scan((20, 18, 16))
+    volume.array[:6] = -1000
+    segmenter = Segmenter(fake_predictor(brighter_than_half), CT)
+    expected = segmenter.segment(volume, probabilities=True).probabilities
+    found = np.full((20, 18, 16, 2), 7, np.float64)
+    assert segmenter.segment(volume, probabilities=found).probabilities is found
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found[:6], np.broadcast_to([1, 0], (6, 18, 16, 2)))
+
+
 def test_outside_the_foreground_all_is_background():
     volume = scan((20, 18, 16))
     volume.array[:6] = -1000
