@@ -105,12 +105,14 @@ def _find_cases(
     cases = _checked(
         [Case(case.name, case, CaseOutputs(target / f"{case.name}.nii.gz")) for case in found]
     )
-    part = find_part(given_part)
+    # The tasks of an array that have a scan each say so by what they are given, not by a part.
+    part = find_part(given_part) if given_part is not None or len(cases) > 1 else None
     if part is None:
         return cases
     number, parts, origin = part
-    console.say(f"part {number} of {parts} ({origin})")
-    return take_part(cases, number, parts)
+    share = take_part(cases, number, parts)
+    console.say(f"part {number} of {parts} ({origin}): {len(share)} of {len(cases)} cases")
+    return share
 
 
 def _check_apart(source: Path, target: Path) -> None:

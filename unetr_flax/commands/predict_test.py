@@ -215,14 +215,15 @@ def test_parts_together_are_all_cases(run, refuses, monkeypatch, model, tmp_path
     scans, out = tmp_path / "scans", tmp_path / "out"
     status, shown, _ = run(model, scans, out, "--part", "1/2")
     assert status == 0
-    assert "part 1 of 2 (--part)" in shown
+    assert "part 1 of 2 (--part): 2 of 3 cases\n" in shown
     assert files(out) == ["0.nii.gz", "2.nii.gz", "labels.json"]
     assert run(model, scans, out, "--part", "2/2")[0] == 0
     assert files(out) == ["0.nii.gz", "1.nii.gz", "2.nii.gz", "labels.json"]
     assert "--part 0/2: must be I/N" in refuses(model, scans, out, "--part", "0/2")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     monkeypatch.setenv("JOB_COMPLETIONS", "3")
-    assert "part 2 of 3 (JOB_COMPLETION_INDEX)" in run(model, scans, tmp_path / "k8s")[1]
+    shown = run(model, scans, tmp_path / "k8s")[1]
+    assert "part 2 of 3 (JOB_COMPLETION_INDEX): 1 of 3 cases\n" in shown
     assert files(tmp_path / "k8s") == ["1.nii.gz", "labels.json"]
 
 
@@ -242,6 +243,12 @@ def test_json_tells_of_all_cases_and_quiet_of_none(run, model, scans):
     scan = read(scans / "p2/ct.nii.gz")
     assert cases["p2/ct"]["voxels"] == {str(i): int((scan == i).sum()) for i in range(3)}
     assert cases["p2/ct"]["labels"] == str(out / "p2/ct.nii.gz")
+    # A task of an array that is given one scan is not meant to do a part of it.
+    status, shown, _ = run(model, scans / "0.nii", tmp_path / "one")
+    assert (status, files(tmp_path / "one")) == (0, ["0.nii.gz", "labels.json"])
+    assert "part" not in shown.replace(str(tmp_path), "")
+    status, shown, _ = run(model, scans / "0.nii", tmp_path / "none", "--part", "2/2")
+    assert (status, shown) == (0, "part 2 of 2 (--part): 0 of 1 cases\n")
     assert [row["name"] for row in cases["p2/ct"]["statistics"]] == list(LABELS[1:])
     assert "bad" in cases["p2/bad\nname"]["error"]
     status, shown, errors = run(model, scans / "p2" / "ct.nii.gz", out / "again", "--quiet")
