@@ -394,7 +394,7 @@ def test_probabilities_have_their_room_before_they_are_computed(run, monkeypatch
         status, _, errors = run(model, tmp_path / "scans", out, "--probabilities")
     assert status == 1
     assert errors.startswith(
-        f"unetr: a: failed: {out}/a.probabilities.nii.gz: no room for its array (No space left"
+        f"unetr: a: failed: {out}/a.probabilities.nii.gz: no file for its array (No space left"
     )
     assert sorted(os.listdir(out)) == ["b.nii.gz", "b.probabilities.nii.gz", "labels.json"]
     outputs = CaseOutputs(out / "c.nii.gz")

@@ -80,7 +80,7 @@ class CaseOutputs:
             except OSError as error:
                 # Python's message would name the staged file, or no file.
                 name = escape(str(self.beside("probabilities.nii.gz")))
-                raise type(error)(f"{name}: no room for its array ({reason(error)})") from None
+                raise type(error)(f"{name}: no file for its array ({reason(error)})") from None
             yield np.memmap(path, np.float32, "r+", shape=shape)
 
 
