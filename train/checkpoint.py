@@ -28,7 +28,7 @@ from train.distributed import any_process, is_main
 from train.state import TrainState
 from unetr_flax.runtime.atomic import write_text
 from unetr_flax.runtime.malloc import return_freed_memory
-from unetr_flax.runtime.memory import is_out_of_memory
+from unetr_flax.runtime.memory import is_out_of_files, is_out_of_memory
 
 # Name of the resume state within a checkpoint.
 RESUME = "progress"
@@ -39,7 +39,8 @@ LARGEST_COPY = 2**28
 # A reason that the operating system gives, within the messages of orbax and tensorstore.
 REASONS = re.compile(
     "No space left on device|File too large|Disk quota exceeded|Read-only file system|"
-    "Permission denied|Input/output error|Stale file handle|No such file or directory"
+    "Permission denied|Input/output error|Stale file handle|No such file or directory|"
+    "Too many open files"
 )
 
 
@@ -141,7 +142,8 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings of the state.
 
         Raises:
-          CheckpointError: if none of the checkpoints can be read; they stay as they are.
+          CheckpointError: if none of the checkpoints can be read, or too many files are open; they
+            stay as they are.
           MemoryError: if there is too little memory to read one.
         """
         items = {
@@ -150,13 +152,17 @@ class Checkpoints:
         }
         unread: dict[int, str] = {}
         for step in sorted(self._last.all_steps(), reverse=True):
-            restored, why, no_memory = None, "another process cannot read it", False
+            restored, why = None, "another process cannot read it"
+            no_memory = no_files = False
             try:
                 restored = self._last.restore(step, args=ocp.args.Composite(**items))
             except Exception as error:
                 why, no_memory = reason(error), is_out_of_memory(error)
-            if any_process(no_memory):
-                raise MemoryError(f"{self._folder / 'last' / str(step)}: {why}")
+                no_files = is_out_of_files(error)
+            # Neither says that the checkpoint is damaged.
+            if any_process(no_memory or no_files):
+                lack = CheckpointError if no_files else MemoryError
+                raise lack(f"{self._folder / 'last' / str(step)}: {why}")
             if not any_process(restored is None):
                 assert restored is not None
                 self._delete_unread(unread)

@@ -187,10 +187,25 @@ def test_checkpoints_of_which_none_can_be_read_are_kept(two_saved, abstract, mon
     assert capsys.readouterr().err == ""
 
 
+OUT_OF_FILES = "RESOURCE_EXHAUSTED: Failed to open: Too many open files [os_error_code='24']"
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nxx")]
+    ("error", "kind", "told"),
+    [
+        (MemoryError(), MemoryError, "MemoryError"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nxx"),
+            MemoryError,
+            ".*Out of memory",
+        ),
+        (ValueError(OUT_OF_FILES), CheckpointError, "Too many open files"),
+        (OSError(24, "Too many open files", "x"), CheckpointError, "Too many open files"),
+    ],
 )
-def test_memory_that_runs_out_condemns_no_checkpoint(two_saved, abstract, monkeypatch, error):
+def test_memory_and_files_that_run_out_condemn_no_checkpoint(
+    two_saved, abstract, monkeypatch, error, kind, told
+):
     tried = []
 
     def restore(step, args):
@@ -198,7 +213,7 @@ def test_memory_that_runs_out_condemns_no_checkpoint(two_saved, abstract, monkey
         raise error
 
     monkeypatch.setattr(two_saved._last, "restore", restore)
-    with pytest.raises(MemoryError, match=r"/last/2: (MemoryError|.*Out of memory)$"):
+    with pytest.raises(kind, match=f"/last/2: {told}$"):
         two_saved.restore_last(abstract)
     assert tried == [2]
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from train.before_plan import provisional
 from train.command_line import PHANTOMS, parse
 from train.config import Config
 from train.data.dataset import Case, Dataset
+from train.data.stored_files import stored_files
 from train.options import option
 from train.run_lock import LOCK_NAME, LockedError, locked
 from unetr_flax import UNETRConfig
@@ -195,6 +196,10 @@ def write_run_file(
         # Runs of older versions have no class ids of regions. Data without a name of their own have
         # that of their folder, which may be another one by now.
         recorded = {key: value for key, value in saved["dataset"].items() if key != "name"}
+        # Runs of older versions counted headers and folders, and not what is stored beside or in
+        # them.
+        if recorded.get("fingerprint") == _fingerprint(dataset, lambda path: [path]):
+            del recorded["fingerprint"]
         if recorded != {key: record["dataset"].get(key) for key in recorded}:
             raise OptionError(
                 f"--out {cfg.out}: the data set {dataset.name} is not what the run was started "
@@ -290,10 +295,10 @@ def _show(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _fingerprint(dataset: Dataset) -> str:
-    """Hashes the names of the cases and the sizes of their files."""
-    lines = [
-        " ".join([case.name, *(str(path.stat().st_size) for path in case.files)])
-        for case in dataset.cases
-    ]
+def _fingerprint(dataset: Dataset, stored: Callable[[Path], list[Path]] = stored_files) -> str:
+    """Hashes the names of the cases and the sizes of the files that each path stands for."""
+    lines = []
+    for case in dataset.cases:
+        files = [file for path in case.files for file in stored(path)]
+        lines.append(" ".join([case.name, *(str(file.stat().st_size) for file in files)]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,11 +1,15 @@
 import dataclasses
+import hashlib
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 from train.command_line import parse
+from train.data.dataset import Case
 from train.data.layouts import read_dataset
+from train.data.testing import voxels_of, write_metaimage
 from train.run_dir import OptionError, read_options, record_schedule, resume_command, write_run_file
 
 
@@ -76,6 +80,30 @@ def test_epochs_cannot_make_a_run_with_a_budget_longer(tmp_path):
     assert str(error.value) == (
         f"--epochs 9: would do nothing, as --budget 1h sets the steps of the run in {tmp_path}"
     )
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_voxels_beside_their_header_are_noticed_if_they_changed(older, data, tmp_path):
+    header = write_metaimage(tmp_path / "a.mhd", np.zeros((2, 2, 2)))
+    dataset = read_dataset(data, ("CT",))
+    dataset = dataclasses.replace(dataset, cases=(Case("a", (header,), header),))
+
+    def write(resume):
+        cfg = parse(["--data", str(data), "--out", str(tmp_path), "--resume", resume])
+        write_run_file(cfg, dataset, (), cfg.model_config(in_channels=1, out_channels=2))
+
+    write("no")
+    if older:
+        record = json.loads((tmp_path / "run.json").read_text())
+        size = header.stat().st_size
+        record["dataset"]["fingerprint"] = hashlib.sha256(f"a {size} {size}".encode()).hexdigest()
+        (tmp_path / "run.json").write_text(json.dumps(record))
+    write("yes")
+    # What older versions noticed is noticed still, and no more.
+    changed = header if older else voxels_of(header)
+    changed.write_bytes(changed.read_bytes() + b"0\n")
+    with pytest.raises(OptionError, match="labels or files have changed"):
+        write("yes")
 
 
 def test_a_budget_may_change_until_it_has_set_the_steps(tmp_path):

@@ -13,6 +13,7 @@ import tyro
 from unetr_flax.commands.arguments import positionals_first
 from unetr_flax.commands.verdict import Verdict
 from unetr_flax.runtime.ending import end_process, one_line
+from unetr_flax.runtime.memory import is_out_of_memory
 
 # Each is a function of the same name in a module of the same name in `commands`.
 VERBS = {
@@ -70,7 +71,7 @@ def main() -> int:
         return 2
     except (MemoryError, RuntimeError) as error:
         # JAX's error of a device, whose class is not imported here.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print(f"unetr: memory ran out: {one_line(error)}", file=sys.stderr)
         return 2

@@ -5,14 +5,15 @@ import json
 import os
 from pathlib import Path
 
+from train.data.stored_files import stored_files
 from unetr_flax.runtime.atomic import write_text
 
 
 def file_digests(paths: tuple[Path, ...], memory: Path) -> list[str]:
-    """Computes the SHA-256 of files; a folder, as of a DICOM series, counts as all its files.
+    """Computes the SHA-256 of all files that images and label maps are read from.
 
     Args:
-      paths: files or folders.
+      paths: files, or folders of DICOM series.
       memory: a folder that remembers digests with size, time of change and number of each file, so
         that files which did not change are not read again.
 
@@ -20,9 +21,10 @@ def file_digests(paths: tuple[Path, ...], memory: Path) -> list[str]:
       A digest for each file.
 
     Raises:
+      VolumeError: if a header cannot be read.
       OSError: if a file cannot be read.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in stored_files(path)]
     status = [os.stat(file) for file in files]
     stamps = [[s.st_size, s.st_mtime_ns, s.st_ino] for s in status]
     name = hashlib.sha256("\n".join(os.path.abspath(file) for file in files).encode()).hexdigest()
@@ -37,12 +39,6 @@ def file_digests(paths: tuple[Path, ...], memory: Path) -> list[str]:
     memory.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"stamps": stamps, "digests": digests}))
     return digests
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def _digest(path: Path) -> str:

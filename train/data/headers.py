@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from train.data.dataset import BadCasesError, Case, Dataset
+from train.data.stored_files import stored_files
 from unetr_flax.imaging.preprocessing import MOST_VOXELS, Preprocessing
 from unetr_flax.imaging.resampling import resampled_shape
 from unetr_flax.imaging.scan import open_image_file
@@ -60,7 +61,8 @@ def _measure_case(case: Case, preprocessing: Preprocessing) -> Need | str | None
     image = case.images[0]
     try:
         file = open_image_file(image)
-        file_bytes = sum(os.stat(path).st_size for path in case.files)
+        files = [stored for path in case.files for stored in stored_files(path)]
+        file_bytes = sum(os.stat(stored).st_size for stored in files)
     except (VolumeError, OSError):
         return None
     shape = file.grid.canonical_shape

@@ -19,7 +19,14 @@ from train.data.label_names import with_regions
 from train.data.layouts import read_dataset
 from train.data.prepare import _executor, prepare_cases
 from train.data.preprocess import make_sample
-from train.data.testing import overwrite, write_decathlon
+from train.data.testing import (
+    SHAPE,
+    describe,
+    overwrite,
+    voxels_of,
+    write_decathlon,
+    write_metaimage,
+)
 from unetr_flax import Preprocessing
 from unetr_flax.imaging.stored_voxels import StoredVoxels
 
@@ -122,6 +129,26 @@ def test_another_recipe_or_file_never_finds_what_is_stale(dataset, tmp_path):
     os.utime(dataset.cases[1].images[0], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     changed = prepare(dataset, tmp_path)
     assert [a == b for a, b in zip(first, changed, strict=True)] == [True, False, True]
+
+
+def test_voxels_beside_their_header_are_part_of_what_is_cached(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE)
+    image, label = (write_metaimage(tmp_path / name, labels) for name in ("i.mhd", "l.mhd"))
+    names = {"0": "background", "1": "anterior", "2": "posterior"}
+    training = [{"image": image.name, "label": label.name}]
+    describe(tmp_path, name="Test", modality={"0": "MRI"}, labels=names, training=training)
+    dataset = read_dataset(tmp_path)
+    need = measure(dataset, PLAIN)
+    files = [image, voxels_of(image), label, voxels_of(label)]
+    assert need.file_bytes == sum(map(os.path.getsize, files))
+    prepare(dataset, tmp_path)
+    voxels_of(label).write_bytes((2 - labels).astype(np.uint8).tobytes(order="F"))
+    (sample,) = PreparedCases(prepare(dataset, tmp_path))
+    # MetaImage counts to the left and to the back.
+    np.testing.assert_array_equal(sample.label, (2 - labels)[::-1, ::-1])
+    voxels_of(image).unlink()
+    with pytest.raises(BadCasesError, match=r"i\.raw: no such file"):
+        prepare(dataset, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["image.npy", "label.npy", "foreground.npy", "case.json"])

@@ -18,6 +18,21 @@ def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pa
     return path
 
 
+def write_metaimage(path: Path, array: np.ndarray) -> Path:
+    """Writes the header of a MetaImage file with voxels of 8 bits, which go into `voxels_of` it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ("NDims = 3", f"DimSize = {' '.join(map(str, array.shape))}", "ElementType = MET_UCHAR")
+    name = f"ElementDataFile = {voxels_of(path).name}"
+    path.write_text("".join(f"{line}\n" for line in (*lines, name)))
+    voxels_of(path).write_bytes(array.astype(np.uint8).tobytes(order="F"))
+    return path
+
+
+def voxels_of(path: Path) -> Path:
+    """Returns the file that holds the voxels of `write_metaimage`."""
+    return path.with_suffix(".raw")
+
+
 def overwrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Changes the voxels of a NIfTI file."""
     image: Any = nib.load(path)

@@ -100,6 +100,8 @@ def convert(
     if output.regions is not None:
         model = _of_regions(source, model, output.regions)
     if output.to == "flax":
+        if cfg.out_channels == 1 and Regions.from_provenance(source, model.provenance) is None:
+            print("  one output, a region that unetr predict needs a name of: --regions NAME")
         save_pretrained(
             target,
             cfg,

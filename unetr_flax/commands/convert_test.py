@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -220,6 +221,21 @@ def test_preprocessing_is_stored_in_the_folder(monkeypatch, says, tmp_path, file
     line = says("convert", folder, tmp_path / "a.pt", "--to", "torch", "--preprocessing", told)
     assert "--preprocessing: only for a model folder, not with --to torch" in line
     assert not out.exists()
+
+
+def test_one_output_without_a_name_is_told(monkeypatch, capsys, tmp_path):
+    cfg = dataclasses.replace(MONAI, out_channels=1)
+    folders = [tmp_path / name for name in ("plain", "converted", "named", "again")]
+    save_pretrained(folders[0], cfg, random_variables(cfg))
+    for source, target, options, expected in (
+        (folders[0], folders[1], (), True),
+        (folders[0], folders[2], ("--regions", "tumor=1"), False),
+        (folders[2], folders[3], (), False),
+        (folders[0], tmp_path / "a.pt", ("--to", "torch"), False),
+    ):
+        assert run(monkeypatch, "convert", source, target, *options) == 0
+        line = "one output, a region that unetr predict needs a name of: --regions NAME\n"
+        assert (line in capsys.readouterr().out) == expected
 
 
 def test_regions_are_stored_in_the_folder_as_training_does(

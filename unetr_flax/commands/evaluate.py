@@ -82,7 +82,8 @@ class ReportOptions:
     """Draw the N cases with the lowest mean Dice, one PNG each, in a folder; needs matplotlib."""
 
     images: Path | None = None
-    """Scan, or folder of scans named as the cases or CASE_0000, to draw --worst on."""
+    """Scan, or folder of scans of any format, named as the cases or CASE_0000, to draw --worst
+    on."""
 
     overwrite: bool = False
     """Replace files that are there already."""
@@ -112,7 +113,7 @@ def evaluate(
     from unetr_flax.evaluation.structures import parse_regions
     from unetr_flax.evaluation.table import case_table, label_table
 
-    _check(report)
+    _check(report, predictions)
     names = ignored = regions = None
     if scoring.regions is not None:
         if scoring.labels is not None:
@@ -144,8 +145,10 @@ def evaluate(
         raise Verdict(f"{len(result.failed)} of {number} cases could not be scored")
 
 
-def _check(report: ReportOptions) -> None:
-    """Refuses outputs that cannot be written, before any work is done."""
+def _check(report: ReportOptions, predictions: Path) -> None:
+    """Refuses outputs that cannot be written, and scans that cannot be found, before any work."""
+    from unetr_flax.runtime.atomic import check_writable
+
     for path in (report.csv, report.json, report.plot):
         if path is not None:
             _check_file(path, report.overwrite)
@@ -157,11 +160,21 @@ def _check(report: ReportOptions) -> None:
             raise ValueError(f"{folder}: is a file, must be a folder")
         if not report.overwrite and folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder}: is not empty; --overwrite replaces its pictures")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        check_writable(there / "worst.png")
     if report.images is not None:
         if report.worst is None:
             raise ValueError("--images: only with --worst")
         if not report.images.exists():
             raise ValueError(f"{report.images}: no such file or folder")
+        if predictions.is_dir() and not report.images.is_dir():
+            raise ValueError(
+                f"--images {report.images}: is a file, must be a folder as {predictions} is"
+            )
+        if report.images.is_dir():
+            from unetr_flax.evaluation.pairs import find_images
+
+            find_images(report.images, ())
     pictures = report.plot is not None or report.worst is not None
     if pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot and --worst need matplotlib: pip install 'unetr-flax[view]'")
@@ -169,12 +182,15 @@ def _check(report: ReportOptions) -> None:
 
 def _check_file(path: Path, overwrite: bool) -> None:
     """Refuses a path that cannot become a file, or is one that may not be replaced."""
+    from unetr_flax.runtime.atomic import check_writable
+
     if not path.parent.is_dir():
         raise ValueError(f"{path}: its folder is missing")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, must be a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; --overwrite replaces it")
+    check_writable(path)
 
 
 def _progress(done: int, total: int) -> None:

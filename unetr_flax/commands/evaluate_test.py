@@ -1,8 +1,11 @@
 import csv
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,14 @@ pytest.importorskip("scipy")
 
 SPACING = (0.5, 2.0, 3.0)
 PNG = b"\x89PNG\r\n"
+# Its axes run to the left and to the back unless it says otherwise.
+METAIMAGE = b"""NDims = 3
+DimSize = 8 9 7
+ElementType = MET_UCHAR
+ElementSpacing = 0.5 2 3
+TransformMatrix = -1 0 0 0 -1 0 0 0 1
+ElementDataFile = LOCAL
+"""
 
 
 def box(*sides, value=1):
@@ -262,6 +273,11 @@ def make_negative(folders):
         (lambda f: f, ("--worst", "0", "x"), "--worst 0: must be at least 1"),
         (lambda f: f, ("--images", "x"), "--images: only with --worst"),
         (lambda f: f, ("--worst", "1", "x", "--images", "none"), "none: no such file or folder"),
+        (
+            lambda f: f,
+            ("--worst", "1", "x", "--images", __file__),
+            "evaluate_test.py: is a file, must be a folder as ",
+        ),
         (make_empty, (), "no label to score, only background"),
         (lambda f: f, ("--csv", "none/x.csv"), "none/x.csv: its folder is missing"),
         (lambda f: f, ("--json", "/"), "/: is a folder, must be a file"),
@@ -274,6 +290,59 @@ def test_what_cannot_be_is_one_line_and_status_2(run, folders, make, options, me
     assert err.startswith("unetr: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--csv", "x.csv"), "x.csv"),
+        (("--json", "x.json"), "x.json"),
+        (("--plot", "x.png"), "x.png"),
+        (("--worst", "1", "x/y"), "worst.png"),
+    ],
+)
+def test_folders_that_cannot_be_written_are_told_before_anything_is_scored(
+    run, folders, tmp_path, monkeypatch, option, named
+):
+    def touch(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    monkeypatch.setattr("unetr_flax.evaluation.files.evaluate_files", lambda *_, **__: 1 / 0)
+    *start, path = option
+    status, out, err = run(*folders, *start, tmp_path / path)
+    assert (status, out) == (2, "")
+    assert err == f"unetr: [Errno 13] Permission denied: '{tmp_path / named}'\n"
+
+
+def test_scans_of_any_format_are_found_and_two_of_a_name_refused_first(
+    run, folders, tmp_path, monkeypatch
+):
+    images, worst = tmp_path / "images", tmp_path / "worst"
+    images.mkdir()
+    (images / "c_0000.mha").write_bytes(METAIMAGE + LABEL.tobytes(order="F"))
+    drawn = []
+    monkeypatch.setattr(
+        "unetr_flax.evaluation.worst.draw_comparison", lambda case, _: drawn.append(case) or PNG
+    )
+    options = ("--worst", 1, worst, "--images", images)
+    status, _, err = run(*folders, *options)
+    assert (status, err) == (0, "")
+    np.testing.assert_array_equal(drawn[0].image, LABEL)
+    save(images / "c_0000.nii", LABEL)
+    status, out, err = run(*folders, *options, "--overwrite")
+    assert (status, out) == (2, "")
+    assert "has the name of" in err
+
+
+def test_where_no_case_has_a_mean_there_is_no_picture(run, tmp_path):
+    files = [save(tmp_path / name, 0 * LABEL) for name in ("p.nii", "l.nii")]
+    (tmp_path / "names.json").write_text('["background", "liver"]')
+    options = ("--labels", tmp_path / "names.json", "--empty", "skip", "--images", files[0])
+    status, _, err = run(*files, *options, "--worst", 1, tmp_path / "worst")
+    assert status == 0
+    assert err == f"unetr: {tmp_path}/worst: no picture, as all structures are empty in all cases\n"
+    assert not list((tmp_path / "worst").iterdir())
 
 
 def test_pictures_without_matplotlib_are_refused_first(run, folders, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,11 +54,13 @@ def predict(
             "a list of values ends at the next option, or at --"
         )
     from unetr_flax.commands.predict_setup import Setup, find_preprocessing_of, find_regions_of
+    from unetr_flax.inference.outputs import write_names
 
     *models, source, target = paths
     console = Console(outputs)
     preprocessing = find_preprocessing_of(models[0], inputs.preprocessing)
     regions = find_regions_of(models[0], computation.regions)
+    setup = Setup(models, told, preprocessing, regions, inputs, computation, outputs)
     cases = _find_cases(source, target, len(preprocessing.modalities), inputs.part, console)
     todo: list[Case] = []
     skipped: list[Case] = []
@@ -70,12 +71,14 @@ def predict(
         console.say(
             f"{len(skipped)} of {len(cases)} label maps are there; --overwrite replaces them"
         )
+        # A run that was killed may have left the last label map without them.
+        if not skipped[0].outputs.names.exists():
+            write_names(skipped[0].outputs.names, setup.names)
     outcomes: list[Outcome] = []
     if todo:
         if regions:
             console.say(regions.describe())
-        setup = Setup(models, told, preprocessing, regions, inputs, computation, outputs)
-        outcomes = _segment(setup, todo, target, console)
+        outcomes = _segment(setup, todo, console)
     console.summarize(outcomes, skipped, masks=regions is not None and not regions.painted)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
@@ -99,18 +102,24 @@ def _find_cases(
     if target.name.lower().endswith(NIFTI_ENDINGS) and not target.is_dir():
         if len(found) > 1:
             raise ValueError(f"{target}: must be a folder, {source} has {len(found)} cases")
-        return _checked([Case(found[0].name, found[0], CaseOutputs(target))])
+        return _checked([Case(found[0].name, found[0], CaseOutputs.of_file(target))])
     if not target.is_dir() and (target.exists() or target.name.lower().endswith(SCAN_ENDINGS)):
         raise ValueError(f"{target}: must be a folder, or end in {' or '.join(NIFTI_ENDINGS)}")
+    names = target / "labels.json"
     cases = _checked(
-        [Case(case.name, case, CaseOutputs(target / f"{case.name}.nii.gz")) for case in found]
+        [
+            Case(case.name, case, CaseOutputs(target / f"{case.name}.nii.gz", names))
+            for case in found
+        ]
     )
-    part = find_part(given_part)
+    # The tasks of an array that have a scan each say so by what they are given, not by a part.
+    part = find_part(given_part) if given_part is not None or len(cases) > 1 else None
     if part is None:
         return cases
     number, parts, origin = part
-    console.say(f"part {number} of {parts} ({origin})")
-    return take_part(cases, number, parts)
+    share = take_part(cases, number, parts)
+    console.say(f"part {number} of {parts} ({origin}): {len(share)} of {len(cases)} cases")
+    return share
 
 
 def _check_apart(source: Path, target: Path) -> None:
@@ -136,10 +145,10 @@ def _checked(cases: "list[Case]") -> "list[Case]":
     return cases
 
 
-def _segment(
-    setup: "Setup", cases: "list[Case]", target: Path, console: Console
-) -> "list[Outcome]":
+def _segment(setup: "Setup", cases: "list[Case]", console: Console) -> "list[Outcome]":
     """Segments cases in this process or on a Ray cluster, and prints what becomes of each."""
+    from unetr_flax.runtime.atomic import check_writable
+
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         if setup.computation.ray is None:
@@ -151,21 +160,10 @@ def _segment(
             pool = stack.enter_context(RayPool(address, device, len(cases), console.say))
             pool.start(setup.absolute().build)
             segment = pool.segment
-        _write_names(setup.names, cases[0], target)
+        names = cases[0].outputs.names
+        names.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(names)
         for outcome in segment(cases):
             outcomes.append(outcome)
             console.outcome(outcome, len(outcomes), len(cases), setup.names)
     return outcomes
-
-
-def _write_names(labels: dict[int, str], case: "Case", target: Path) -> None:
-    """Writes the names of the labels beside the label maps."""
-    from unetr_flax.runtime.atomic import write_text
-
-    if not labels:
-        return
-    names = {name: label for label, name in sorted(labels.items())}
-    one_file = case.outputs.labels == target
-    path = case.outputs.beside("labels.json") if one_file else target / "labels.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(names, indent=2) + "\n")

@@ -20,7 +20,8 @@ class Inputs:
 
     part: str | None = None
     """I/N: do only the I-th of N parts of the cases, for N processes on any number of machines.
-    Taken from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX where these are set."""
+    Taken from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX where these are set and there are several
+    cases."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,6 +140,24 @@ def test_a_folder_goes_on_after_a_bad_case_and_a_second_run_does_the_rest(run, m
     assert (status, shown.count("\n"), errors) == (0, 1, "")
 
 
+def test_names_come_with_the_first_label_map(run, model, scans):
+    bad, good, out = scans / "p2" / "bad\nname.nii", scans / "p2" / "ct.nii.gz", scans.parent / "o"
+    assert run(model, bad, out)[0] == 1
+    assert files(out) == []
+    assert run(model, bad, out / "a.nii")[0] == 1
+    assert files(out) == []
+    assert run(model, good, out)[0] == 0
+    # A run that is killed between the two leaves only the label map.
+    (out / "labels.json").unlink()
+    assert run(model, good, out)[0] == 0
+    assert files(out) == ["ct.nii.gz", "labels.json"]
+    other = Preprocessing(("CT",), (Window(0, 2),), labels=("background", "a", "b"))
+    (scans.parent / "other.json").write_text(json.dumps(other.to_dict()))
+    options = ("--overwrite", "--preprocessing", scans.parent / "other.json")
+    assert run(model, good, out, *options)[0] == 0
+    assert json.loads((out / "labels.json").read_text()) == {"background": 0, "a": 1, "b": 2}
+
+
 def test_what_is_there_is_replaced_only_if_asked(run, model, scans, predictors):
     out = scans.parent / "out" / "labels.nii.gz"
     scan = scans / "p1" / "ct.nii.gz"
@@ -215,15 +233,22 @@ def test_parts_together_are_all_cases(run, refuses, monkeypatch, model, tmp_path
     scans, out = tmp_path / "scans", tmp_path / "out"
     status, shown, _ = run(model, scans, out, "--part", "1/2")
     assert status == 0
-    assert "part 1 of 2 (--part)" in shown
+    assert "part 1 of 2 (--part): 2 of 3 cases\n" in shown
     assert files(out) == ["0.nii.gz", "2.nii.gz", "labels.json"]
     assert run(model, scans, out, "--part", "2/2")[0] == 0
     assert files(out) == ["0.nii.gz", "1.nii.gz", "2.nii.gz", "labels.json"]
     assert "--part 0/2: must be I/N" in refuses(model, scans, out, "--part", "0/2")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     monkeypatch.setenv("JOB_COMPLETIONS", "3")
-    assert "part 2 of 3 (JOB_COMPLETION_INDEX)" in run(model, scans, tmp_path / "k8s")[1]
+    shown = run(model, scans, tmp_path / "k8s")[1]
+    assert "part 2 of 3 (JOB_COMPLETION_INDEX): 1 of 3 cases\n" in shown
     assert files(tmp_path / "k8s") == ["1.nii.gz", "labels.json"]
+    # A task of an array that is given one scan is not meant to do a part of it.
+    status, shown, _ = run(model, scans / "0.nii", tmp_path / "one")
+    assert (status, files(tmp_path / "one")) == (0, ["0.nii.gz", "labels.json"])
+    assert "part" not in shown.replace(str(tmp_path), "")
+    status, shown, _ = run(model, scans / "0.nii", tmp_path / "none", "--part", "2/2")
+    assert (status, shown) == (0, "part 2 of 2 (--part): 0 of 1 cases\n")
 
 
 def test_json_tells_of_all_cases_and_quiet_of_none(run, model, scans):
@@ -387,10 +412,10 @@ def test_probabilities_have_their_room_before_they_are_computed(run, monkeypatch
         status, _, errors = run(model, tmp_path / "scans", out, "--probabilities")
     assert status == 1
     assert errors.startswith(
-        f"unetr: a: failed: {out}/a.probabilities.nii.gz: no room for its array (No space left"
+        f"unetr: a: failed: {out}/a.probabilities.nii.gz: no file for its array (No space left"
     )
     assert sorted(os.listdir(out)) == ["b.nii.gz", "b.probabilities.nii.gz", "labels.json"]
-    outputs = CaseOutputs(out / "c.nii.gz")
+    outputs = CaseOutputs.of_file(out / "c.nii.gz")
     with outputs.probabilities_on_disk(FileGrid.from_affine((64, 64, 64), AFFINE), 2) as array:
         assert not array.any()
         assert os.stat(array.filename).st_blocks * 512 >= array.nbytes

@@ -11,6 +11,7 @@ from unetr_flax.imaging.alignment import check_aligned
 from unetr_flax.imaging.file_grid import NIFTI_ENDINGS, FileGrid
 from unetr_flax.imaging.label_map import read_whole_numbers
 from unetr_flax.imaging.nifti import open_labels
+from unetr_flax.imaging.scan import SCAN_ENDINGS
 from unetr_flax.imaging.volume import VolumeError, voxel_ml
 
 
@@ -96,10 +97,14 @@ def match_files(predictions: Path, labels: Path) -> Matches:
     return Matches(pairs, sorted(found.keys() - true.keys()), sorted(true.keys() - found.keys()))
 
 
-def find_files(folder: Path) -> dict[str, Path]:
-    """Finds the NIfTI files in a folder and its subfolders, by relative name without the ending.
+def find_files(folder: Path, endings: tuple[str, ...] = NIFTI_ENDINGS) -> dict[str, Path]:
+    """Finds files in a folder and its subfolders, by relative name without the ending.
 
     Names that start with a dot are passed over; links to folders are followed, each folder once.
+
+    Args:
+      folder: the folder.
+      endings: what the names of the files end in.
 
     Raises:
       VolumeError: if two files have the same name, or a folder cannot be read.
@@ -114,10 +119,10 @@ def find_files(folder: Path) -> dict[str, Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
-            if file.startswith(".") or not file.lower().endswith(NIFTI_ENDINGS):
+            if file.startswith(".") or not file.lower().endswith(endings):
                 continue
             path = Path(parent, file)
-            name = path.relative_to(folder).with_name(_stem(file)).as_posix()
+            name = path.relative_to(folder).with_name(_stem(file, endings)).as_posix()
             if name in found:
                 raise VolumeError(f"{path}: has the name of {found[name]}, must be one per case")
             found[name] = path
@@ -132,11 +137,11 @@ def find_images(folder: Path, names: Collection[str]) -> dict[str, Path]:
     """Finds the scans of cases: files named as the case, or as its first channel, NAME_0000.
 
     Raises:
-      VolumeError: if the folder is missing or has two files of one name.
+      VolumeError: if the folder is missing or has two scans of one name.
     """
     if not folder.is_dir():
         raise VolumeError(f"{folder}: no such folder")
-    found = find_files(folder)
+    found = find_files(folder, SCAN_ENDINGS)
     by_case = {name: found.get(name, found.get(f"{name}_0000")) for name in names}
     return {name: path for name, path in by_case.items() if path is not None}
 
@@ -169,9 +174,9 @@ def read_pair(pair: Pair, ignored: int | None = None) -> MapPair:
     return MapPair(prediction, label, true_grid)
 
 
-def _stem(name: str) -> str:
-    """Returns a file name without .nii or .nii.gz."""
-    for ending in NIFTI_ENDINGS:
+def _stem(name: str, endings: tuple[str, ...] = NIFTI_ENDINGS) -> str:
+    """Returns a file name without its ending."""
+    for ending in endings:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name

@@ -44,7 +44,7 @@ def write_worst(
         labels are shown.
 
     Returns:
-      A line for each scan that cannot be shown.
+      A line for each scan that cannot be shown, or one that says that no case has a mean.
 
     Raises:
       VolumeError: if `images` is missing, or a label map cannot be read any more.
@@ -55,11 +55,13 @@ def write_worst(
     scans: dict[str, Path] = {}
     if images is not None:
         single = not predictions.is_dir() and not images.is_dir()
-        scans = {cases[0]: images} if single else find_images(images, cases)
+        scans = dict.fromkeys(cases, images) if single else find_images(images, cases)
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("worst_[0-9][0-9]*_*.png"):
         earlier.unlink()
     complaints = []
+    if not cases:
+        complaints.append(f"{folder}: no picture, as all structures are empty in all cases")
     for rank, name in enumerate(cases, 1):
         pair, image = pairs[name], None
         maps = read_pair(pair, report.ignored)

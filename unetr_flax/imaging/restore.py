@@ -7,7 +7,7 @@ the border of two classes are interpolated, and the result is that of interpolat
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Restorer:
       num_classes: number of classes K.
       probabilities: an array [X, Y, Z, K], in memory or on disk, to fill with the softmax of the
         interpolated logits, or a shorter one for the last classes only; None to restore labels
-        only.
+        only. Outside the model's grid all of it is set to background at once.
 
     Attributes:
       labels: the label map [X, Y, Z] in the smallest unsigned integers, 0 where nothing was added.
@@ -41,9 +41,11 @@ class Restorer:
         self._start = grid.box_start
         self.labels = np.zeros(grid.scan_shape, np.min_scalar_type(num_classes - 1))
         self.probabilities = probabilities
-        if probabilities is not None and probabilities.shape[-1] == num_classes:
-            # Outside the box all is background.
-            probabilities[..., 0] = 1
+        if probabilities is not None:
+            # Blocks fill the box, so only what is around it needs a pass over memory.
+            background = np.arange(probabilities.shape[-1]) == probabilities.shape[-1] - num_classes
+            for there in _around(self._start, grid.box_size):
+                probabilities[there] = background
 
     def add(self, start: Sequence[int], logits: np.ndarray) -> None:
         """Restores the voxels of the scan that a block suffices for.
@@ -80,6 +82,15 @@ class Restorer:
 
             _interpolate(logits, low, weights, steps, everywhere, fill)
             self.labels[there] = labels
+
+
+def _around(start: Sequence[int], size: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Yields slabs that together are all outside of a box, and do not overlap."""
+    inside: tuple[slice, ...] = ()
+    for first, length in zip(start, size, strict=True):
+        yield (*inside, slice(0, first))
+        yield (*inside, slice(first + length, None))
+        inside = (*inside, slice(first, first + length))
 
 
 class _Axis:

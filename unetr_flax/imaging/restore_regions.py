@@ -17,8 +17,8 @@ class RegionRestorer:
     Args:
       grid: the model's grid of the scan.
       num_regions: number of regions R, at most 64.
-      probabilities: an array [X, Y, Z, R], zero, in memory or on disk, to fill with the sigmoid of
-        the interpolated logits; None to restore labels only.
+      probabilities: an array [X, Y, Z, R], in memory or on disk, to fill with the sigmoid of the
+        interpolated logits; None to restore labels only.
     """
 
     def __init__(self, grid: ModelGrid, num_regions: int, probabilities: np.ndarray | None = None):

@@ -10,7 +10,7 @@ def test_regions_are_where_their_interpolated_logit_is_above_zero(shape):
     pytest.importorskip("scipy")
     grid = ModelGrid((8, 7, 6), (1, 1, 1), (6, 5, 4), shape, (1.0, 1.0, 1.0))
     logits = np.random.default_rng(0).normal(size=(*shape, 2)).astype(np.float32)
-    probabilities = np.zeros((*grid.scan_shape, 2), np.float32)
+    probabilities = np.full((*grid.scan_shape, 2), np.nan, np.float32)
     restorer = RegionRestorer(grid, 2, probabilities)
     labels_only = RegionRestorer(grid, 2)
     labels_only.add((0, 0, 0), logits)

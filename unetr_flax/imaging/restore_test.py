@@ -32,7 +32,8 @@ def test_labels_are_those_of_interpolated_logits(monkeypatch, box, shape, chunk)
     grid = ModelGrid(scan, (2, 0, 1), box, shape, (1.0, 1.0, 1.0))
     logits = RNG.normal(size=(*shape, 4)).astype(np.float32)
     expected = grid.restore_logits(logits)
-    probabilities = np.zeros((*scan, 4), np.float32)
+    # What the array held before goes, also where the model saw nothing.
+    probabilities = np.full((*scan, 4), np.nan, np.float32)
     plain, soft = Restorer(grid, 4), Restorer(grid, 4, probabilities)
     plain.add((0, 0, 0), logits)
     soft.add((0, 0, 0), logits)
@@ -43,7 +44,7 @@ def test_labels_are_those_of_interpolated_logits(monkeypatch, box, shape, chunk)
     outside = np.ones(scan, bool)
     outside[tuple(slice(s, s + n) for s, n in zip((2, 0, 1), box, strict=True))] = False
     assert not plain.labels[outside].any()
-    np.testing.assert_array_equal(probabilities[outside][:, 0], 1)
+    np.testing.assert_array_equal(probabilities[outside], [[1, 0, 0, 0]] * outside.sum())
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

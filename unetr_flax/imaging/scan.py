@@ -14,7 +14,7 @@ from unetr_flax.imaging.image_file import ImageFile
 from unetr_flax.imaging.metaimage_file import open_metaimage
 from unetr_flax.imaging.nifti_file import open_nifti
 from unetr_flax.imaging.nrrd_file import open_nrrd
-from unetr_flax.imaging.volume import Volume, VolumeError
+from unetr_flax.imaging.volume import Volume, VolumeError, count_not_finite
 
 _OPENERS = {
     **dict.fromkeys(NIFTI_ENDINGS, open_nifti),
@@ -126,11 +126,8 @@ def _aligned(file: _Opened, first: _Opened) -> _Opened:
 
 
 def _mend(path: Path, image: np.ndarray, allow_nan: bool) -> int:
-    """Counts numbers that are not finite, and replaces them if that is allowed.
-
-    Planes are looked at one after the other, so that no mask of the whole image is in memory.
-    """
-    count = sum(plane.size - int(np.isfinite(plane).sum()) for plane in image)
+    """Counts numbers that are not finite, and replaces them plane by plane if that is allowed."""
+    count = count_not_finite(image)
     if not count:
         return 0
     if not allow_nan:

@@ -43,6 +43,14 @@ class Volume:
         return voxel_ml(self.affine)
 
 
+def count_not_finite(image: np.ndarray) -> int:
+    """Counts numbers that are NaN or infinite.
+
+    Planes are looked at one after the other, so that no mask of the whole image is in memory.
+    """
+    return sum(plane.size - int(np.isfinite(plane).sum()) for plane in image)
+
+
 def voxel_ml(affine: np.ndarray) -> float:
     """Returns the volume of a voxel in ml; axes need not be at right angles."""
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import errno
+import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -47,17 +49,22 @@ class CaseOutputs:
     """The paths of a case's files.
 
     Attributes:
-      labels: label map; it is written last, so that where it is there all files are.
+      labels: label map; it is written last, so that where it is there all files of the case are.
+      names: JSON file of the names of the labels, which cases may share.
     """
 
     labels: Path
+    names: Path
+
+    @classmethod
+    def of_file(cls, labels: Path) -> Self:
+        """Makes the paths of a case that has its names to itself."""
+        return cls(labels, Path(f"{_stem(labels)}.labels.json"))
 
     @property
     def stem(self) -> str:
         """Path of the label map without its ending."""
-        text = str(self.labels)
-        lower = text.lower()
-        return text[: -len(".nii.gz" if lower.endswith(".nii.gz") else ".nii")]
+        return _stem(self.labels)
 
     def beside(self, ending: str) -> Path:
         """Returns the path of another file of the case."""
@@ -80,7 +87,7 @@ class CaseOutputs:
             except OSError as error:
                 # Python's message would name the staged file, or no file.
                 name = escape(str(self.beside("probabilities.nii.gz")))
-                raise type(error)(f"{name}: no room for its array ({reason(error)})") from None
+                raise type(error)(f"{name}: no file for its array ({reason(error)})") from None
             yield np.memmap(path, np.float32, "r+", shape=shape)
 
 
@@ -91,6 +98,8 @@ def write_outputs(
     preprocessing: Preprocessing,
 ) -> list[LabelStatistics]:
     """Writes the files of a case, each whole or not at all, the label map last.
+
+    The names of the labels follow, so that they are never there alone.
 
     Returns:
       The statistics of each label, if they are asked for.
@@ -117,7 +126,28 @@ def write_outputs(
         path = outputs.beside("probabilities.nii.gz")
         segmentation.grid.write_probabilities(path, segmentation.probabilities)
     segmentation.save(outputs.labels)
+    write_names(outputs.names, names)
     return rows
+
+
+def write_names(path: Path, names: Mapping[int, str]) -> None:
+    """Writes the names of labels, if there are any, unless the file has them already.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    if not names:
+        return
+    text = json.dumps({name: label for label, name in sorted(names.items())}, indent=2) + "\n"
+    # Cases that share the file are many, and a file system on the network is slow.
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def _stem(path: Path) -> str:
+    """Returns the path of a NIfTI file without its ending."""
+    ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else ".nii"
+    return str(path)[: -len(ending)]
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -232,5 +232,5 @@ def _absolute(case: Case) -> Case:
     return Case(
         case.name,
         dataclasses.replace(case.files, images=images),
-        CaseOutputs(case.outputs.labels.absolute()),
+        CaseOutputs(case.outputs.labels.absolute(), case.outputs.names.absolute()),
     )

@@ -67,7 +67,7 @@ def make_cases(folder, count):
         )
     (folder / "scans/p0/broken.nii.gz").write_bytes(b"no scan")
     return [
-        Case(files.name, files, CaseOutputs(folder / "out" / f"{files.name}.nii.gz"))
+        Case(files.name, files, CaseOutputs.of_file(folder / "out" / f"{files.name}.nii.gz"))
         for files in find_cases(folder / "scans", 1)
     ]
 

@@ -14,7 +14,7 @@ from unetr_flax.imaging.preprocessing import Preprocessing
 from unetr_flax.imaging.restore import Restorer
 from unetr_flax.imaging.restore_regions import RegionRestorer
 from unetr_flax.imaging.scan import Scan, read_scan
-from unetr_flax.imaging.volume import Volume
+from unetr_flax.imaging.volume import Volume, count_not_finite
 from unetr_flax.inference.predictor import Predictor, Weights
 from unetr_flax.inference.regions import Regions
 from unetr_flax.inference.segmentation import Segmentation
@@ -166,12 +166,14 @@ class Segmenter:
             or a scan in memory.
           allow_nan: whether voxels of files that are NaN become the lowest intensity.
           probabilities: whether to return the probabilities of all classes too; or an array
-            [X, Y, Z, K] of floating numbers, in memory or on disk, to fill with them.
+            [X, Y, Z, K] of floating numbers, in memory or on disk, to fill with them, whatever it
+            holds.
           progress: called with the number of windows done and of all after each batch.
 
         Raises:
           VolumeError: if a file cannot be read.
-          ValueError: if the scan has another number of channels than the model.
+          ValueError: if the scan has another number of channels than the model; if voxels of one in
+            memory are NaN or infinite.
         """
         if isinstance(source, Volume):
             prepared = self.prepare(source, None)
@@ -184,9 +186,17 @@ class Segmenter:
     def prepare(self, volume: Volume, file_grid: FileGrid | None) -> Prepared:
         """Brings a scan to the model's grid; needs no device.
 
+        Args:
+          volume: the scan.
+          file_grid: the grid of the file that `read_scan` read it from; None if it came as an
+            array, whose voxels are checked here.
+
         Raises:
-          ValueError: if the scan has another number of channels than the model.
+          ValueError: if the scan has another number of channels than the model, or came as an array
+            with voxels that are NaN or infinite.
         """
+        if file_grid is None and (count := count_not_finite(volume.array)):
+            raise ValueError(f"volume: {count} voxels are NaN or infinite, all must be finite")
         image, grid = self.preprocessing.apply(volume)
         return Prepared(volume, file_grid, image, grid)
 
@@ -201,7 +211,7 @@ class Segmenter:
         grid, classes = prepared.grid, self.num_classes
         soft = probabilities if isinstance(probabilities, np.ndarray) else None
         if probabilities is True:
-            soft = np.zeros((*grid.scan_shape, classes), np.float32)
+            soft = np.empty((*grid.scan_shape, classes), np.float32)
         restorer = (RegionRestorer if self.regions else Restorer)(grid, classes, soft)
         blocks = stream_logits(
             prepared.image,

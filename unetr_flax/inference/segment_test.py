@@ -124,6 +124,26 @@ def test_scans_in_memory_have_no_file_to_be_saved_like(tmp_path):
         segmentation.save(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_scans_in_memory_must_be_finite_as_files_must(value):
+    volume = scan((9, 8, 7))
+    volume.array[2, 3, 4] = volume.array[8, 7, 6] = value
+    segmenter = Segmenter(fake_predictor(brighter_than_half), CT)
+    with pytest.raises(ValueError, match=r"^volume: 2 voxels are NaN or infinite, all must be "):
+        segmenter.segment(volume)
+
+
+def test_an_array_for_probabilities_may_hold_anything():
+    volume = scan((20, 18, 16))
+    volume.array[:6] = -1000
+    segmenter = Segmenter(fake_predictor(brighter_than_half), CT)
+    expected = segmenter.segment(volume, probabilities=True).probabilities
+    found = np.full((20, 18, 16, 2), 7, np.float64)
+    assert segmenter.segment(volume, probabilities=found).probabilities is found
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found[:6], np.broadcast_to([1, 0], (6, 18, 16, 2)))
+
+
 def test_outside_the_foreground_all_is_background():
     volume = scan((20, 18, 16))
     volume.array[:6] = -1000

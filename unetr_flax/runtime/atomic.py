@@ -9,13 +9,22 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Yields a new name beside `path` to write to, and removes what is still there at the end."""
+    """Yields a new name beside `path` to write to, and removes what is still there at the end.
+
+    An OSError that names the new file, or no file, as that of a full disk, names `path` instead.
+    """
     # The name does not hold that of `path`, which may be as long as the file system allows.
     temporary = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # What is not there, or cannot be removed, says no more than the error that came before.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sync(path: Path) -> None:
@@ -31,6 +40,12 @@ def commit(temporary: Path, path: Path) -> None:
     """Puts a staged file in its place, in one indivisible step."""
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError if a file cannot be made in the folder of `path`; leaves nothing there."""
+    with staged(path) as temporary:
+        temporary.touch()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """How much memory this process can still get, whether it ran out, and sizes in words."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ _CGROUP_FILES = (
 )
 _CGROUP = Path("/sys/fs/cgroup")
 _UNKNOWN = 1 << 62
+_FILES = (errno.EMFILE, errno.ENFILE)
+_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def available_memory() -> int:
@@ -24,7 +27,20 @@ def available_memory() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that memory ran out: Python's or a device's."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if isinstance(error, MemoryError):
+        return True
+    # Tensorstore has the same name for whatever else runs out.
+    return "RESOURCE_EXHAUSTED" in str(error) and not _says(error, (*_FILES, *_DISK))
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Returns whether an error says that too many files are open: Python's or a library's."""
+    return getattr(error, "errno", None) in _FILES or _says(error, _FILES)
+
+
+def _says(error: BaseException, codes: tuple[int, ...]) -> bool:
+    """Returns whether a message holds what the system says of one of some errors."""
+    return any(os.strerror(code) in str(error) for code in codes)
 
 
 def show_bytes(count: float) -> str:

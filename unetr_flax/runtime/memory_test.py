@@ -1,7 +1,15 @@
+import errno
+import os
+
 import pytest
 
 from unetr_flax.runtime import memory
-from unetr_flax.runtime.memory import available_memory, show_bytes
+from unetr_flax.runtime.memory import (
+    available_memory,
+    is_out_of_files,
+    is_out_of_memory,
+    show_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,29 @@ from unetr_flax.runtime.memory import available_memory, show_bytes
 )
 def test_bytes_in_words(count, shown):
     assert show_bytes(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "of_memory", "of_files"),
+    [
+        (MemoryError(), True, False),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), True, False),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a"), False, True),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a"), False, False),
+        # As tensorstore says it.
+        (
+            ValueError(
+                'RESOURCE_EXHAUSTED: Error writing local file "0": Failed to open: "0.__lock": Too '
+                "many open files [os_error_code='24']"
+            ),
+            False,
+            True,
+        ),
+        (ValueError("RESOURCE_EXHAUSTED: No space left on device"), False, False),
+    ],
+)
+def test_files_and_disks_that_run_out_are_no_lack_of_memory(error, of_memory, of_files):
+    assert (is_out_of_memory(error), is_out_of_files(error)) == (of_memory, of_files)
 
 
 def test_the_smallest_limit_holds(tmp_path, monkeypatch):

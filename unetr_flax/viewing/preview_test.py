@@ -114,3 +114,8 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     with pytest.raises(VolumeError, match="pip install 'unetr-flax"):
         write_preview(tmp_path / "a.png", volume, labels, {}, window=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none/case\.png'$"):
+        write_preview(tmp_path / "none" / "case.png", *scan(), {}, window=None)

@@ -99,7 +99,8 @@ def save_pretrained(
     except (FileExistsError, NotADirectoryError):
         raise CheckpointError(f"{path}: must be a folder, there is a file") from None
     weights, config = path / WEIGHTS_NAME, path / CONFIG_NAME
-    with staged(weights) as new_weights, staged(config) as new_config:
+    # Of a full disk the inner one is told, and the weights are the larger file.
+    with staged(config) as new_config, staged(weights) as new_weights:
         metadata = {FORMAT: json.dumps(header)}
         new_weights.write_bytes(safetensors.numpy.save(leaves, metadata))
         new_config.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
