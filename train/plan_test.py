@@ -8,7 +8,8 @@ from train.command_line import DATA, parse
 from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.layouts import read_dataset
 from train.data.testing import write_boxes
-from train.plan import Device, crop_size, make_plan, plan_options
+from train.plan import make_plan, plan_options
+from train.plan_stages import Device, crop_size
 
 CPU = Device("cpu", 16 << 30, 1)
 GPU = Device("gpu", 40 << 30, 2)
@@ -303,7 +304,9 @@ def test_no_plan_for_recipes_phantoms_and_resumed_runs(folder):
 
 def test_all_processes_plan_for_the_one_with_the_least_memory(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr("train.plan.process_min", lambda memory: asked.append(memory) or 2 << 30)
+    monkeypatch.setattr(
+        "train.plan_stages.process_min", lambda memory: asked.append(memory) or 2 << 30
+    )
     assert Device.here().memory == 2 << 30
     assert asked.pop() > 0
     # One that cannot read the data does not leave the others waiting.
