@@ -33,10 +33,13 @@ def load_module(place: str) -> torch.nn.Module:
     path = Path(file)
     if not path.is_file():
         raise TorchModelError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_unetr_own_module_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TorchModelError(f"{file}: must be a file of Python, NAME.py")
     loaded = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module that they are defined in, under a name that hides no other.
+    sys.modules[name] = loaded
     # The file may import its neighbors, as when it is run as a script.
     sys.path.insert(0, str(path.parent.resolve()))
     try:

@@ -66,6 +66,22 @@ def test_module_gets_the_weights_that_it_has(file, state_dict):
             assert torch.equal(own[f"net.{key}"], value)
 
 
+def test_a_file_may_define_dataclasses_with_annotations_that_are_not_evaluated(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from typing import ClassVar\n"
+        "from torch import nn\n"
+        "@dataclasses.dataclass\n"
+        "class Sizes:\n"
+        "    most: ClassVar[int] = 3\n"
+        "    width: int = 2\n"
+        "def make():\n"
+        "    return nn.Linear(Sizes().width, Sizes.most)\n"
+    )
+    assert load_module(f"{tmp_path / 'own.py'}:make").weight.shape == (3, 2)
+
+
 def test_weights_of_one_side_only_are_told(state_dict):
     module = torch_model_of(CFG)
     module.transformer.layers[1][0].fn.qkv = nn.Linear(12, 36, bias=False)
