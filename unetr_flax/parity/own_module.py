@@ -65,7 +65,7 @@ def adopt(
     """Gives a module the weights of a state dict, as far as it has them.
 
     Args:
-      module: somebody's own module, changed in place.
+      module: somebody's own module, changed in place, to float64.
       state_dict: the checkpoint's weights, as for `from_torch`.
       cfg: the checkpoint's configuration.
 
@@ -77,7 +77,8 @@ def adopt(
       TorchModelError: if none of the names is known.
     """
     given, _ = drop_unused(unwrap(state_dict)[0], cfg)
-    own = module.state_dict()
+    # Narrower parameters would round the weights of a float64 checkpoint.
+    own = module.double().state_dict()
     prefix = _prefix(list(own), set(given))
     notes, taken = [], {}
     for key, value in given.items():
