@@ -72,7 +72,7 @@ def activation_rows(
 ) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
-    Modules that somebody's own PyTorch model does not have are left out.
+    What somebody's own PyTorch model does not have is left out.
 
     Args:
       twins: both models and their image.
@@ -160,12 +160,27 @@ def _visitors(
     add("", "logits", "logits")
 
     def visit_features(output: Any) -> None:
-        skips = torch_model.features(output, cfg)
-        for layer, skip in zip(cfg.skip_layers, skips, strict=True):
-            compare("skip features", f"z{layer}", skip.numpy(force=True))
+        for name, skip in _features(output, twins).items():
+            compare("skip features", name, first_tensor(skip, name, twins.dtype).numpy(force=True))
 
     visitors.setdefault(torch_model.encoder, []).append(visit_features)
     return visitors
+
+
+def _features(output: Any, twins: Twins) -> dict[str, torch.Tensor]:
+    """Finds the four features in what the encoder returned; somebody's own may return others."""
+    cfg = twins.cfg
+    shape = (len(twins.image), cfg.num_patches, cfg.hidden_size)
+    try:
+        skips = list(family_of(cfg).torch_model.features(output, cfg))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        if not twins.own:
+            raise
+        return {}
+    alike = all(isinstance(skip, torch.Tensor) and skip.shape == shape for skip in skips)
+    if twins.own and not (alike and len(skips) == len(cfg.skip_layers)):
+        return {}
+    return {f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)}
 
 
 def _visit(twins: Twins, mask: np.ndarray | None, visitors: dict[str, list[Visitor]]) -> None:

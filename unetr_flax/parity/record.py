@@ -89,7 +89,7 @@ def _last_stream(found: Recording, encoded: Any, cfg: UNETRConfig) -> np.ndarray
         return found.inputs.get("encoder/norm")
     try:
         stream = family_of(cfg).torch_model.features(encoded, cfg)[-1]
-    except (TypeError, IndexError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return None
     shape = (len(found.logits), cfg.num_patches, cfg.hidden_size)
     return stream if getattr(stream, "shape", None) == shape else None
