@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from flax import traverse_util
 
+from unetr_flax import ops
 from unetr_flax.model.abstract import abstract_image, abstract_variables
 from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
@@ -39,6 +40,9 @@ WRAPPERS = ("single_conv", "single_fuse_conv", "single_deconv", "head")
 
 # Kinds of three linear maps that a family has in place of one for queries, keys and values.
 QKV_KINDS = ("query", "key", "value")
+
+# Name of the logits that the model computes if it need not return its attention weights.
+PREDICTED = "logits, as predicted"
 
 # Arrays in PyTorch's layouts, by rung and then by PyTorch's name.
 Found = dict[str, dict[str, np.ndarray]]
@@ -72,7 +76,8 @@ def activation_rows(
 ) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
-    What somebody's own PyTorch model does not have is left out.
+    What somebody's own PyTorch model does not have is left out. Where predictions compute attention
+    in another form, without its weights, their logits are compared, too.
 
     Args:
       twins: both models and their image.
@@ -157,7 +162,8 @@ def _visitors(
             add(dropout, "attention maps", pair.torch_name)
     for name in torch_model.stages:
         add(name, "decoder stages", name)
-    add("", "logits", "logits")
+    for name in ("logits", PREDICTED):
+        add("", "logits", name)
 
     def visit_features(output: Any) -> None:
         for name, skip in _features(output, twins).items():
@@ -231,13 +237,19 @@ def forward(
     calls: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state["intermediates"])
     # Modules that share a path record their outputs there, the outermost module last.
     last = {path[:-1]: outputs[-1] for path, outputs in calls.items()}
-    return {
+    found = {
         "modules": {pair.torch_name: last[pair.flax_path] for pair in by_depth(cfg)},
         "skips": skips,
         "attention": attention,
         "stages": [last["decoder", f"stage_{i}"] for i in range(NUM_STAGES)],
         "logits": logits,
     }
+    heads = jax.ShapeDtypeStruct(
+        (len(image), cfg.num_patches, cfg.num_heads, cfg.head_dim), image.dtype
+    )
+    if not ops.attention_is_plain(heads, heads, mask, lowering=model.lowering):
+        found["predicted"] = model.apply(variables, image)
+    return found
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
@@ -257,7 +269,11 @@ def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
         "decoder stages": {
             name: channels_first(stage) for name, stage in zip(stages, tree["stages"], strict=True)
         },
-        "logits": {"logits": channels_first(tree["logits"])},
+        "logits": {
+            name: channels_first(tree[key])
+            for name, key in (("logits", "logits"), (PREDICTED, "predicted"))
+            if key in tree
+        },
     }
 
 

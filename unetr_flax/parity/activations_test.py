@@ -1,13 +1,15 @@
-"""One forward pass: encoders that return something else."""
+"""One forward pass: encoders that return something else, and logits as predicted."""
 
 import copy
 import dataclasses
 import functools
+from unittest import mock
 
 import pytest
 
 from unetr_flax.inference.testing import tiny_config
-from unetr_flax.parity.activations import compared_rows, flax_found, forward
+from unetr_flax.ops.attention import cpu
+from unetr_flax.parity.activations import activation_rows, compared_rows, flax_found, forward
 from unetr_flax.parity.record import record
 from unetr_flax.parity.run_once import run_once
 from unetr_flax.parity.twins import make_twins, precise
@@ -23,7 +25,8 @@ def twins():
 
 @pytest.fixture(scope="module")
 def tree(twins):
-    with precise():
+    """What the Flax model computes, with attention in blocks as if there were many patches."""
+    with precise(), mock.patch.object(cpu, "MIN_KEYS", 1):
         return run_once(functools.partial(forward, CFG, twins.model), twins.variables, twins.image)
 
 
@@ -62,3 +65,20 @@ def test_the_last_stream_of_an_own_encoder_is_left_out_if_it_returns_something_e
     own = with_encoder(twins, lambda z: {"features": z}, lambda packed: packed["features"])
     assert record(twins).stream is not None
     assert record(own).stream is None
+
+
+def test_logits_are_compared_as_predictions_compute_them(twins, tree):
+    rows = compared_rows(twins, flax_found(CFG, tree))
+    assert [row.name for row in rows[-2:]] == ["logits", "logits, as predicted"]
+    assert all(row.ok for row in rows)
+
+
+def test_an_error_in_the_form_that_predictions_use_is_noticed(twins):
+    attend = cpu._attend
+
+    def wrong(*heads, scale):
+        return attend(*heads, scale=2 * scale)
+
+    with precise(), mock.patch.multiple(cpu, MIN_KEYS=1, _attend=wrong):
+        rows = activation_rows(twins)
+    assert [row.name for row in rows if not row.ok] == ["logits, as predicted"]
