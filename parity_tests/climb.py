@@ -64,6 +64,9 @@ def plan(options: Options, family: str, dtypes: tuple[str, ...]) -> tuple[list[S
         rung = RUNGS[name]
         if rung.families is not None and family not in rung.families:
             left_out.append(f"{name}: family {family!r} has no such option")
+        elif options.out_channels < rung.fewest_classes:
+            needed = f"needs {rung.fewest_classes} classes"
+            left_out.append(f"{name}: {needed}, --out-channels is {options.out_channels}")
         elif not set(rung.dtypes) & set(dtypes):
             left_out.append(f"{name}: needs float64, which {options.platform} does not have")
         else:

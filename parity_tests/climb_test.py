@@ -45,6 +45,15 @@ def test_plan_tells_what_a_platform_or_family_does_not_have():
     ]
 
 
+def test_plan_leaves_out_what_needs_classes_for_a_model_with_one_output():
+    steps, left_out = plan(Options(out_channels=1), "reference", ("float64", "float32"))
+    assert {step.name for step in steps} == {"activations", "masked activations", "half precision"}
+    assert left_out == [
+        f"{name}: needs 2 classes, --out-channels is 1"
+        for name in ("gradients", "training", "trajectory", "volume to score")
+    ]
+
+
 def test_a_rung_without_its_package_is_left_out_visibly(monkeypatch, tmp_path):
     def compare(twins):
         raise ModuleNotFoundError(name="monai.data")

@@ -30,12 +30,14 @@ class Rung:
       dtypes: dtypes of the twins that the rung is climbed with; the first that the platform has
         if the model is a smaller one.
       families: families that have what it compares; None for all.
+      fewest_classes: channels of the logits that it needs.
     """
 
     compare: Callable[[Twins], Sequence[AnyRow]]
     reduce: Callable[[UNETRConfig], UNETRConfig] | None = None
     dtypes: tuple[str, ...] = ("float64",)
     families: tuple[str, ...] | None = None
+    fewest_classes: int = 1
 
 
 def random_mask(twins: Twins, seed: int = 1) -> np.ndarray:
@@ -60,10 +62,11 @@ RUNGS: dict[str, Rung] = {
     "activations": Rung(activation_rows, dtypes=BOTH),
     # Only the reference's PyTorch model takes a mask.
     "masked activations": Rung(_masked_rows, dtypes=BOTH, families=("reference",)),
-    "gradients": Rung(lambda twins: gradient_rows(twins, train=False)),
-    "training": Rung(lambda twins: gradient_rows(twins, train=True)),
-    "trajectory": Rung(_all_trajectories, reduce=tiny),
-    "volume to score": Rung(volume_rows, reduce=small, dtypes=BOTH),
+    # The losses are of classes that exclude each other.
+    "gradients": Rung(lambda twins: gradient_rows(twins, train=False), fewest_classes=2),
+    "training": Rung(lambda twins: gradient_rows(twins, train=True), fewest_classes=2),
+    "trajectory": Rung(_all_trajectories, reduce=tiny, fewest_classes=2),
+    "volume to score": Rung(volume_rows, reduce=small, dtypes=BOTH, fewest_classes=2),
     # The exact numbers are PyTorch's, so no platform needs float64.
     "half precision": Rung(half_precision_rows, reduce=small, dtypes=BOTH),
 }

@@ -156,6 +156,11 @@ def _of_regions(source: Path, model: Model, option: Sequence[str]) -> Model:
 def describe(model: Model) -> str:
     """Describes a model and how its file held it in a few lines."""
     cfg = model.cfg
+    idle = cfg.num_layers - cfg.skip_layers[-1]
+    unused = ""
+    if idle and model.held is not None:
+        # Which shapes do not tell, so the default may be wrong.
+        unused = f" (the last {idle} feed nothing, --skip-layers if they do)"
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
     assumed = " (taken for a cube, --img-size if it is not)" if model.cube_assumed else ""
     lines = [
@@ -163,7 +168,7 @@ def describe(model: Model) -> str:
         f"  window {_sizes(cfg.img_size)}{assumed}, patches {_sizes(cfg.patch_size)}, "
         f"{cfg.in_channels} -> {cfg.out_channels} channels",
         f"  {cfg.num_layers} blocks of width {cfg.hidden_size}, {cfg.num_heads} heads, "
-        f"feed-forward {cfg.mlp_dim}; features after blocks {_list(cfg.skip_layers)}",
+        f"feed-forward {cfg.mlp_dim}; features after blocks {_list(cfg.skip_layers)}{unused}",
         f"  decoder {_list(cfg.channels)} channels, {cfg.block} blocks, {cfg.norm} norm",
     ]
     if model.held is not None:

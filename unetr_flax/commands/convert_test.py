@@ -189,6 +189,38 @@ def test_a_window_that_is_taken_for_a_cube_is_said_to_be(monkeypatch, capsys, tm
     assert load_pretrained(folder)[0] == cfg
 
 
+def test_blocks_that_feed_the_decoder_are_asked_for_or_said(monkeypatch, capsys, says, tmp_path):
+    file, folder = tmp_path / "a.pt", tmp_path / "model"
+
+    def save(num_layers, skip_layers):
+        cfg = UNETRConfig.reference(
+            (8, 8, 8),
+            1,
+            2,
+            32,
+            patch_size=4,
+            hidden_size=4,
+            num_layers=num_layers,
+            num_heads=2,
+            skip_layers=skip_layers,
+        )
+        state_dict = to_torch(random_variables(cfg), cfg)
+        torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, file)
+        return cfg
+
+    cfg = save(5, (1, 2, 3, 5))
+    assert "--skip-layers: shapes do not tell" in says("convert", file, folder, *TOLD[:2])
+    told = (*TOLD[:2], "--skip-layers", "1", "2", "3", "5")
+    assert run(monkeypatch, "convert", file, folder, *told) == 0
+    assert load_pretrained(folder)[0] == cfg
+    assert "feed nothing" not in capsys.readouterr().out
+    cfg = save(14, (3, 6, 9, 12))
+    assert run(monkeypatch, "convert", file, folder, *TOLD[:2], "--overwrite") == 0
+    assert load_pretrained(folder)[0] == cfg
+    said = "features after blocks 3, 6, 9, 12 (the last 2 feed nothing, --skip-layers if they do)"
+    assert said in capsys.readouterr().out
+
+
 def test_a_folder_keeps_its_preprocessing(monkeypatch, tmp_path):
     preprocessing = Preprocessing.from_modalities(["CT", "T1"], spacing=(1.0, 1.0, 2.0))
     variables = random_variables(MONAI)

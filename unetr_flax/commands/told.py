@@ -17,7 +17,8 @@ class Told:
     """Voxels per axis of the model's window; required unless it is a cube."""
 
     skip_layers: tuple[int, int, int, int] | None = None
-    """Transformer blocks that feed the decoder; those of the family's code if not given."""
+    """Transformer blocks that feed the decoder; those of the family's code, 3 6 9 12, if not given;
+    required if there are 5 to 11."""
 
     norm: Literal["group", "instance"] | None = None
     """MONAI's norm_name, if it is a group norm or an affine instance norm."""

@@ -104,6 +104,28 @@ def test_unet_blocks_of_every_style_take_the_plain_lowering(block, norm, groups)
         np.testing.assert_allclose(found["auto"], found["xla"], rtol=1e-10, atol=1e-12)
 
 
+@jax.numpy_dtype_promotion("standard")
+def test_half_precision_has_gradients_by_an_image_that_is_the_shortcut():
+    style = BlockStyle(block="residual", norm="instance", norm_groups=None, norm_affine=False)
+    image, grad = np.random.default_rng(0).standard_normal((2, 1, 4, 5, 6, 4), np.float32)
+    variables = UNetBlock(4, style).init(jax.random.key(1), image)
+
+    def gradient(**fields):
+        block = UNetBlock(4, style, **fields)
+
+        def weighted(image):
+            return (block.apply(variables, image).astype(jnp.float32) * grad).sum()
+
+        return jax.jit(jax.grad(weighted))(image)
+
+    exact = gradient()
+    for remat in (False, True):
+        found = gradient(dtype=jnp.bfloat16, remat=remat)
+        assert found.dtype == jnp.float32
+        # A LeakyReLU that rounding switches changes more than rounding does.
+        assert np.linalg.norm(found - exact) <= 0.2 * np.linalg.norm(exact)
+
+
 def test_batch_sharded_over_devices():
     code = """
 import jax, jax.numpy as jnp, numpy as np

@@ -1,6 +1,6 @@
 """The model's operations and their lowerings; no other part of the model knows of platforms."""
 
-from unetr_flax.ops.attention.api import dot_product_attention
+from unetr_flax.ops.attention.api import attention_is_plain, dot_product_attention
 from unetr_flax.ops.attention.xla import attention_weights, weighted_values
 from unetr_flax.ops.conv import Conv
 from unetr_flax.ops.conv_transpose import ConvTranspose
@@ -24,6 +24,7 @@ __all__ = [
     "VolumeSharding",
     "add",
     "add_leaky_relu",
+    "attention_is_plain",
     "attention_weights",
     "concatenate",
     "dot_product_attention",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from flax import traverse_util
 
+from unetr_flax import ops
 from unetr_flax.model.abstract import abstract_image, abstract_variables
 from unetr_flax.model.blocks import LEAKY_RELU_SLOPE
 from unetr_flax.model.config import UNETRConfig
@@ -39,6 +40,9 @@ WRAPPERS = ("single_conv", "single_fuse_conv", "single_deconv", "head")
 
 # Kinds of three linear maps that a family has in place of one for queries, keys and values.
 QKV_KINDS = ("query", "key", "value")
+
+# Name of the logits that the model computes if it need not return its attention weights.
+PREDICTED = "logits, as predicted"
 
 # Arrays in PyTorch's layouts, by rung and then by PyTorch's name.
 Found = dict[str, dict[str, np.ndarray]]
@@ -72,7 +76,8 @@ def activation_rows(
 ) -> list[Row]:
     """Compares every module in order of depth, then skips, attention, stages and logits.
 
-    Modules that somebody's own PyTorch model does not have are left out.
+    What somebody's own PyTorch model does not have is left out. Where predictions compute attention
+    in another form, without its weights, their logits are compared, too.
 
     Args:
       twins: both models and their image.
@@ -157,15 +162,31 @@ def _visitors(
             add(dropout, "attention maps", pair.torch_name)
     for name in torch_model.stages:
         add(name, "decoder stages", name)
-    add("", "logits", "logits")
+    for name in ("logits", PREDICTED):
+        add("", "logits", name)
 
     def visit_features(output: Any) -> None:
-        skips = torch_model.features(output, cfg)
-        for layer, skip in zip(cfg.skip_layers, skips, strict=True):
-            compare("skip features", f"z{layer}", skip.numpy(force=True))
+        for name, skip in _features(output, twins).items():
+            compare("skip features", name, first_tensor(skip, name, twins.dtype).numpy(force=True))
 
     visitors.setdefault(torch_model.encoder, []).append(visit_features)
     return visitors
+
+
+def _features(output: Any, twins: Twins) -> dict[str, torch.Tensor]:
+    """Finds the four features in what the encoder returned; somebody's own may return others."""
+    cfg = twins.cfg
+    shape = (len(twins.image), cfg.num_patches, cfg.hidden_size)
+    try:
+        skips = list(family_of(cfg).torch_model.features(output, cfg))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        if not twins.own:
+            raise
+        return {}
+    alike = all(isinstance(skip, torch.Tensor) and skip.shape == shape for skip in skips)
+    if twins.own and not (alike and len(skips) == len(cfg.skip_layers)):
+        return {}
+    return {f"z{layer}": skip for layer, skip in zip(cfg.skip_layers, skips, strict=True)}
 
 
 def _visit(twins: Twins, mask: np.ndarray | None, visitors: dict[str, list[Visitor]]) -> None:
@@ -216,13 +237,19 @@ def forward(
     calls: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state["intermediates"])
     # Modules that share a path record their outputs there, the outermost module last.
     last = {path[:-1]: outputs[-1] for path, outputs in calls.items()}
-    return {
+    found = {
         "modules": {pair.torch_name: last[pair.flax_path] for pair in by_depth(cfg)},
         "skips": skips,
         "attention": attention,
         "stages": [last["decoder", f"stage_{i}"] for i in range(NUM_STAGES)],
         "logits": logits,
     }
+    heads = jax.ShapeDtypeStruct(
+        (len(image), cfg.num_patches, cfg.num_heads, cfg.head_dim), image.dtype
+    )
+    if not ops.attention_is_plain(heads, heads, mask, lowering=model.lowering):
+        found["predicted"] = model.apply(variables, image)
+    return found
 
 
 def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
@@ -242,7 +269,11 @@ def flax_found(cfg: UNETRConfig, tree: Any) -> Found:
         "decoder stages": {
             name: channels_first(stage) for name, stage in zip(stages, tree["stages"], strict=True)
         },
-        "logits": {"logits": channels_first(tree["logits"])},
+        "logits": {
+            name: channels_first(tree[key])
+            for name, key in (("logits", "logits"), (PREDICTED, "predicted"))
+            if key in tree
+        },
     }
 
 

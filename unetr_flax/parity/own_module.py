@@ -33,10 +33,13 @@ def load_module(place: str) -> torch.nn.Module:
     path = Path(file)
     if not path.is_file():
         raise TorchModelError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_unetr_own_module_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TorchModelError(f"{file}: must be a file of Python, NAME.py")
     loaded = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module that they are defined in, under a name that hides no other.
+    sys.modules[name] = loaded
     # The file may import its neighbors, as when it is run as a script.
     sys.path.insert(0, str(path.parent.resolve()))
     try:
@@ -62,7 +65,7 @@ def adopt(
     """Gives a module the weights of a state dict, as far as it has them.
 
     Args:
-      module: somebody's own module, changed in place.
+      module: somebody's own module, changed in place, to float64.
       state_dict: the checkpoint's weights, as for `from_torch`.
       cfg: the checkpoint's configuration.
 
@@ -74,7 +77,8 @@ def adopt(
       TorchModelError: if none of the names is known.
     """
     given, _ = drop_unused(unwrap(state_dict)[0], cfg)
-    own = module.state_dict()
+    # Narrower parameters would round the weights of a float64 checkpoint.
+    own = module.double().state_dict()
     prefix = _prefix(list(own), set(given))
     notes, taken = [], {}
     for key, value in given.items():

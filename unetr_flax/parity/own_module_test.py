@@ -63,7 +63,34 @@ def test_module_gets_the_weights_that_it_has(file, state_dict):
     own = module.state_dict()
     for key, value in state_dict.items():
         if not key.endswith("num_batches_tracked"):
-            assert torch.equal(own[f"net.{key}"], value)
+            assert torch.equal(own[f"net.{key}"], value.double())
+
+
+def test_weights_in_float64_are_not_rounded(state_dict):
+    wide = {
+        key: value.double() / 3 if value.is_floating_point() else value
+        for key, value in state_dict.items()
+    }
+    module = torch_model_of(CFG)
+    adopt(module, wide, CFG)
+    own = module.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in wide.items())
+
+
+def test_a_file_may_define_dataclasses_with_annotations_that_are_not_evaluated(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from typing import ClassVar\n"
+        "from torch import nn\n"
+        "@dataclasses.dataclass\n"
+        "class Sizes:\n"
+        "    most: ClassVar[int] = 3\n"
+        "    width: int = 2\n"
+        "def make():\n"
+        "    return nn.Linear(Sizes().width, Sizes.most)\n"
+    )
+    assert load_module(f"{tmp_path / 'own.py'}:make").weight.shape == (3, 2)
 
 
 def test_weights_of_one_side_only_are_told(state_dict):

@@ -183,7 +183,8 @@ def _sites(step: Step, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Site]
     theirs = {key: b[name] for key, name in step.inputs.items()}
     arrays = {**weights, **theirs}
     try:
-        tensors = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
+        # Copies, as arrays of jax are read-only and tensors cannot be.
+        tensors = {name: torch.tensor(array).double() for name, array in arrays.items()}
         DEFINITIONS[step.kind].compute(tensors, **step.right)
     except (TypeError, LookupError, RuntimeError, ValueError) as error:
         told = f"{type(error).__name__}: {one_line(error)}"

@@ -149,6 +149,21 @@ def test_values_that_cannot_be_compared_are_refused(value, message):
         compare(lambda: {"y": X}, lambda: X, {})
 
 
+def test_arrays_of_jax_are_compared_without_a_warning():
+    step = Step("y", "activation", {"x": "x"}, right={"activation": "relu"})
+    x = jax.numpy.asarray(X)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        report = compare(
+            lambda x: {"y": jax.nn.relu(x)}, lambda x: {"y": x}, {"x": x}, steps=[step]
+        )
+    finally:
+        torch.set_warn_always(before)
+    (finding,) = report.findings
+    assert "explained by no activation instead of ReLU in b" in str(finding)
+
+
 def test_values_of_one_side_only_are_told():
     report = compare(lambda x: {"y": 2 * x, "extra": x}, double, {"x": X}, names=("mine", "theirs"))
     assert report.notes == ["extra: only mine has it", "z: only theirs has it"]

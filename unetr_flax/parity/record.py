@@ -26,6 +26,7 @@ class Recording:
       stream: the residual stream after the last transformer block [B, N, E].
       dropped: attention weights after their dropout, by the path of the attention module.
       logits: [B, K, *img_size].
+      positions: the table of position embeddings [1, N, E] in the PyTorch model, if it has one.
     """
 
     inputs: dict[str, np.ndarray]
@@ -33,6 +34,7 @@ class Recording:
     stream: np.ndarray | None
     dropped: dict[str, np.ndarray]
     logits: np.ndarray
+    positions: np.ndarray | None = None
 
 
 def record(
@@ -75,6 +77,9 @@ def record(
         # The linear map of patches gets them flattened, so the image is taken further outside.
         found.inputs[EMBEDDING] = inputs[embedding]
     found.dropped = {path: outputs[name] for path, name in attention.items() if name in outputs}
+    for name, table in twins.torch_model.state_dict().items():
+        if name.startswith(twins.prefix) and name.endswith(".position_embeddings"):
+            found.positions = table.numpy(force=True)
     found.stream = _last_stream(found, outputs.get(facts.encoder), cfg)
     return found
 
@@ -84,7 +89,7 @@ def _last_stream(found: Recording, encoded: Any, cfg: UNETRConfig) -> np.ndarray
         return found.inputs.get("encoder/norm")
     try:
         stream = family_of(cfg).torch_model.features(encoded, cfg)[-1]
-    except (TypeError, IndexError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return None
     shape = (len(found.logits), cfg.num_patches, cfg.hidden_size)
     return stream if getattr(stream, "shape", None) == shape else None

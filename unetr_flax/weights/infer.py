@@ -27,7 +27,8 @@ def infer_config(
       img_size: voxels per axis; if None, the tokens must be as many as those of a cube, and are
         taken to be one.
       skip_layers: the four blocks that feed the decoder; by default those that the family's code
-        names. MONAI's model fixes them.
+        names, 3, 6, 9 and 12, and required of 5 to 11 blocks, as no shape depends on them. MONAI's
+        model fixes them.
       norm_name: MONAI's argument of that name; required for group norms and affine instance norms,
         whose arrays look the same.
       dropout_rate: probability of dropping, which matters only in training.

@@ -47,12 +47,10 @@ def test_monai_options(options, told):
     "cfg",
     [
         UNETRConfig.reference(
-            **SIZE, light_r=8, patch_size=(16, 8, 4), hidden_size=24, num_layers=5, num_heads=3
+            **SIZE, light_r=8, patch_size=(16, 8, 4), hidden_size=24, num_layers=4, num_heads=3
         ),
-        UNETRConfig.reference(**SIZE, light_r=3.2, hidden_size=24, num_layers=4, num_heads=3),
-        UNETRConfig.tamasino52(
-            **SIZE, hidden_size=24, num_layers=6, num_heads=3, mlp_dim=40, width=8
-        ),
+        UNETRConfig.reference(**SIZE, light_r=3.2, hidden_size=24, num_heads=3),
+        UNETRConfig.tamasino52(**SIZE, hidden_size=24, num_heads=3, mlp_dim=40, width=8),
     ],
     ids=lambda cfg: cfg.family,
 )
@@ -61,14 +59,19 @@ def test_families_of_conv_blocks(cfg):
     assert found == cfg
 
 
-def test_blocks_that_feed_the_decoder_can_be_told():
-    cfg = UNETRConfig.reference(
-        **SIZE, light_r=8, hidden_size=24, num_layers=5, num_heads=3, skip_layers=(1, 2, 4, 5)
-    )
-    found = infer_config(
-        state_dict(cfg), num_heads=3, img_size=cfg.img_size, skip_layers=(1, 2, 4, 5)
-    )
-    assert found == cfg
+@pytest.mark.parametrize("make", [UNETRConfig.reference, UNETRConfig.tamasino52])
+def test_more_blocks_have_the_code_s_default(make):
+    cfg = make(**SIZE, hidden_size=24, num_layers=16, num_heads=3, skip_layers=(3, 6, 9, 12))
+    assert infer_config(state_dict(cfg), num_heads=3, img_size=cfg.img_size) == cfg
+
+
+@pytest.mark.parametrize("make", [UNETRConfig.reference, UNETRConfig.tamasino52])
+def test_blocks_that_feed_the_decoder_are_told_where_the_code_has_no_default(make):
+    cfg = make(**SIZE, hidden_size=24, num_layers=5, num_heads=3, skip_layers=(1, 2, 4, 5))
+    told = {"num_heads": 3, "img_size": cfg.img_size}
+    with pytest.raises(CheckpointError, match="skip_layers: shapes do not tell which of 5 blocks"):
+        infer_config(state_dict(cfg), **told)
+    assert infer_config(state_dict(cfg), **told, skip_layers=(1, 2, 4, 5)) == cfg
 
 
 def test_a_cube_is_seen_and_a_wrapped_checkpoint_unwrapped():

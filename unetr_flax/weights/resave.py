@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unetr_flax.weights.errors import CheckpointError, first_line
 from unetr_flax.weights.files import write_state_dict
 from unetr_flax.weights.torch_files import import_torch
@@ -55,7 +57,7 @@ def resave(path: Path, ignore: Sequence[str] = ()) -> tuple[Path, str]:
 
 
 def _tensors(obj: Any, levels: int = MOST_LEVELS) -> Any:
-    """Reduces what was loaded to mappings of tensors; a module becomes its state dict."""
+    """Reduces what was loaded to mappings of arrays; a module becomes its state dict."""
     torch = import_torch()
     if isinstance(obj, torch.nn.Module):
         return _tensors(obj.state_dict(), levels=0)
@@ -63,7 +65,7 @@ def _tensors(obj: Any, levels: int = MOST_LEVELS) -> Any:
         return obj
     kept = {}
     for key, value in obj.items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor | np.ndarray):
             kept[key] = value
         elif levels and isinstance(value, Mapping | torch.nn.Module):
             kept[key] = _tensors(value, levels - 1)

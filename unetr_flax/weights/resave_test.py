@@ -142,6 +142,16 @@ def test_files_that_cannot_be_loaded_are_one_line(tmp_path, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_numpy_arrays_are_saved_like_tensors(tmp_path):
+    path = tmp_path / "a.pt"
+    arrays = {key: value.numpy() for key, value in TENSORS.items()}
+    torch.save({"model": {**arrays, "out.scale": torch.ones(3)}, "epoch": np.int64(3)}, path)
+    assert main([str(path)]) == 0
+    found = read_state_dict(tmp_path / "a.pt.safetensors").state_dict
+    assert found.keys() == {*TENSORS, "out.scale"}
+    assert all(np.array_equal(found[key], array) for key, array in arrays.items())
+
+
 def test_named_extras_are_left_out(tmp_path, capsys):
     path = tmp_path / "a.pt"
     torch.save({"state_dict": {**TENSORS, "loss.weight": torch.ones(2)}, **UNSAFE}, path)

@@ -3,6 +3,9 @@
 Shapes: B batch, N tokens, H heads, D head size.
 """
 
+import types
+from typing import Any
+
 import jax
 
 from unetr_flax.ops import sharding as sharded
@@ -40,9 +43,27 @@ def dot_product_attention(
     Returns:
       [B, N, H, D].
     """
+    tuned = _tuned(query, key, mask, lowering)
+    if tuned is not None:
+        return tuned.dot_product_attention(query, key, value, scale)
+    return xla.dot_product_attention(query, key, value, mask, scale=scale)
+
+
+def attention_is_plain(
+    query: Any, key: Any, mask: Any = None, *, lowering: Lowering = "auto"
+) -> bool:
+    """Tells whether `dot_product_attention` of such arrays makes all weights and applies them.
+
+    The arrays' shapes and dtypes, as `jax.ShapeDtypeStruct`, are enough.
+    """
+    return _tuned(query, key, mask, lowering) is None
+
+
+def _tuned(query: Any, key: Any, mask: Any, lowering: Lowering) -> types.ModuleType | None:
+    """Returns the module of the tuned form that fits the arguments, if one does."""
     if lowering == "auto" and mask is None and sharded.active() is None:
         if cudnn.is_available(query):
-            return cudnn.dot_product_attention(query, key, value, scale)
+            return cudnn
         if cpu.is_available(query, key):
-            return cpu.dot_product_attention(query, key, value, scale)
-    return xla.dot_product_attention(query, key, value, mask, scale=scale)
+            return cpu
+    return None

@@ -130,7 +130,8 @@ def _split(x: jax.Array, keys: int) -> jax.Array:
     batch, queries, size = x.shape
     # An exported program may leave the batch open.
     samples = batch if isinstance(batch, int) else 1
-    blocks = math.ceil(samples * queries * keys * x.dtype.itemsize / BLOCK_BYTES)
+    # An empty batch has one block, too.
+    blocks = max(1, math.ceil(samples * queries * keys * x.dtype.itemsize / BLOCK_BYTES))
     length = math.ceil(queries / blocks)
     padded = jnp.pad(x, ((0, 0), (0, blocks * length - queries), (0, 0)))
     return jnp.moveaxis(padded.reshape(batch, blocks, length, size), 1, 0)

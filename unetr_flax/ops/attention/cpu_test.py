@@ -121,6 +121,12 @@ def test_few_keys_short_numbers_and_other_platforms_have_the_plain_form(shape, d
         assert cpu.is_available(enough, enough)
 
 
+def test_an_empty_batch_has_empty_results():
+    *inputs, grad = (x[:0] for x in arrays("float32", (1, 512, 1, 2)))
+    assert attend("auto")(*inputs).shape == (0, 512, 1, 2)
+    assert [x.shape for x in pull_back("auto")(*inputs, grad=grad)] == 3 * [(0, 512, 1, 2)]
+
+
 def test_masks_have_the_plain_form():
     *inputs, _ = arrays("float32")
     mask = jnp.tri(SHAPE[1], dtype=bool)

@@ -24,7 +24,7 @@ def add_leaky_relu(
 
     Args:
       x: [N, *spatial, C].
-      y: the same shape and dtype.
+      y: the same shape; if a norm made x, it may be wider than the result, which has x's dtype.
       negative_slope: factor on negative sums; not negative.
       lowering: "auto" or "xla", see `platform.Lowering`.
     """
@@ -83,6 +83,8 @@ def _backward(negative_slope, residuals, grad):
 
 
 def _grad(part, grad):
+    # A shortcut may be wider than the sum, as the image is beside features of half precision.
+    grad = grad.astype(part.dtype)
     return jax.vjp(DeferredNorm.array, part)[1](grad)[0] if isinstance(part, DeferredNorm) else grad
 
 

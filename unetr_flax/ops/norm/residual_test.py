@@ -81,6 +81,20 @@ def test_it_is_in_the_dtype_of_its_parts_and_rounded_once():
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8 * 1.01)
 
 
+def test_a_shortcut_that_is_wider_than_the_norm_has_a_gradient_of_its_own_dtype():
+    x, grad = (random(i, SHAPE).astype(jnp.bfloat16) for i in (0, 9))
+    shortcut = random(1, SHAPE).astype(jnp.float32)
+    ones = jnp.ones(3)
+
+    def total(x, shortcut):
+        return ops.add_leaky_relu(normalize(x, ones, 0 * ones, True), shortcut, 0.25)
+
+    found, vjp = jax.vjp(total, x, shortcut)
+    grads = vjp(grad)
+    assert [each.dtype for each in (found, *grads)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    np.testing.assert_array_equal(grads[1], jnp.where(found > 0, grad, grad * 0.25))
+
+
 def test_norms_join_the_pass_over_memory_only_where_they_are_remembered(monkeypatch):
     fused = []
     own = residual._add

@@ -35,21 +35,23 @@ def positions(
     tokens: tuple[int, ...] | None = None,
     grid: tuple[int, ...] | None = None,
     read_as: tuple[int, ...] | None = None,
-    resize: str = "linear",
+    resize: str | None = None,
     post_norm: bool = False,
 ) -> torch.Tensor:
     """Adds position embeddings to the patches x [B, E, *grid] -> tokens [B, N, E].
 
     Args:
       arrays: x; positions [1, N, E], of another number of tokens if they are resized, whose grid is
-        then the shape of the array "stored grid"; and "post-norm", the first block's input in a
-        model that norms after each sum.
+        then the shape of the array "stored grid"; "stored positions" of that grid, if a model may
+        resize those instead; and "post-norm", the first block's input in a model that norms after
+        each sum.
       added: "once", "twice", "not", "first only" (the first token's for all) or "reversed".
       sequence: order of the grid's axes in which tokens stand, with their positions.
       tokens: order of the grid's axes in which patches become tokens.
       grid: order in which the positions' grid axes are transposed.
       read_as: order of the axes in which the positions' tokens were laid out, wrongly.
-      resize: "linear" on the grid, "nearest", "linear, corners aligned" or "along the sequence".
+      resize: "linear" on the grid, "nearest", "linear, corners aligned" or "along the sequence";
+        if None, the positions are taken as they are, or resized linearly if they must be.
       post_norm: whether the value is that of a post-norm block.
     """
     if post_norm:
@@ -57,8 +59,11 @@ def positions(
     x = arrays["x"]
     sizes = tuple(x.shape[2:])
     position = arrays["positions"]
+    if resize is not None:
+        position = arrays.get("stored positions", position)
     if position.shape[1] != math.prod(sizes):
-        position = _resized(position, tuple(arrays["stored grid"].shape), sizes, resize)
+        grid_size = tuple(arrays["stored grid"].shape)
+        position = _resized(position, grid_size, sizes, resize or "linear")
     for order, inverse in ((grid, False), (read_as, True)):
         if order is None:
             continue

@@ -19,7 +19,7 @@ def _embedding(v: Values) -> Iterator[Site]:
     yield from v.made(EMBEDDING, "patches")
     first = "encoder/block_0"
     if EMBEDDING in v.theirs.outputs and f"{first}/attention/qkv" in v.theirs.inputs:
-        arrays = _positions(v, post_norm=True)
+        arrays = {**_positions(v, post_norm=True), **_stored_positions(v)}
         yield from v.given(f"{first}/norm1", "position embedding", "positions", arrays, block=first)
 
 
@@ -31,6 +31,20 @@ def _positions(v: Values, *, post_norm: bool) -> dict[str, np.ndarray]:
         attention = v.out(f"{block}/attention/projection")
         arrays["post-norm"] = v.into(f"{block}/attention/qkv") + attention
     return arrays
+
+
+def _stored_positions(v: Values) -> dict[str, np.ndarray]:
+    """Returns PyTorch's table of another grid, from which somebody's own model may interpolate.
+
+    The number of its tokens does not tell the grid, so it must be that of equal axes.
+    """
+    table, rank = v.theirs.positions, v.cfg.spatial_rank
+    if table is None or table.ndim != 3 or table.shape[1] == v.cfg.num_patches:
+        return {}
+    edge = round(table.shape[1] ** (1 / rank))
+    if edge**rank != table.shape[1]:
+        return {}
+    return {"stored positions": table, "stored grid": np.zeros((edge,) * rank)}
 
 
 def _blocks(v: Values) -> Iterator[Site]:

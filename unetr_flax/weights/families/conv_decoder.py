@@ -4,9 +4,12 @@ The article took the decoder of github.com/tamasino52/UNETR over, so the referen
 differ in the encoder's names only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from unetr_flax.model.config import UNETRConfig
+from unetr_flax.model.decoder_spec import NUM_STAGES
+from unetr_flax.weights.errors import CheckpointError
 from unetr_flax.weights.families.shapes import Shapes
 from unetr_flax.weights.tables import (
     KERNEL_OF_CONV,
@@ -67,6 +70,32 @@ STAGES = (
     "decoder3_upsampler.1",
     "decoder0_header.1",
 )
+
+# The blocks that feed the decoder by default, in the code of both families.
+DEFAULT_SKIP_LAYERS = (3, 6, 9, 12)
+
+
+def skip_layers(given: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+    """Returns the blocks that feed the decoder: the given ones, or those that must be.
+
+    Args:
+      given: the blocks, if the caller knows them.
+      num_layers: transformer blocks.
+
+    Raises:
+      CheckpointError: if none are given, and there are more blocks than are needed but fewer than
+        the code's default takes.
+    """
+    if given is not None:
+        return tuple(given)
+    if num_layers <= NUM_STAGES:
+        return tuple(range(1, num_layers + 1))
+    if num_layers < DEFAULT_SKIP_LAYERS[-1]:
+        raise CheckpointError(
+            f"skip_layers: shapes do not tell which of {num_layers} blocks feed the decoder, so "
+            f"they must be given; the code's default is {DEFAULT_SKIP_LAYERS}"
+        )
+    return DEFAULT_SKIP_LAYERS
 
 
 def spatial_rank(shapes: Shapes) -> int:

@@ -57,6 +57,7 @@ def _config(
     patches = shapes.axes("embedding.patch_embeddings.weight", rank + 2)
     hidden_size, in_channels, *patch_size = patches
     _, tokens, _ = shapes.axes("embedding.position_embeddings", 3)
+    num_layers = shapes.count(r"transformer\.layers\.(\d+)\.0\.norm\.weight")
     return UNETRConfig.reference(
         img_size=image_size(img_size, patch_size, tokens),
         in_channels=in_channels,
@@ -64,10 +65,10 @@ def _config(
         light_r=_light_r(conv_decoder.decoder_width(shapes)),
         patch_size=tuple(patch_size),
         hidden_size=hidden_size,
-        num_layers=shapes.count(r"transformer\.layers\.(\d+)\.0\.norm\.weight"),
+        num_layers=num_layers,
         num_heads=num_heads,
         mlp_dim=shapes["transformer.layers.0.1.fn.0.weight"][0],
-        skip_layers=skip_layers,
+        skip_layers=conv_decoder.skip_layers(skip_layers, num_layers),
         dropout_rate=dropout_rate,
     )
 

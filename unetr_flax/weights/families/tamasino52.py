@@ -61,16 +61,17 @@ def _config(
     patches = shapes.axes("transformer.embeddings.patch_embeddings.weight", rank + 2)
     hidden_size, in_channels, *patch_size = patches
     _, tokens, _ = shapes.axes("transformer.embeddings.position_embeddings", 3)
+    num_layers = shapes.count(r"transformer\.layer\.(\d+)\.mlp_norm\.weight")
     return UNETRConfig.tamasino52(
         img_size=image_size(img_size, patch_size, tokens),
         in_channels=in_channels,
         out_channels=conv_decoder.out_channels(shapes),
         patch_size=tuple(patch_size),
         hidden_size=hidden_size,
-        num_layers=shapes.count(r"transformer\.layer\.(\d+)\.mlp_norm\.weight"),
+        num_layers=num_layers,
         num_heads=num_heads,
         mlp_dim=shapes["transformer.layer.0.mlp.w_1.weight"][0],
-        skip_layers=skip_layers,
+        skip_layers=conv_decoder.skip_layers(skip_layers, num_layers),
         width=conv_decoder.decoder_width(shapes),
         dropout_rate=dropout_rate,
     )
