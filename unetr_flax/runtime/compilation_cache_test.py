@@ -14,8 +14,8 @@ from unetr_flax.runtime.compilation_cache import (
     keep_compiled_programs,
 )
 
-# Runs a step whose argument is donated; prints how many programs were read from the cache, how
-# many were compiled, and the result.
+# Waits for a line and runs a step whose argument is donated; prints how many programs were read
+# from the cache, how many were compiled, and the result.
 PROGRAM = """
 import functools, sys
 import jax
@@ -25,6 +25,8 @@ compilation.MIN_COMPILE_SECONDS = 0
 compilation.keep_compiled_programs(sys.argv[1] if len(sys.argv) > 1 else None)
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name.split("/")[-1]))
+print("ready", flush=True)
+sys.stdin.readline()
 
 @functools.partial(jax.jit, donate_argnums=0)
 def step(state):
@@ -36,12 +38,31 @@ print(events.count("cache_hits"), events.count("cache_misses"), result)
 """
 
 
-def run(*args, **environment):
+def start(*args, **environment):
+    """Starts a process that runs PROGRAM."""
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "1", **environment}
     # Silences a groundless warning of XLA's loader, see train/__init__.py.
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     command = [sys.executable, "-c", PROGRAM, *args]
-    return subprocess.check_output(command, text=True, env=environment).split()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
+
+
+def printed(*processes):
+    """Lets processes compile, all at the same time; returns what each prints, in words."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    words = [process.communicate()[0].split() for process in processes]
+    assert not any(process.returncode for process in processes)
+    return words
+
+
+def run(*args, **environment):
+    (words,) = printed(start(*args, **environment))
+    return words
 
 
 @pytest.fixture
@@ -73,6 +94,24 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert kept() == first
     assert run("", XDG_CACHE_HOME=str(tmp_path)) == ["0", "0", result]
     assert (tmp_path / "unetr_flax" / "jax").stat().st_mode & 0o777 == 0o700
+
+
+def test_programs_that_were_cut_off_are_compiled_again(tmp_path):
+    _, misses, result = run(str(tmp_path))
+    kept = sorted(tmp_path.rglob("*-cache"))
+    for number, path in enumerate(kept):
+        # As a process leaves a file that is killed, or has no room, while it writes.
+        os.truncate(path, path.stat().st_size * number // len(kept))
+    assert run(str(tmp_path)) == ["0", misses, result]
+
+
+def test_two_processes_fill_one_folder_at_the_same_time(tmp_path):
+    folder = str(tmp_path / "new")
+    (_, _, alone), *both = printed(start(""), start(folder), start(folder))
+    assert [result for _, _, result in both] == [alone, alone]
+    kept = len(list(tmp_path.rglob("*-cache")))
+    assert kept
+    assert run(folder) == [str(kept), "0", alone]
 
 
 def test_the_folder_is_the_one_that_was_asked_for(config, monkeypatch, tmp_path):

@@ -84,6 +84,13 @@ def source(name):
         state_dict = model.state_dict()
         with torch.no_grad():
             last, hidden = model(x)
+    elif name == "vitautoenc":
+        # As MONAI's tutorial of self-supervised pre-training makes it.
+        model = randomized(nets.ViTAutoEnc(**VIT, proj_type="conv"))
+        state_dict = model.state_dict()
+        with torch.no_grad():
+            _, hidden = model(x)
+            last = model.norm(hidden[-1])
     else:
         if name == "mae":
             learned = {"pos_embed_type": "learnable", "decoder_pos_embed_type": "learnable"}
@@ -118,7 +125,7 @@ def features_of(cfg):
 
 
 @pytest.mark.parametrize("cfg", [MONAI, REFERENCE], ids=["monai", "reference"])
-@pytest.mark.parametrize("name", ["vit", "mae", "selfmedmae"])
+@pytest.mark.parametrize("name", ["vit", "vitautoenc", "mae", "selfmedmae"])
 def test_features_are_those_of_the_source(name, cfg):
     state_dict, hidden, last = source(name)
     with jax.enable_x64(True):
@@ -146,14 +153,26 @@ def test_what_became_of_the_keys_is_told():
 
 
 @pytest.mark.parametrize("prefix", ["vit.", "module.", "model.student.vit."])
-def test_prefixes_are_found(prefix):
-    state_dict = {prefix + key: value for key, value in source("vit")[0].items()}
+@pytest.mark.parametrize("name", ["vit", "vitautoenc"])
+def test_prefixes_are_found(name, prefix):
+    state_dict = {prefix + key: value for key, value in source(name)[0].items()}
     state_dict["head.weight"] = np.zeros(3)
     loaded, transfer = load_encoder(state_dict, MONAI, variables(MONAI))
-    expected, _ = load_encoder(source("vit")[0], MONAI, variables(MONAI))
+    expected, _ = load_encoder(source(name)[0], MONAI, variables(MONAI))
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     assert transfer.prefix == prefix
     assert "head.weight" in transfer.skipped
+
+
+def test_what_an_autoencoder_has_beside_its_encoder_is_skipped():
+    # MONAI 1.4 and 1.5 wrote this for each block.
+    cross = {f"blocks.{i}.cross_attn.to_q.weight": torch.ones(12, 12) for i in range(12)}
+    _, transfer = load_encoder(source("vitautoenc")[0] | cross, MONAI, variables(MONAI))
+    assert transfer.describe().splitlines() == [
+        "encoder from MONAI's ViT, ViTAutoEnc or MaskedAutoEncoderViT",
+        "  137 keys loaded, 40 skipped (blocks.*.cross_attn.to_q, blocks.*.norm_cross_attn, "
+        "conv3d_transpose, conv3d_transpose_1), 0 resized",
+    ]
 
 
 def test_encoders_of_whole_models_are_taken_too():
