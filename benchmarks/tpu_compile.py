@@ -4,8 +4,7 @@ It needs the package libtpu. Run
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile
 in one process at a time, as the compiler holds a lock. The command fails if a program needs more
 memory than `PROMISES` gives it or, without a promise, than its chip has, or if its chips gather
-feature maps. Computation is bfloat16,
-parameters are float32, the optimizer is AdamW.
+feature maps. Computation is bfloat16, parameters are float32, the optimizer is AdamW.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ import tyro
 from jax.experimental import topologies
 from rich.console import Console
 
-from train.collectives import gathered_volumes
+from train.collectives import Shape, collectives, gathered_volumes
 from train.losses import dice_cross_entropy_loss
 from train.sharding import (
     batch_sharding,
@@ -139,7 +138,7 @@ class Options:
     edges: tuple[int, ...] = (96,)
     """Voxels per axis."""
 
-    batch: int = 1
+    batch: tuple[int, ...] = (1,)
     """Volumes."""
 
     chips: int = 1
@@ -178,6 +177,7 @@ class Figures:
       traffic: bytes read and written in the chip's memory; the body of a loop counts once.
       seconds: seconds that compiling took.
       gathered: number of feature maps that are gathered on a chip.
+      exchanged: the different shapes of arrays that chips send to their neighbors.
     """
 
     total: int
@@ -186,6 +186,7 @@ class Figures:
     traffic: float
     seconds: float
     gathered: int = 0
+    exchanged: tuple[Shape, ...] = ()
 
 
 def chosen(options: Options) -> list[Program]:
@@ -205,7 +206,7 @@ def chosen(options: Options) -> list[Program]:
             options.family,
             light_r,
             edge,
-            options.batch,
+            batch,
             kind,
             options.chips,
             options.fsdp,
@@ -213,6 +214,7 @@ def chosen(options: Options) -> list[Program]:
         )
         for topology in options.topologies
         for edge in options.edges
+        for batch in options.batch
         for kind in options.kinds
     ]
 
@@ -246,7 +248,7 @@ def compile_program(
     seconds = time.perf_counter() - start
     tokens = cfg.num_patches * cfg.hidden_size * (batch * depth_shards // chips)
     parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
-    gathered = gathered_volumes(compiled.as_text(), tokens, parameters)
+    text = compiled.as_text()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Figures(
         total=memory.temp_size_in_bytes
@@ -257,7 +259,8 @@ def compile_program(
         flops=cost["flops"],
         traffic=cost["bytes accessed"],
         seconds=seconds,
-        gathered=len(gathered),
+        gathered=len(gathered_volumes(text, tokens, parameters)),
+        exchanged=tuple(sorted(set(collectives(text, "collective-permute")))),
     )
 
 

@@ -102,13 +102,15 @@ def test_figures_replace_those_of_the_same_program(compiler, tmp_path):
 
 def test_options_choose():
     assert chosen(Options(promised=True)) == list(PROMISES)
-    assert chosen(Options(batch=2)) == [
-        Program("v5e:2x2", "reference", 4.0, 96, 2, kind) for kind in ("forward", "step")
+    assert chosen(Options(batch=(1, 2))) == [
+        Program("v5e:2x2", "reference", 4.0, 96, batch, kind)
+        for batch in (1, 2)
+        for kind in ("forward", "step")
     ]
-    assert chosen(Options(batch=4, chips=4, kinds=("step",))) == [
+    assert chosen(Options(batch=(4,), chips=4, kinds=("step",))) == [
         Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4)
     ]
-    options = Options(chips=4, fsdp=2, depth_shards=2, batch=2, kinds=("step",))
+    options = Options(chips=4, fsdp=2, depth_shards=2, batch=(2,), kinds=("step",))
     assert str(*chosen(options)).endswith("batch 2 on 4 chips, fsdp 2, depth 2 | step")
     options = Options(topologies=("v6e:2x2",), edges=(32, 64), family="monai", kinds=("step",))
     assert chosen(options) == [Program("v6e:2x2", "monai", 1, edge, 1, "step") for edge in (32, 64)]
@@ -149,18 +151,33 @@ def test_the_compiler_compiles():
         text=True,
         check=True,
     )
-    found, shared = json.loads(result.stdout.splitlines()[-1])
+    found, shared, *split = json.loads(result.stdout.splitlines()[-1])
     # The image, the logits, and some parameters.
     assert found["total"] > 32**3 * (4 + 2 * 2)
     assert min(found["flops"], found["traffic"], found["seconds"]) > 0
     # Four chips with a volume each need what one with one volume needs.
     assert shared["total"] == pytest.approx(found["total"], rel=0.05)
+    # Chips that share the depth of their volumes gather no feature map and exchange single slices.
+    assert len(split) == 4
+    for figures in split:
+        assert figures["gathered"] == 0
+        assert figures["exchanged"]
+        assert all(len(shape) == 5 and shape[1] == 1 for shape in figures["exchanged"])
 
 
 def print_figures():
-    """Prints the figures of a small model's forward pass, on one chip and on four."""
+    """Prints the figures of a small model.
+
+    They are those of its forward pass on one chip and on four, and of training steps of one volume
+    and two on two chips that share them.
+    """
     cfg = UNETRConfig.reference((32, 32, 32), 1, 2, 8, hidden_size=32, num_layers=4, num_heads=2)
-    alone, shared = (
+    found = [
         tpu_compile.compile_program("v5e:2x2", cfg, chips, "forward", chips) for chips in (1, 4)
-    )
-    print(json.dumps([dataclasses.asdict(alone), dataclasses.asdict(shared)]))
+    ]
+    found += [
+        tpu_compile.compile_program(topology, cfg, batch, "step", 2, depth_shards=2)
+        for topology in ("v5e:2x2", "v5p:2x2x1")
+        for batch in (1, 2)
+    ]
+    print(json.dumps([dataclasses.asdict(figures) for figures in found]))
