@@ -147,9 +147,17 @@ EXAMPLES = {
     "loss": [({"logits": cube(3), "labels": LABELS}, {"epsilon": e}) for e in (1e-5, 1e-4)],
     "adam_step": [
         (
-            {"parameter": TOKENS, "gradient": 1e-2 * normal(2, 8, 12), "norm": torch.tensor(30.0)},
             {
-                "learning_rates": (0.1, 0.3, 0.2),
+                "parameter": TOKENS,
+                "gradient": 1e-2 * normal(2, 8, 12),
+                "norm": torch.tensor(30.0),
+                "first": 1e-2 * normal(2, 8, 12),
+                "second": 1e-4 * normal(2, 8, 12) ** 2,
+            },
+            {
+                "learning_rates": (0.1, 0.3, 0.2, 0.15),
+                "count": count,
+                "betas": betas,
                 "weight_decay": 0.05,
                 "clip": clip,
                 "epsilon": 1e-3,
@@ -157,20 +165,39 @@ EXAMPLES = {
                 "clip_epsilon": 1e-6 * (decay == "coupled"),
             },
         )
-        for clip, decay in itertools.product((1e-3, 20.0), ("decoupled", "coupled"))
+        for clip, decay, count, betas in (
+            (1e-3, "decoupled", 0, (0.9, 0.999)),
+            (1e-3, "coupled", 2, (0.7, 0.97)),
+            (20.0, "decoupled", 2, (0.9, 0.999)),
+            (20.0, "coupled", 0, (0.9, 0.999)),
+        )
     ],
     "sgd_step": [
         (
-            {"parameter": TOKENS, "gradient": normal(2, 8, 12), "norm": torch.tensor(30.0)},
             {
-                "learning_rates": (0.1, 0.3, 0.2),
+                "parameter": TOKENS,
+                "gradient": normal(2, 8, 12),
+                "norm": torch.tensor(30.0),
+                "velocity": normal(2, 8, 12),
+            },
+            {
+                "learning_rates": (0.1, 0.3, 0.2, 0.15),
+                "count": count,
                 "weight_decay": 0.05,
-                "momentum": 0.9,
+                "momentum": momentum,
+                "dampening": 0.2,
                 "clip": 0.1,
                 "clip_epsilon": epsilon,
             },
         )
-        for epsilon in (0.0, 1e-6)
+        for epsilon, count, momentum in ((0.0, 0, 0.9), (1e-6, 2, 0.9), (0.0, 2, 0.7))
+    ],
+    "average_step": [
+        (
+            {"average": TOKENS, "parameter": normal(2, 8, 12)},
+            {"decay": 0.995, "count": count},
+        )
+        for count in (3, 20_000)
     ],
 }
 
@@ -198,7 +225,7 @@ def check(definition: Definition, kind, cause):
         try:
             wide = {name: array.double() for name, array in arrays.items()}
             value = definition.compute(wide, **{**right, cause.setting: cause.value})
-        except (KeyError, ValueError, RuntimeError):
+        except (LookupError, ValueError, RuntimeError):
             continue
         if value.shape == (base := definition.compute(wide, **right)).shape:
             same = np.allclose(value, base, rtol=1e-9, atol=0)
