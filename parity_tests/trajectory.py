@@ -17,6 +17,7 @@ from train.losses import dice_cross_entropy_loss
 from train.optim import clip_by_global_norm
 from train.state import initial_state
 from train.step import make_train_step
+from unetr_flax import UNETRConfig
 from unetr_flax.parity.diagnose import Finding
 from unetr_flax.parity.rows import Row, compare_arrays
 from unetr_flax.parity.run_once import jit_to_run_once
@@ -115,9 +116,10 @@ def trajectory_findings(twins: Twins, training: Training, steps: int = STEPS) ->
     for count, (theirs, ours) in enumerate(_both(twins, training, steps)):
         after, ours_after = _named_parameters(theirs.model), to_torch(ours.variables, twins.cfg)
         right = {"learning_rates": learning_rates(training, steps), "count": count}
-        largest = max(float(np.abs(gradient).max()) for gradient in theirs.gradients.values())
+        gradients = {name: g.numpy() for name, g in theirs.gradients.items()}
+        largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
         # Gradients that are zero except for rounding make steps that nothing explains.
-        clear = {n: g for n, g in theirs.gradients.items() if np.abs(g).min() > 1e-9 * largest}
+        clear = {n: g for n, g in gradients.items() if np.abs(g).min() > 1e-9 * largest}
         findings = explain_step(
             "adam" if training.optimizer == "adamw" else "sgd",
             before,
@@ -126,7 +128,7 @@ def trajectory_findings(twins: Twins, training: Training, steps: int = STEPS) ->
             after,
             right={**right, **_right(training)},
             moments=moments,
-            norm=theirs.norm,
+            norm=float(theirs.norm),
         )
         if not findings and theirs.average is not None:
             average_after = _named_parameters(theirs.average)
@@ -141,7 +143,9 @@ def trajectory_findings(twins: Twins, training: Training, steps: int = STEPS) ->
             average, our_average = average_after, our_average_after
         if findings:
             return findings
-        before, ours_before, moments = after, ours_after, (ours.moments, theirs.moments)
+        before, ours_before = after, ours_after
+        optimizer = training.optimizer
+        moments = ours.moments(optimizer, twins.cfg), theirs.moments(optimizer)
     return []
 
 
@@ -187,15 +191,23 @@ class TorchStep:
       loss: the loss before the step.
       gradients: the gradients of the parameters that have one, before they are clipped.
       norm: their global norm, by which they are clipped.
-      moments: averages of the optimizer after the step, by kind and parameter.
+      update: the optimizer, with its averages after the step; the next step changes it.
     """
 
     model: torch.nn.Module
     average: torch.nn.Module | None
     loss: np.ndarray
-    gradients: Named
-    norm: float
-    moments: dict[str, Named]
+    gradients: dict[str, torch.Tensor]
+    norm: torch.Tensor
+    update: torch.optim.Optimizer
+
+    def moments(self, optimizer: str) -> dict[str, Named]:
+        """Copies the averages of the optimizer, by kind and parameter."""
+        state = {n: self.update.state[p] for n, p in self.model.named_parameters()}
+        return {
+            kind: {name: state[name][key].numpy().copy() for name in self.gradients}
+            for kind, (_, key) in MOMENTS[optimizer].items()
+        }
 
 
 def _torch_steps(twins: Twins, training: Training, steps: int) -> Iterator[TorchStep]:
@@ -216,7 +228,6 @@ def _torch_steps(twins: Twins, training: Training, steps: int) -> Iterator[Torch
         # The average of the application starts with the weights before the first step.
         average.n_averaged += 1
     x, labels = channels_first_tensor(twins.image), torch.from_numpy(random_labels(twins)).long()
-    named = [(name, p) for name, p in model.named_parameters()]
     for _ in range(steps):
         update.zero_grad()
         total = 0.0
@@ -225,8 +236,8 @@ def _torch_steps(twins: Twins, training: Training, steps: int) -> Iterator[Torch
             loss = torch_loss(model(x[rows]), labels[rows]) / training.accumulate
             loss.backward()
             total += loss.detach().numpy()
-        gradients = {n: p.grad.numpy().copy() for n, p in named if p.grad is not None}
-        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if training.clip_norm is not None:
             _torch_clip(model, norm, training.clip_norm)
         update.step()
@@ -234,21 +245,17 @@ def _torch_steps(twins: Twins, training: Training, steps: int) -> Iterator[Torch
         if average is not None:
             average.update_parameters(model)
         averaged = None if average is None else average.module
-        moments = {
-            kind: {n: update.state[p][key].numpy().copy() for n, p in named if n in gradients}
-            for kind, (_, key) in MOMENTS[training.optimizer].items()
-        }
-        yield TorchStep(model, averaged, np.asarray(total), gradients, float(norm), moments)
+        yield TorchStep(model, averaged, np.asarray(total), gradients, norm, update)
 
 
 def _torch_clip(model: torch.nn.Module, norm: torch.Tensor, max_norm: float) -> None:
-    """Clips gradients by their global norm.
+    """Puts gradients clipped by their global norm in the places of those that are not.
 
     `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm, which the definition does not.
     """
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad *= torch.clamp(max_norm / norm, max=1)
+            parameter.grad = parameter.grad * torch.clamp(max_norm / norm, max=1)
 
 
 def _torch_average(decay: float) -> Callable[..., torch.Tensor]:
@@ -271,13 +278,20 @@ class FlaxStep:
       variables: the variables after the step.
       average: their average, None if there is none.
       loss: the loss before the step.
-      moments: averages of the optimizer after the step, by kind and PyTorch's name.
+      opt_state: the optimizer's state after the step.
     """
 
     variables: Any
     average: Any
     loss: np.ndarray
-    moments: dict[str, Named]
+    opt_state: Any
+
+    def moments(self, optimizer: str, cfg: UNETRConfig) -> dict[str, Named]:
+        """Returns the averages of the optimizer, by kind and PyTorch's name of the parameter."""
+        return {
+            kind: to_torch({"params": optax.tree_utils.tree_get(self.opt_state, key)}, cfg)
+            for kind, (key, _) in MOMENTS[optimizer].items()
+        }
 
 
 def _flax_steps(twins: Twins, training: Training, steps: int) -> Iterator[FlaxStep]:
@@ -309,10 +323,5 @@ def _flax_steps(twins: Twins, training: Training, steps: int) -> Iterator[FlaxSt
     batch: Any = {"image": twins.image, "label": random_labels(twins)}
     for _ in range(steps):
         state, metrics = train_step(state, batch)
-        # The next step takes the state's memory.
-        variables, average = jax.device_get((state.variables, state.average))
-        moments = {
-            kind: to_torch({"params": optax.tree_utils.tree_get(state.opt_state, key)}, twins.cfg)
-            for kind, (key, _) in MOMENTS[training.optimizer].items()
-        }
-        yield FlaxStep(variables, average, np.asarray(metrics["loss"]), moments)
+        loss = np.asarray(metrics["loss"])
+        yield FlaxStep(state.variables, state.average, loss, state.opt_state)

@@ -82,7 +82,8 @@ def rate_ahead(monkeypatch):
 def clip_each(model, norm, max_norm):
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad *= torch.clamp(max_norm / parameter.grad.norm(), max=1)
+            norm = parameter.grad.norm()
+            parameter.grad = parameter.grad * torch.clamp(max_norm / norm, max=1)
 
 
 def constant(decay):
