@@ -125,7 +125,9 @@ class RunLog:
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         epoch = self._epoch(step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.console.print(f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", soft_wrap=True)
+        # A validation without cases has no numbers.
+        if any(map(math.isfinite, values.values())):
+            self.console.print(f"epoch {epoch}/{self._epochs}  {kind}  {numbers}", soft_wrap=True)
         if self._file is None or self._events is None:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}

@@ -58,6 +58,13 @@ def test_records_reach_both_files_and_the_screen(tmp_path, capsys):
     assert "anterior 0.5" in out
 
 
+def test_a_validation_without_cases_is_not_shown(tmp_path, capsys):
+    with RunLog(tmp_path, CLASSES, total_steps=20, steps_per_epoch=5) as log:
+        log.validation(10, Validation(DiceScores(np.full(3, np.nan), np.nan)))
+    assert [record["mean_dice"] for record in records(tmp_path)] == [None]
+    assert "validation" not in capsys.readouterr().out
+
+
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     with RunLog(tmp_path, CLASSES, total_steps=20, steps_per_epoch=5) as log:
         for step in (5, 10, 15):
