@@ -4,17 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from train.checks import MAX_NUMBER
+from train.command_line import given
 from train.config import Config
 
 # The patches that a plan chooses from, and the least width of its tokens.
 PATCHES = (16, 8, 4)
 LEAST_HIDDEN_SIZE = 48
-
-
-def given(args: Sequence[str]) -> set[str]:
-    """Returns the names of the options that a command line gives, as those of their fields."""
-    names = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
-    return {name[2:].removeprefix("no-").replace("-", "_") for name in names}
 
 
 def whole_patches(roi_size: Sequence[int], largest: int) -> tuple[int, int, int]:

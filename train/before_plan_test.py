@@ -1,6 +1,6 @@
 import pytest
 
-from train.before_plan import given
+from train.command_line import given
 from train.run_dir import OptionError, read_options
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 
 import tyro
 
@@ -54,6 +55,12 @@ def parse(args: list[str], defaults: Config | None = None) -> Config:
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def given(args: Sequence[str]) -> set[str]:
+    """Returns the names of the options that a command line gives, as those of their fields."""
+    names = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    return {name[2:].removeprefix("no-").replace("-", "_") for name in names}
 
 
 def _recipe(name: str, budget: str | None) -> Config:
