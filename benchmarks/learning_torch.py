@@ -82,7 +82,7 @@ class Rival:
         self._rates = np.asarray(jax.vmap(rate)(np.arange(RATES + 1)))
         self._batches = Batches(
             task.train_samples,
-            AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
+            AUGMENTATIONS[cfg.augmentation.augmentation].crop(task.model_config.img_size),
             cfg.data.batch_size,
             cfg.training.seed,
         )

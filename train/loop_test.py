@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from train.checkpoint import Checkpoints
+from train.data.crops import default_crop
 from train.data.loader import Batches
 from train.data.preprocess import Sample
-from train.data.transforms import default_transforms
 from train.log import RunLog
 from train.loop import DivergenceError, Progress, Schedule, fit
 from train.losses import dice_cross_entropy_loss
@@ -78,7 +78,7 @@ def go(
 ):
     """Runs one process, from the last checkpoint, if there is one, to the end or a stop."""
     checkpoints = Checkpoints(folder)
-    batches = Batches(samples, default_transforms((4, 6, 8)), 2, seed=0)
+    batches = Batches(samples, default_crop((4, 6, 8)), 2, seed=0)
     progress = Progress()
     if checkpoints.last_step is None:
         state = create_state(MODEL, TX, 0, SHARDING, averaged=averaged)

@@ -116,7 +116,7 @@ def _train(cfg: Config, task: Task, mesh: Mesh, plan: Sequence[str], started: fl
     )
     batches = Batches(
         task.train_samples,
-        AUGMENTATIONS[cfg.augmentation.augmentation].transforms(task.model_config.img_size),
+        AUGMENTATIONS[cfg.augmentation.augmentation].crop(task.model_config.img_size),
         cfg.data.batch_size,
         training.seed,
         shard=sharding.batch_share(mesh),

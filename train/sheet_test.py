@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.image import imread
 
+from train.data.crops import plain_crop
 from train.data.loader import Batches
 from train.data.preprocess import Sample
-from train.data.transforms import plain_crop
 from train.sheet import draw_samples, save_sheet
 
 

@@ -3,7 +3,7 @@
 A change is a function `(key, image, label) -> (image, label)` of one sample, image [*spatial, C]
 and label [*spatial]. Changes are part of the compiled training step, and a sample is determined by
 its key alone. Rotation and zoom are not among them: they are one resampling of the whole volume
-when the crop is cut out, see `train.data.transforms`.
+when the crop is cut out, see `train.data.crops`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from train.data import intensity
-from train.data.transforms import (
-    Transform,
-    default_transforms,
+from train.data.crops import (
+    Crop,
+    default_crop,
     nnunet_crop,
     plain_crop,
-    strong_transforms,
+    strong_crop,
 )
 from train.step import Augment
 
@@ -133,35 +133,47 @@ def nnunet_intensities() -> list[Change]:
     ]
 
 
-def scale_and_shift_intensities(scale: float, shift: float) -> list[Change]:
-    """Lists the changes of MONAI's recipes, by at most a tenth each.
+def scale_and_shift_intensities(scale: float, shift: float, amount: float = 0.1) -> list[Change]:
+    """Lists the changes of MONAI's recipes.
 
     Args:
-      scale: probability of a factor from 0.9 to 1.1.
-      shift: probability of an offset from -0.1 to 0.1.
+      scale: probability of a factor that is at most `amount` from 1.
+      shift: probability of an offset that is at most `amount` from 0.
+      amount: the largest change; images are normalized.
     """
-    changes = [(scale, random_scale(0.9, 1.1)), (shift, random_shift(0.1))]
+    changes = [(scale, random_scale(1 - amount, 1 + amount)), (shift, random_shift(amount))]
     return [sometimes(probability, change) for probability, change in changes if probability]
+
+
+def default_intensities(amount: float = 0.1, max_deviation: float = 0.05) -> list[Change]:
+    """Lists a factor, an offset and Gaussian noise, which every sample gets.
+
+    Args:
+      amount: the largest change by factor and offset.
+      max_deviation: the largest standard deviation of the noise.
+    """
+    noise = sometimes(1.0, random_noise(max_deviation))
+    return [*scale_and_shift_intensities(1.0, 1.0, amount), noise]
 
 
 class Augmentation(NamedTuple):
     """Everything random about a sample but the flips, which have options of their own.
 
     Attributes:
-      transforms: lists the transforms by which the loader makes crops of a size.
+      crop: makes the crops of a size that the loader cuts out.
       changes: what happens to the crops on the device.
     """
 
-    transforms: Callable[[Sequence[int]], list[Transform]]
+    crop: Callable[[Sequence[int]], Crop]
     changes: Sequence[Change] = ()
 
 
 # The values of --augmentation.
 AUGMENTATIONS = {
-    "default": Augmentation(default_transforms),
+    "default": Augmentation(default_crop, default_intensities()),
     "none": Augmentation(plain_crop),
     "nnunet": Augmentation(nnunet_crop, nnunet_intensities()),
-    "strong": Augmentation(strong_transforms),
+    "strong": Augmentation(strong_crop, default_intensities(0.2, 0.1)),
     # UNETR's code for BTCV: each changes one sample in ten.
     "unetr_btcv": Augmentation(plain_crop, scale_and_shift_intensities(0.1, 0.1)),
     # MONAI's tutorial of UNETR for BTCV: a shift of every second sample.

@@ -80,6 +80,27 @@ def test_nnunet_s_intensities_change_the_image_alone():
     np.testing.assert_array_equal(again, images)
 
 
+@pytest.mark.parametrize(
+    ("name", "amount", "deviation"), [("default", 0.1, 0.05), ("strong", 0.2, 0.1)]
+)
+def test_every_sample_has_another_factor_offset_and_noise(name, amount, deviation):
+    image = np.linspace(-2, 2, 12 * 10 * 9, dtype=np.float32).reshape(12, 10, 9, 1)
+    label = (image[..., 0] > 1).astype(np.int32)
+    images, labels = apply(make_augment(AUGMENTATIONS[name].changes), (image, label))
+    assert all(np.array_equal(x, label) for x in labels)
+    factor, offset = np.array([np.polyfit(image.ravel(), x.ravel(), 1) for x in images]).T
+    fitted = factor * image.ravel()[:, None] + offset
+    noise = (images.reshape(SAMPLES, -1) - fitted.T).std(1)
+    # The fit is off by the noise's share of it.
+    margin = 0.1 * amount
+    for change in (factor - 1, offset):
+        assert -amount - margin < change.min() < -0.7 * amount
+        assert 0.7 * amount < change.max() < amount + margin
+    assert abs(np.corrcoef(factor, offset)[0, 1]) < 0.5
+    assert noise.min() < 0.2 * deviation
+    assert 0.8 * deviation < noise.max() < 1.1 * deviation
+
+
 def test_nothing_to_do_is_no_augmentation():
-    assert make_augment(AUGMENTATIONS["default"].changes) is None
+    assert make_augment(AUGMENTATIONS["none"].changes) is None
     assert make_augment([], flips=(0,), flip_probability=0.0) is None

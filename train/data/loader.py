@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
+from train.data.crops import Crop
 from train.data.preprocess import Sample
-from train.data.transforms import Transform
 
 # Batches that are made ahead. Threads suffice, as cropping and resampling release Python's lock;
 # grain's worker processes take 14 s to start and send every batch through a pipe.
@@ -25,9 +25,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     Args:
       samples: preprocessed cases, each asked for when it is cropped.
-      transforms: applied to a case one after the other; together they make crops of one shape.
+      crop: cuts a crop out of a case; all have one shape.
       batch_size: crops of the global batch.
-      seed: seed of the order of cases and of the transforms.
+      seed: seed of the order of cases and of the crops.
       shard: this process's share of every batch, as (which, of how many).
 
     Attributes:
@@ -40,7 +40,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def __init__(
         self,
         samples: Sequence[Sample],
-        transforms: Sequence[Transform],
+        crop: Crop,
         batch_size: int,
         seed: int,
         *,
@@ -51,7 +51,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if batch_size < 1 or batch_size % shard[1]:
             raise ValueError(f"batch_size={batch_size}: must be a multiple of {shard[1]} processes")
         self._samples = samples
-        self._transforms = tuple(transforms)
+        self._crop = crop
         self._batch_size = batch_size
         self._seed = seed
         self._shard = shard
@@ -94,22 +94,19 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         which, of = self._shard
         share = self._batch_size // of
         first = step * self._batch_size + which * share
-        crops = [self._crop(number) for number in range(first, first + share)]
+        crops = [self._sample(number) for number in range(first, first + share)]
         return {
             "image": np.stack([crop.image for crop in crops]),
             "label": np.stack([crop.label for crop in crops]).astype(np.int32, copy=False),
         }
 
-    def _crop(self, number: int) -> Sample:
-        """Makes crop number `number` of the whole stream."""
+    def _sample(self, number: int) -> Sample:
+        """Cuts out crop number `number` of the whole stream."""
         epoch, place = divmod(number, len(self._samples))
-        # Two independent generators: for the order of an epoch, and for the transforms of a crop.
+        # Two independent generators: for the order of an epoch, and for the crop.
         order = np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._samples))
         rng = np.random.default_rng((self._seed, 1, number))
-        sample = self._samples[order[place]]
-        for transform in self._transforms:
-            sample = transform(sample, rng)
-        return sample
+        return self._crop(self._samples[order[place]], rng)
 
 
 def auto_roi(

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
+from train.data.crops import RandomCrop, RandomRotatedCrop
 from train.data.loader import Batches, auto_roi
 from train.data.preprocess import Sample
-from train.data.transforms import RandomCrop, RandomRotatedCrop, default_transforms
 
 ROI = (8, 6, 10)
-PLAIN = [RandomCrop(ROI)]
+PLAIN = RandomCrop(ROI)
 
 
 def sample(shape, seed=0, name="case"):
@@ -27,8 +27,7 @@ def sample(shape, seed=0, name="case"):
 
 def stream(seed=0, **options):
     samples = [sample((9, 5, 12 + i), seed=i, name=str(i)) for i in range(5)]
-    transforms = [RandomRotatedCrop(ROI, probability=1.0), *default_transforms(ROI)[1:]]
-    return Batches(samples, transforms, 2, seed, **options)
+    return Batches(samples, RandomRotatedCrop(ROI, probability=1.0), 2, seed, **options)
 
 
 def take(batches, count):
@@ -78,8 +77,8 @@ def test_every_epoch_has_every_case_once():
 
 
 def test_a_case_is_cropped_anew_in_every_epoch():
-    transforms = [RandomCrop(ROI, foreground_fraction=0.0)]
-    batches = take(Batches([sample((30, 30, 30))], transforms, 1, 0), 5)
+    crop = RandomCrop(ROI, foreground_fraction=0.0)
+    batches = take(Batches([sample((30, 30, 30))], crop, 1, 0), 5)
     assert len({float(batch["image"][0, 0, 0, 0, 1]) for batch in batches}) == 5
 
 
@@ -101,19 +100,14 @@ class Unreadable(list):
         return super().__getitem__(index)
 
 
-def test_transforms_follow_one_another_and_draw_from_one_generator():
-    drawn = []
-
+def test_a_crop_draws_from_a_generator_of_its_number():
     def draw(case, rng):
-        drawn.append(rng.random())
-        return dataclasses.replace(case, image=case.image + np.float32(drawn[-1]))
+        return dataclasses.replace(case, image=np.full_like(case.image, rng.random()))
 
-    batches = Batches([sample(ROI)], [draw, draw], 1, seed=7)
-    crop = batches._crop(0)
-    batches.close()
-    assert drawn == np.random.default_rng((7, 1, 0)).random(2).tolist()
-    expected = sample(ROI).image + np.float32(drawn[0]) + np.float32(drawn[1])
-    np.testing.assert_array_equal(crop.image, expected)
+    batches = take(Batches([sample(ROI)], draw, 2, seed=7), 2)
+    drawn = np.concatenate([batch["image"][:, 0, 0, 0, 0] for batch in batches])
+    expected = [np.random.default_rng((7, 1, number)).random() for number in range(4)]
+    np.testing.assert_array_equal(drawn, np.float32(expected))
 
 
 def test_errors_in_the_background_reach_the_consumer_at_their_batch():
@@ -152,9 +146,9 @@ def test_the_time_that_next_waits_is_counted():
 
     def slow(case, rng):
         started.wait(0.05)
-        return case
+        return PLAIN(case, rng)
 
-    batches = Batches([sample(ROI)], [*PLAIN, slow], 1, 0)
+    batches = Batches([sample(ROI)], slow, 1, 0)
     assert batches.waited == 0
     next(batches)
     assert batches.waited >= 0.05

@@ -1,8 +1,8 @@
-"""Random transforms by which the loader makes crops of samples.
+"""Random crops, rotated and zoomed at times, which the loader cuts out of samples.
 
-A transform is a function `(sample, rng) -> sample`. All that is random about it is drawn from
-`rng`, so a crop can be repeated from the seed of its generator. The default and strong augmentation
-also change intensities here; what else changes is a matter of the device, see `train.data.augment`.
+A crop is a function `(sample, rng) -> sample`. All that is random about it is drawn from
+`rng`, so a crop can be repeated from the seed of its generator. Intensities and flips are a matter
+of the device, see `train.data.augment`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from scipy import ndimage
 from train.data.preprocess import Sample
 from unetr_flax.imaging.padding import crop_or_pad
 
-Transform = Callable[[Sample, np.random.Generator], Sample]
+Crop = Callable[[Sample, np.random.Generator], Sample]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,64 +72,28 @@ class RandomRotatedCrop:
         return dataclasses.replace(sample, image=image, label=label)
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomContrastAndShift:
-    """Multiplies the image by a random factor near 1 and adds a random constant.
-
-    Attributes:
-      amount: largest change of the factor and largest constant; the image is normalized.
-    """
-
-    amount: float = 0.1
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Returns the sample with another image."""
-        contrast, shift = rng.uniform(-self.amount, self.amount, 2)
-        image = sample.image * np.float32(1 + contrast) + np.float32(shift)
-        return dataclasses.replace(sample, image=image)
+def default_crop(roi_size: Sequence[int]) -> Crop:
+    """Makes a crop that is at times rotated and zoomed."""
+    return RandomRotatedCrop(tuple(roi_size))
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomNoise:
-    """Adds Gaussian noise to the image.
-
-    Attributes:
-      max_std: largest standard deviation of the noise; the image is normalized.
-    """
-
-    max_std: float = 0.05
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Returns the sample with another image."""
-        noise = rng.standard_normal(sample.image.shape, np.float32)
-        noise *= np.float32(rng.uniform(0, self.max_std))
-        return dataclasses.replace(sample, image=sample.image + noise)
+def strong_crop(roi_size: Sequence[int]) -> Crop:
+    """Makes what `default_crop` makes, more often and stronger, for longer trainings."""
+    return RandomRotatedCrop(tuple(roi_size), probability=0.8, max_rotation=20.0, max_zoom=0.2)
 
 
-def default_transforms(roi_size: Sequence[int]) -> list[Transform]:
-    """Lists a crop that is at times rotated and zoomed, then contrast, shift and noise."""
-    return [RandomRotatedCrop(tuple(roi_size)), RandomContrastAndShift(), RandomNoise()]
+def plain_crop(roi_size: Sequence[int]) -> Crop:
+    """Makes a crop that is neither rotated nor zoomed."""
+    return RandomCrop(tuple(roi_size))
 
 
-def strong_transforms(roi_size: Sequence[int]) -> list[Transform]:
-    """Lists what `default_transforms` lists, more often and stronger, for longer trainings."""
-    crop = RandomRotatedCrop(tuple(roi_size), probability=0.8, max_rotation=20.0, max_zoom=0.2)
-    return [crop, RandomContrastAndShift(0.2), RandomNoise(0.1)]
-
-
-def plain_crop(roi_size: Sequence[int]) -> list[Transform]:
-    """Lists a crop and nothing else."""
-    return [RandomCrop(tuple(roi_size))]
-
-
-def nnunet_crop(roi_size: Sequence[int]) -> list[Transform]:
-    """Lists a crop that is rotated and zoomed about as much as nnU-Net's.
+def nnunet_crop(roi_size: Sequence[int]) -> Crop:
+    """Makes a crop that is rotated and zoomed about as much as nnU-Net's.
 
     nnU-Net (Isensee et al. 2021, supplementary note 2) rotates by up to 30 degrees and zooms by 0.7
     to 1.4, each with probability 0.2; here both happen together, as often as either does there.
     """
-    crop = RandomRotatedCrop(tuple(roi_size), probability=0.36, max_rotation=30.0, max_zoom=0.3)
-    return [crop]
+    return RandomRotatedCrop(tuple(roi_size), probability=0.36, max_rotation=30.0, max_zoom=0.3)
 
 
 def _random_center(
