@@ -18,6 +18,7 @@ from unetr_flax.ops.conv3x3x3.operands import (
 )
 from unetr_flax.ops.dtypes import at_least_float32
 from unetr_flax.ops.reductions import channel_sums
+from unetr_flax.ops.tpu_slices import axis_of_slices, kernel_turned, turned
 
 # These limits minimize the memory traffic that the TPU's compiler reports, then its compile time.
 
@@ -41,7 +42,8 @@ def forward(
     if size := tpu_slabs.slab_size(operands):
         return tpu_slabs.forward(operands, size, precision=precision)
     x, _, kernel, bias = operands.with_arrays().as_one()
-    y = _conv(x, kernel, precision)
+    axis = axis_of_slices(x)
+    y = turned(_conv(turned(x, axis), kernel_turned(kernel, axis), precision), axis)
     return y if bias is None else y + bias
 
 
@@ -54,10 +56,12 @@ def backward(
 
     def gradients(operands, grad):
         x, _, kernel, bias = operands
+        axis = axis_of_slices(x)
+        x, slices = turned(x, axis), turned(grad, axis)
         return Operands(
-            _conv(grad, mirrored(kernel), precision),
+            turned(_conv(slices, mirrored(kernel_turned(kernel, axis)), precision), axis),
             None,
-            _kernel_grad(x, grad, precision),
+            kernel_turned(_kernel_grad(x, slices, precision), axis),
             None if bias is None else channel_sums(grad).astype(bias.dtype),
         )
 

@@ -17,11 +17,16 @@ def platform(request, monkeypatch):
     return request.param
 
 
+SIZES = [(strides, (3, 4, 2)) for strides in itertools.product((1, 2), repeat=3)]
+# On TPU slices are those along the longest axis.
+SIZES += [((2, 1, 2), (4, 3, 2)), ((1, 2, 2), (3, 2, 4)), ((2, 1), (3, 4)), ((2,), (3,))]
+
+
 @pytest.mark.usefixtures("platform")
-@pytest.mark.parametrize("strides", [*itertools.product((1, 2), repeat=3), (2, 1), (2,)])
-def test_upsampling_and_its_gradients_are_those_of_xla(strides):
+@pytest.mark.parametrize(("strides", "size"), SIZES)
+def test_upsampling_and_its_gradients_are_those_of_xla(strides, size):
     with jax.enable_x64(True):
-        x = random(0, (2, *(3, 4, 2)[: len(strides)], 5))
+        x = random(0, (2, *size, 5))
         kernel = random(1, (*strides, 5, 4))
 
         def theirs(x, kernel):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from unetr_flax.ops.tpu_slices import axis_of_slices, kernel_turned, turned
+
 # Up to this many of a TPU's 128 lanes, a convolution moves less memory than a permutation by the
 # figures of the TPU's compiler.
 FILLED_LANES = 64
@@ -25,6 +27,8 @@ def upsample(
     This is a convolution of slices that are dilated by zeros. The fine slices of one coarse slice
     are channels of the convolution's result, since permuting slices moves whole rows.
     """
+    axis = axis_of_slices(x)
+    x, kernel = turned(x, axis), kernel_turned(kernel, axis)
     slices, *patch, inputs, features = kernel.shape
     n, depth, h, w, _ = x.shape
     taps = jnp.moveaxis(jnp.flip(kernel, (1, 2)), 0, -2).reshape(*patch, inputs, -1)
@@ -39,7 +43,8 @@ def upsample(
         preferred_element_type=result,
     )
     y = y.reshape(n, depth, *y.shape[1:3], slices, features)
-    return jnp.moveaxis(y, 4, 2).reshape(n, depth * slices, *y.shape[2:4], features)
+    y = jnp.moveaxis(y, 4, 2).reshape(n, depth * slices, *y.shape[2:4], features)
+    return turned(y, axis)
 
 
 def gradients(
