@@ -102,8 +102,11 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
     large = _is_large(device)
     smallest = min(fingerprint.label_fractions[1:], default=0.0)
     sided = find_sided(fingerprint.labels)
-    parts = cfg.training.accumulate
-    divisible = f"{device.count} device(s)" + (f" and --accumulate {parts}" if parts > 1 else "")
+    parts, shares = cfg.training.accumulate, _batch_shares(device, cfg)
+    together = device.count // shares
+    divisible = f"{device.count} device(s)"
+    divisible += f", {together} to a volume," if together > 1 else ""
+    divisible += f" and --accumulate {parts}" if parts > 1 else ""
     return [
         Choice(
             "data",
@@ -114,7 +117,7 @@ def _plan_training(fingerprint: Fingerprint, device: Device, cfg: Config) -> lis
         Choice(
             "data",
             "batch_size",
-            rounded_up(DATA.data.batch_size, device.count * parts),
+            rounded_up(DATA.data.batch_size, shares * parts),
             f"the least for {divisible} that averages gradients a little",
         ),
         Choice(
@@ -205,11 +208,17 @@ def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Ch
     data, large = cfg.data, _is_large(device)
     shape = _median_shape(fingerprint, data)
     free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
-    at_once = max(1, data.batch_size // (device.count * cfg.training.accumulate))
-    voxels = free / BYTES_PER_VOXEL / at_once
-    roi_size = crop_size(shape, cfg.model.patch_size, LARGE_CROP if large else SMALL_CROP, voxels)
+    shares = _batch_shares(device, cfg)
+    at_once = max(1, data.batch_size // (shares * cfg.training.accumulate))
+    together = device.count // shares
+    voxels = free / BYTES_PER_VOXEL / at_once * together
+    # Each device has whole patches of a volume that it shares.
+    unit = (cfg.model.patch_size[0] * together, *cfg.model.patch_size[1:])
+    roi_size = crop_size(shape, unit, LARGE_CROP if large else SMALL_CROP, voxels)
     median = " x ".join(f"{n:.0f}" for n in shape)
-    choices = [Choice("data", "roi_size", roi_size, f"the median case has {median} voxels")]
+    reason = f"the median case has {median} voxels"
+    reason += f", and {together} devices share a crop" if together > 1 else ""
+    choices = [Choice("data", "roi_size", roi_size, reason)]
     # A budget takes the place of the epochs and of those between validations.
     if cfg.training.budget is None:
         steps_per_epoch = cfg.steps_per_epoch(fingerprint.num_train)
@@ -249,29 +258,29 @@ def _average(steps: int, described: str) -> Choice:
 
 
 def crop_size(
-    shape: Sequence[float], patch_size: Sequence[int], largest: int, voxels: float
+    shape: Sequence[float], unit: Sequence[int], largest: int, voxels: float
 ) -> tuple[int, ...]:
     """Chooses crops that hold a case of a shape, in whole patches, and fit the memory.
 
-    The axis along which crops are largest, as a share of the case, loses a patch until they fit, as
+    The axis along which crops are largest, as a share of the case, loses a unit until they fit, as
     in nnU-Net; so crops keep the proportions of cases.
 
     Args:
       shape: voxels of the case per axis.
-      patch_size: voxels of a patch per axis.
+      unit: voxels per axis of which crops are multiples, one or several patches.
       largest: the most voxels per axis.
       voxels: the most voxels of a crop.
     """
     size = [
-        max(patch, min(math.ceil(n / patch) * patch, largest // patch * patch))
-        for n, patch in zip(shape, patch_size, strict=True)
+        max(step, min(math.ceil(n / step) * step, largest // step * step))
+        for n, step in zip(shape, unit, strict=True)
     ]
     while math.prod(size) > voxels:
-        shrinkable = [axis for axis in range(3) if size[axis] > patch_size[axis]]
+        shrinkable = [axis for axis in range(3) if size[axis] > unit[axis]]
         if not shrinkable:
             break
         axis = max(shrinkable, key=lambda axis: size[axis] / shape[axis])
-        size[axis] -= patch_size[axis]
+        size[axis] -= unit[axis]
     return tuple(size)
 
 
@@ -308,6 +317,11 @@ def _median_shape(fingerprint: Fingerprint, data: DataOptions) -> list[float]:
     if data.spacing is not None:
         shapes = shapes * fingerprint.spacings / np.array(data.spacing)
     return np.median(shapes, axis=0).tolist()
+
+
+def _batch_shares(device: Device, cfg: Config) -> int:
+    """Returns the number of parts that the devices split a batch into."""
+    return max(1, device.count // cfg.run.depth_shards)
 
 
 def _is_large(device: Device) -> bool:

@@ -175,6 +175,22 @@ def test_batches_are_divided_by_devices_and_accumulation(abdomen):
     assert np.prod(parts.data.roi_size) > np.prod(whole.data.roi_size)
 
 
+def test_devices_that_share_volumes_have_whole_patches_of_them(abdomen):
+    eight = dataclasses.replace(GPU, count=8)
+    alone, _ = plan(abdomen, eight)
+    shared, reasons = plan(abdomen, eight, "--depth-shards", "4")
+    assert (alone.data.batch_size, shared.data.batch_size) == (8, 2)
+    assert reasons["batch_size"].startswith("the least for 8 device(s), 4 to a volume, that")
+    assert reasons["roi_size"].endswith(" voxels, and 4 devices share a crop")
+    assert shared.data.roi_size[0] == 128
+    # Little memory is that of four devices for a crop.
+    little = dataclasses.replace(CPU, memory=1 << 29, count=4)
+    alone, shared = (
+        np.prod(plan(abdomen, little, "--depth-shards", n)[0].data.roi_size) for n in ("1", "4")
+    )
+    assert shared > 2 * alone
+
+
 def test_a_budget_takes_the_place_of_epochs(abdomen):
     for budget, decay, reason in (
         ("15m", 0.9889, "weights are averaged over 90 of the about 1800 steps that 15m may have"),
