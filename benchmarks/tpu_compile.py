@@ -122,6 +122,8 @@ PROMISES = {
     Program("v5e:2x2", "reference", 4.0, 96, 1, "step"): 2,
     # As much as one chip needs for one volume, as chips exchange sums and never volumes.
     Program("v5e:2x2", "reference", 4.0, 96, 4, "step", chips=4): 2,
+    # One chip needs 2.5 for the whole volume.
+    Program("v5e:2x2", "reference", 4.0, 128, 1, "step", chips=4, depth_shards=4): 1.8,
     Program("v5e:2x2", "reference", 4.0, 224, 1, "step-remat"): 4.5,
     Program("v5e:2x2", "reference", 1.0, 224, 1, "forward"): 5,
     Program("v5e:2x2", "reference", 1.0, 224, 1, "step-remat"): 11,
