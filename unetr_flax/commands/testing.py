@@ -1,5 +1,7 @@
 """Label maps in files, and commands in this process, for the tests of commands."""
 
+from typing import Any
+
 import numpy as np
 
 from unetr_flax import cli
@@ -24,7 +26,7 @@ def save(path, array, affine=None, codes="RAS"):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array, np.diag([*SPACING, 1.0]) if affine is None else affine)
-    transform = nib.orientations.ornt_transform(
+    transform: Any = nib.orientations.ornt_transform(
         nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes)
     )
     nib.save(image.as_reoriented(transform), path)
