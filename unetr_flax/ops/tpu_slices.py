@@ -11,11 +11,13 @@ LANES = 128
 
 
 def axis_of_slices(x: jax.Array) -> int:
-    """Returns the axis of [N, D, H, W, C] along which slices are padded least; depth if all are."""
-    samples, *spatial, _ = x.shape
+    """Returns the axis of [N, D, H, W, C] along which slices are padded least; depth if all are.
+
+    The batch does not count, as it may be empty or of symbolic size.
+    """
 
     def padding(axis):
-        slices = samples * spatial[axis - 1]
+        slices = x.shape[axis]
         return -(-slices // LANES) * LANES / slices
 
     return min((1, 2, 3), key=padding)
