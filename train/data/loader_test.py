@@ -104,7 +104,7 @@ def test_a_crop_draws_from_a_generator_of_its_number():
     def draw(case, rng):
         return dataclasses.replace(case, image=np.full_like(case.image, rng.random()))
 
-    batches = take(Batches([sample(ROI)], draw, 2, seed=7), 2)
+    batches = take(Batches([sample(ROI), sample(ROI)], draw, 2, seed=7), 2)
     drawn = np.concatenate([batch["image"][:, 0, 0, 0, 0] for batch in batches])
     expected = [np.random.default_rng((7, 1, number)).random() for number in range(4)]
     np.testing.assert_array_equal(drawn, np.float32(expected))
