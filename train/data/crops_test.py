@@ -10,6 +10,7 @@ from train.data.crops import (
     strong_crop,
 )
 from train.data.preprocess import Sample
+from train.data.testing import sample
 
 ROI = (8, 6, 10)
 
@@ -26,18 +27,6 @@ def arrays(transform, case, rng):
     assert changed.image.dtype == np.float32
     assert changed.label.dtype == np.int32
     return changed.image, changed.label
-
-
-def sample(shape, seed=0, name="case"):
-    """Makes a case whose intensities encode the class and the position of every voxel."""
-    label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
-    position = np.arange(label.size, dtype=np.float32).reshape(shape)
-    return Sample(
-        name,
-        np.stack([label + np.float32(1), position + 1], -1).astype(np.float32),
-        label,
-        (1.0, 1.0, 2.0),
-    )
 
 
 def blobs(shape=(16, 20, 14)):

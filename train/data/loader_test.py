@@ -8,21 +8,10 @@ import pytest
 from train.data.crops import RandomCrop, RandomRotatedCrop
 from train.data.loader import Batches, auto_roi
 from train.data.preprocess import Sample
+from train.data.testing import sample
 
 ROI = (8, 6, 10)
 PLAIN = RandomCrop(ROI)
-
-
-def sample(shape, seed=0, name="case"):
-    """Makes a case whose intensities encode the class and the position of every voxel."""
-    label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
-    position = np.arange(label.size, dtype=np.float32).reshape(shape)
-    return Sample(
-        name,
-        np.stack([label + np.float32(1), position + 1], -1).astype(np.float32),
-        label,
-        (1.0, 1.0, 2.0),
-    )
 
 
 def stream(seed=0, **options):

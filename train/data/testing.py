@@ -1,4 +1,4 @@
-"""Small data sets on disk for the tests."""
+"""Small data sets for the tests, on disk and in memory."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -7,6 +7,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+
+from train.data.preprocess import Sample
 
 SHAPE = (6, 5, 4)
 
@@ -101,3 +103,15 @@ def write_boxes(
     labels = {"0": "background", "1": "box"}
     describe(folder, name="Boxes", modality={"0": modality}, labels=labels, training=training)
     return folder
+
+
+def sample(shape: tuple[int, ...], seed: int = 0, name: str = "case") -> Sample:
+    """Makes a case whose intensities encode the class and the position of every voxel."""
+    label = np.random.default_rng(seed).integers(0, 2, shape).astype(np.int32)
+    position = np.arange(label.size, dtype=np.float32).reshape(shape)
+    return Sample(
+        name,
+        np.stack([label + np.float32(1), position + 1], -1).astype(np.float32),
+        label,
+        (1.0, 1.0, 2.0),
+    )
