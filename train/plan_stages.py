@@ -6,7 +6,6 @@ fixed size.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,10 +20,9 @@ from train.data.fingerprint import Fingerprint
 from train.data.label_names import find_sided
 from train.distributed import process_min
 from train.memory import device_memory
-from train.options import DataOptions, ModelOptions
+from train.options import ModelOptions
+from train.plan_sizes import crop_size, median_shape, target_spacing
 
-# nnU-Net's: spacings that differ more are anisotropic.
-ANISOTROPY = 3.0
 # Shares of the volumes below which cropping to the foreground pays.
 CROP_BELOW = 0.75
 # What a training step keeps for each voxel of a batch, measured at 96^3 with widths of the paper.
@@ -90,7 +88,7 @@ class Choice:
 
 def _plan_scale(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
     """Chooses spacing and window, which depend on the data alone."""
-    spacing, why_spacing = _spacing(fingerprint)
+    spacing, why_spacing = target_spacing(fingerprint)
     window = _window(fingerprint)
     choice = Choice("data", "spacing", spacing, why_spacing)
     return [choice] if window is None else [choice, window]
@@ -152,7 +150,7 @@ def _plan_patch(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[C
     if _is_large(device):
         patch, reason = 16, LARGE_MODEL
     else:
-        shape = roi_size or [min(n, SMALL_CROP) for n in _median_shape(fingerprint, cfg.data)]
+        shape = roi_size or [min(n, SMALL_CROP) for n in median_shape(fingerprint, cfg.data)]
         tokens = math.prod(math.ceil(n / 4) for n in shape)
         patch = 8 if tokens > MOST_TOKENS else 4
         reason = f"the model learns more with {tokens} small patches than with larger ones"
@@ -206,7 +204,7 @@ def _plan_family(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[
 def _plan_size(fingerprint: Fingerprint, device: Device, cfg: Config) -> list[Choice]:
     """Chooses crops and epochs, which depend on preprocessing, model and batches."""
     data, large = cfg.data, _is_large(device)
-    shape = _median_shape(fingerprint, data)
+    shape = median_shape(fingerprint, data)
     free = device.memory * 0.8 - LARGE_MODEL_BYTES * large
     shares = _batch_shares(device, cfg)
     at_once = max(1, data.batch_size // (shares * cfg.training.accumulate))
@@ -257,51 +255,6 @@ def _average(steps: int, described: str) -> Choice:
     return Choice("training", "ema_decay", decay, reason)
 
 
-def crop_size(
-    shape: Sequence[float], unit: Sequence[int], largest: int, voxels: float
-) -> tuple[int, ...]:
-    """Chooses crops that hold a case of a shape, in whole patches, and fit the memory.
-
-    The axis along which crops are largest, as a share of the case, loses a unit until they fit, as
-    in nnU-Net; so crops keep the proportions of cases.
-
-    Args:
-      shape: voxels of the case per axis.
-      unit: voxels per axis of which crops are multiples, one or several patches.
-      largest: the most voxels per axis.
-      voxels: the most voxels of a crop.
-    """
-    size = [
-        max(step, min(math.ceil(n / step) * step, largest // step * step))
-        for n, step in zip(shape, unit, strict=True)
-    ]
-    while math.prod(size) > voxels:
-        shrinkable = [axis for axis in range(3) if size[axis] > unit[axis]]
-        if not shrinkable:
-            break
-        axis = max(shrinkable, key=lambda axis: size[axis] / shape[axis])
-        size[axis] -= unit[axis]
-    return tuple(size)
-
-
-def _spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float] | None, str]:
-    spacings = fingerprint.spacings
-    median = np.median(spacings, axis=0)
-    if np.allclose(spacings, median, rtol=0.01):
-        return None, f"all scans have {' x '.join(f'{mm:.3g}' for mm in median)} mm"
-    target = median.copy()
-    reason = "the median of the scans"
-    coarse = int(median.argmax())
-    if median[coarse] > ANISOTROPY * np.delete(median, coarse).max():
-        # With the median, half of the scans would lose the little detail that they have there.
-        target[coarse] = max(
-            np.percentile(spacings[:, coarse], 10), np.delete(median, coarse).max()
-        )
-        reason += f", and the 10th percentile along axis {coarse}, which is coarse"
-    x, y, z = (float(f"{mm:.3g}") for mm in target)
-    return (x, y, z), reason
-
-
 def _window(fingerprint: Fingerprint) -> Choice | None:
     channels = np.flatnonzero(fingerprint.windowed)
     if not channels.size:
@@ -310,13 +263,6 @@ def _window(fingerprint: Fingerprint) -> Choice | None:
     high = max(fingerprint.high[i] for i in channels)
     window = (float(math.floor(low)), float(math.ceil(max(high, low + 1))))
     return Choice("data", "window", window, "0.5th to 99.5th percentile of labeled voxels")
-
-
-def _median_shape(fingerprint: Fingerprint, data: DataOptions) -> list[float]:
-    shapes = fingerprint.boxes(data.window) if data.crop_foreground else fingerprint.shapes
-    if data.spacing is not None:
-        shapes = shapes * fingerprint.spacings / np.array(data.spacing)
-    return np.median(shapes, axis=0).tolist()
 
 
 def _batch_shares(device: Device, cfg: Config) -> int:

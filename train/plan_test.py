@@ -9,7 +9,8 @@ from train.data.fingerprint import Fingerprint, take_fingerprint
 from train.data.layouts import read_dataset
 from train.data.testing import write_boxes
 from train.plan import make_plan, plan_options
-from train.plan_stages import Device, crop_size
+from train.plan_sizes import crop_size
+from train.plan_stages import Device
 
 CPU = Device("cpu", 16 << 30, 1)
 GPU = Device("gpu", 40 << 30, 2)
