@@ -26,14 +26,12 @@ nothing is gained after 2,000.
 """
 
 import dataclasses
-import math
 
 from train.config import Config
 from train.options import AugmentationOptions, DataOptions, ModelOptions, TrainingOptions
 
-# Divisors of the decoder's widths for runs shorter than so many seconds: in little time, more steps
-# of a smaller model learn more, in much time a larger model.
-LIGHT_R_BELOW = {8 * 60: 8.0, 40 * 60: 4.0, math.inf: 2.0}
+# In less time than this, more steps of a smaller model learn more.
+SECONDS_OF_LARGER_MODEL = 8 * 60
 
 RECIPE = Config(
     data=DataOptions(batch_size=2),
@@ -53,5 +51,6 @@ RECIPE = Config(
 
 def for_budget(seconds: float) -> Config:
     """Returns the recipe for a run of a given time, on two CPU cores."""
-    light_r = next(light_r for limit, light_r in LIGHT_R_BELOW.items() if seconds < limit)
-    return dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, light_r=light_r))
+    if seconds >= SECONDS_OF_LARGER_MODEL:
+        return RECIPE
+    return dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, light_r=8.0))
