@@ -26,6 +26,11 @@ nnU-Net's changes of intensities besides 0.8785 after 640, where it was 0.8805. 
 repeat the volume's edge gave 0.0025 there, and nothing with 128 cases. The rate does decay: if it
 stays high and the average is longer, 0.8840 after 960 steps is the best, and on all cases nothing
 is gained after 2,000.
+
+How much is learned from few cases, with 32 and 128 others: 0.8764 after 768 of 1,024 steps. 0.8722
+if crops are rotated by up to 30 degrees, zoomed by a quarter and sheared; 0.8767 with dropout and
+stochastic depth of a tenth; labels that are resampled linearly are not better, either (0.8750 after
+512 steps, where it was 0.8753).
 """
 
 import dataclasses
