@@ -161,6 +161,15 @@ def test_without_rotation_and_zoom_nothing_moves():
     np.testing.assert_allclose(linear_map(0, max_rotation=0.0, max_zoom=0.0), np.eye(3), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (8, 5, 7), ROI])
+def test_a_crop_that_is_not_rotated_lies_in_its_padding_where_a_plain_one_does(shape):
+    case = sample(shape)
+    turned = rotated(ROI, max_rotation=0.0, max_zoom=0.0)
+    crops = [arrays(crop, case, np.random.default_rng(0)) for crop in (turned, RandomCrop(ROI))]
+    for ours, plain in zip(*crops, strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_what_is_turned_out_of_the_volume_is_its_nearest_edge(missing):
     shape = (8, 6 - missing, 10)
