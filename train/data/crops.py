@@ -143,7 +143,7 @@ def _warp(
         for i in range(sample.image.shape[-1])
     ]
     label = ndimage.affine_transform(sample.label, **warp, order=0)
-    start = centered_start(box, roi_size)
+    start = centered_start(tuple(box), roi_size)
     image = crop_or_pad(np.stack(channels, axis=-1), start, roi_size, fill=sample.background)
     return image, crop_or_pad(label, start, roi_size)
 
