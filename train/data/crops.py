@@ -44,9 +44,9 @@ class RandomCrop:
 class RandomRotatedCrop:
     """Cuts out a crop at a random place, at times rotated and zoomed about its center.
 
-    The crop, the rotation and the zoom are one resampling, of the crop's voxels only; those from
-    outside of the volume are those of its nearest edge, in image and label. Then it is padded as
-    in `RandomCrop`. There is no mirroring: left and right are different anatomy.
+    The crop, the rotation and the zoom are one resampling, of the crop's voxels only. The volume is
+    padded as in `RandomCrop`; voxels from outside of it are those of its nearest edge, in image and
+    label. There is no mirroring: left and right are different anatomy.
 
     Attributes:
       roi_size: voxels of the crop per axis.
@@ -134,18 +134,17 @@ def _warp(
     # The matrix maps millimeters, the arrays are indexed by voxels.
     spacing = np.array(sample.spacing)
     matrix = matrix * spacing[None, :] / spacing[:, None]
-    box = np.minimum(sample.label.shape, roi_size)
-    offset = center - matrix @ ((box - 1) / 2)
+    size = np.maximum(sample.label.shape, roi_size)
+    start = centered_start(sample.label.shape, size)
+    image = crop_or_pad(sample.image, start, size, fill=sample.background)
+    label = crop_or_pad(sample.label, start, size)
+    offset = center - start - matrix @ ((np.array(roi_size) - 1) / 2)
     # Corners turned out of the volume repeat its edge: an edge against nothing is in no scan.
-    warp = {"matrix": matrix, "offset": offset, "output_shape": tuple(box), "mode": "nearest"}
+    warp = {"matrix": matrix, "offset": offset, "output_shape": tuple(roi_size), "mode": "nearest"}
     channels = [
-        ndimage.affine_transform(sample.image[..., i], **warp, order=1)
-        for i in range(sample.image.shape[-1])
+        ndimage.affine_transform(image[..., i], **warp, order=1) for i in range(image.shape[-1])
     ]
-    label = ndimage.affine_transform(sample.label, **warp, order=0)
-    start = centered_start(tuple(box), roi_size)
-    image = crop_or_pad(np.stack(channels, axis=-1), start, roi_size, fill=sample.background)
-    return image, crop_or_pad(label, start, roi_size)
+    return np.stack(channels, axis=-1), ndimage.affine_transform(label, **warp, order=0)
 
 
 def _random_matrix(max_rotation: float, max_zoom: float, rng: np.random.Generator) -> np.ndarray:

@@ -22,10 +22,11 @@ is 2,157 steps, by which it learns less than a quarter of them by 6,734.
 
 For the hour, with 64 cases and 96 others: 0.8832 after 1,600 steps, and 0.8814 if crops are also
 mirrored. With more weight decay (1.0) 0.8820 after 960 of the steps, where it was 0.8827; with
-nnU-Net's changes of intensities besides 0.8785 after 640, where it was 0.8805, and 0.8830 if
-rotated crops repeat the volume's edge, as they do now and did not in all the others here. The rate
-does decay: if it stays high and the average is longer, 0.8840 after 960 steps is the best, and on
-all cases nothing is gained after 2,000.
+nnU-Net's changes of intensities besides 0.8785 after 640, where it was 0.8805. The rate does decay:
+if it stays high and the average is longer, 0.8840 after 960 steps is the best, and on all cases
+nothing is gained after 2,000. What is turned out of a volume is background in crops: where it
+repeats the volume's edge instead, 0.8820 after 640 steps, but 0.8816 after all, and on all cases
+0.8819 after 4,368 of an hour's steps.
 
 How much is learned from few cases, with 32 and 128 others: 0.8764 after 768 of 1,024 steps. 0.8722
 if crops are rotated by up to 30 degrees, zoomed by a quarter and sheared; 0.8767 with dropout and
