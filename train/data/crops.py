@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from train.data.preprocess import Sample
-from unetr_flax.imaging.padding import centered_start, crop_or_pad
+from unetr_flax.imaging.padding import crop_or_pad
 
 Crop = Callable[[Sample, np.random.Generator], Sample]
 
@@ -21,8 +21,8 @@ Crop = Callable[[Sample, np.random.Generator], Sample]
 class RandomCrop:
     """Cuts out a crop at a random place.
 
-    Where the crop is longer than the volume, the image has its channel's lowest value and the
-    label is 0, as in the windows of inference.
+    Where the crop reaches out of the volume, the image has its channel's lowest value and the
+    label is 0.
 
     Attributes:
       roi_size: voxels of the crop per axis.
@@ -44,9 +44,8 @@ class RandomCrop:
 class RandomRotatedCrop:
     """Cuts out a crop at a random place, at times rotated and zoomed about its center.
 
-    The crop, the rotation and the zoom are one resampling, of the crop's voxels only. The volume is
-    padded as in `RandomCrop`; voxels from outside of it are those of its nearest edge, in image and
-    label. There is no mirroring: left and right are different anatomy.
+    The crop, the rotation and the zoom are one resampling, of the crop's voxels only. There is no
+    mirroring: left and right are different anatomy.
 
     Attributes:
       roi_size: voxels of the crop per axis.
@@ -134,17 +133,14 @@ def _warp(
     # The matrix maps millimeters, the arrays are indexed by voxels.
     spacing = np.array(sample.spacing)
     matrix = matrix * spacing[None, :] / spacing[:, None]
-    size = np.maximum(sample.label.shape, roi_size)
-    start = centered_start(sample.label.shape, size)
-    image = crop_or_pad(sample.image, start, size, fill=sample.background)
-    label = crop_or_pad(sample.label, start, size)
-    offset = center - start - matrix @ ((np.array(roi_size) - 1) / 2)
-    # Corners turned out of the volume repeat its edge: an edge against nothing is in no scan.
-    warp = {"matrix": matrix, "offset": offset, "output_shape": tuple(roi_size), "mode": "nearest"}
+    offset = center - matrix @ ((np.array(roi_size) - 1) / 2)
+    warp = {"matrix": matrix, "offset": offset, "output_shape": tuple(roi_size), "mode": "constant"}
     channels = [
-        ndimage.affine_transform(image[..., i], **warp, order=1) for i in range(image.shape[-1])
+        ndimage.affine_transform(sample.image[..., i], **warp, order=1, cval=sample.background[i])
+        for i in range(sample.image.shape[-1])
     ]
-    return np.stack(channels, axis=-1), ndimage.affine_transform(label, **warp, order=0)
+    label = ndimage.affine_transform(sample.label, **warp, order=0, cval=0)
+    return np.stack(channels, axis=-1), label
 
 
 def _random_matrix(max_rotation: float, max_zoom: float, rng: np.random.Generator) -> np.ndarray:

@@ -161,18 +161,7 @@ def test_without_rotation_and_zoom_nothing_moves():
     np.testing.assert_allclose(linear_map(0, max_rotation=0.0, max_zoom=0.0), np.eye(3), atol=1e-5)
 
 
-def test_what_is_turned_out_of_the_volume_is_its_nearest_edge():
-    image = np.ones((*ROI, 2), np.float32)
-    image[3:5, 2:4, 4:6] = [-4.0, 0.0]
-    case = Sample("edge", image, np.full(ROI, 2, np.int32), (1, 1, 1))
-    for seed in range(5):
-        crop = rotated(ROI, max_rotation=40.0)(case, np.random.default_rng(seed))
-        np.testing.assert_array_equal(crop.image[::7, ::5, ::9], 1)
-        assert crop.image.min() < 0
-        np.testing.assert_array_equal(crop.label, 2)
-
-
-def test_where_a_crop_is_longer_than_the_volume_is_the_volume_s_own_background():
+def test_outside_of_the_volume_is_its_own_background():
     label = np.zeros((5, 5, 5), np.int32)
     label[2, 2, 2] = 1
     image = np.stack([label + 7.0, label - 3.0], axis=-1).astype(np.float32)
