@@ -58,7 +58,7 @@ def test_scans_are_prepared_as_the_preset_says(name, preset, modalities):
 
 
 def test_little_time_is_for_more_steps_of_a_smaller_model():
-    full, short = (recipe("hippocampus", "--budget", budget) for budget in ("15m", "5m"))
+    full, short = (recipe("hippocampus", "--budget", budget) for budget in ("8m", "479s"))
     assert full.model == recipe("hippocampus").model
     assert short.model.light_r == 2 * full.model.light_r
     assert dataclasses.replace(short, model=full.model, training=full.training) == full
