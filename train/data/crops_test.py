@@ -161,6 +161,19 @@ def test_without_rotation_and_zoom_nothing_moves():
     np.testing.assert_allclose(linear_map(0, max_rotation=0.0, max_zoom=0.0), np.eye(3), atol=1e-5)
 
 
+def test_what_is_turned_out_of_the_volume_is_background_where_its_edge_is_not():
+    image = np.ones((*ROI, 2), np.float32)
+    image[3:5, 2:4, 4:6] = [-4.0, 0.0]
+    case = Sample("edge", image, np.full(ROI, 2, np.int32), (1, 1, 1))
+    crop = rotated(ROI, max_rotation=40.0)(case, np.random.default_rng(0))
+    corners = (slice(None, None, ROI[0] - 1), slice(None, None, ROI[1] - 1), [0, ROI[2] - 1])
+    outside = crop.label[corners] == 0
+    assert outside.any()
+    np.testing.assert_array_equal(
+        crop.image[corners][outside], np.full((outside.sum(), 2), [-4, 0])
+    )
+
+
 def test_outside_of_the_volume_is_its_own_background():
     label = np.zeros((5, 5, 5), np.int32)
     label[2, 2, 2] = 1
