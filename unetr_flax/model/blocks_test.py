@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unetr_flax import ops
-from unetr_flax.model.blocks import Conv3DBlock, Deconv3DBlock, UNetBlock
+from unetr_flax.model.blocks import Conv3DBlock, Deconv3DBlock, UNetBlock, torch_uniform
 from unetr_flax.model.decoder_spec import BlockStyle
 
 
@@ -154,3 +154,9 @@ for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
+
+
+def test_initial_weights_are_those_of_a_draw_of_their_shape():
+    key, shape = jax.random.key(1), (3, 3, 3, 2, 5)
+    expected = jax.random.uniform(key, shape, minval=-0.25, maxval=0.25)
+    np.testing.assert_array_equal(torch_uniform(16)(key, shape), expected)
