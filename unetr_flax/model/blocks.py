@@ -31,7 +31,7 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        # The same numbers as of that shape, whose five nested loops take XLA five times as long.
+        # The numbers of a draw of that shape, whose nested loops XLA takes far longer to compile.
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
